@@ -1,0 +1,1 @@
+"""The search engine: ask for configurations, measure them anywhere, tell the outcome. It never imports tvm."""

@@ -1,0 +1,274 @@
+"""The space of configurations: knobs, digits and indices.
+
+A configuration is a row of digits, one a knob (`[n_knobs]`); many are a matrix (`[n, n_knobs]`, int64).
+The mixed-radix number of a row is its index, a Python int, since real spaces exceed 2^64.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Digits = NDArray[np.int64]
+Predicate = Callable[[Digits], NDArray[np.bool_]]
+
+ENUMERABLE = 1 << 18
+"""Spaces whose digit rows number at most this may be listed one by one."""
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One choice of a schedule, with its values in a sensible order.
+
+    Attributes:
+        name: unique in its space.
+        kind: `split` (a factorisation), `option` (anything), `location` (where to compute).
+        values: what each digit stands for.
+        features: what the values mean to a cost model, `[cardinality, n_features]` float32.
+        neighbours: for each digit, the digits one small move away.
+    """
+
+    name: str
+    kind: Literal["split", "option", "location"]
+    values: tuple[Any, ...]
+    features: NDArray[np.float32] = field(repr=False, compare=False)
+    neighbours: tuple[tuple[int, ...], ...] = field(repr=False, compare=False)
+
+    @property
+    def cardinality(self) -> int:
+        return len(self.values)
+
+
+def split(name: str, extent: int, parts: int, max_innermost: int | None = None) -> Knob:
+    """A loop of `extent` split into `parts` nested loops, all exact factorisations, outermost first.
+
+    Args:
+        max_innermost: bound on the last factor, if any.
+
+    Raises:
+        ValueError: if the extent or the number of parts is below 1.
+    """
+    if extent < 1 or parts < 1:
+        raise ValueError(f"split {name!r} needs extent >= 1 and parts >= 1, got extent={extent}, parts={parts}")
+    values = tuple(f for f in _factorisations(extent, parts) if max_innermost is None or f[-1] <= max_innermost)
+    return split_of(name, values)
+
+
+def split_of(name: str, values: Sequence[Sequence[int]]) -> Knob:
+    """A split whose factorisations are given (a host that lists them itself, with its own policy)."""
+    factors = tuple(tuple(int(x) for x in v) for v in values)
+    logs = np.log2(np.array(factors, dtype=np.float64).reshape(len(factors), -1))
+    inner = np.cumsum(logs[:, ::-1], axis=1)[:, 1:]  # running products from the inside: the size of each inner tile
+    return Knob(name, "split", factors, np.hstack([logs, inner]).astype(np.float32), _prime_moves(factors))
+
+
+def option(name: str, values: Sequence[Any]) -> Knob:
+    """An ordered list of alternatives; numbers are described by their size as well as by their position."""
+    numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+    position = np.arange(len(values), dtype=np.float32)[:, None]
+    columns = [position]
+    if numeric:
+        columns.append(np.array([[math.copysign(math.log2(1 + abs(v)), v)] for v in values], dtype=np.float32))
+    elif 2 < len(values) <= 16:
+        columns.append(np.eye(len(values), dtype=np.float32))
+    return Knob(name, "option", tuple(values), np.hstack(columns), _line_moves(len(values)))
+
+
+def location(name: str, values: Sequence[Any]) -> Knob:
+    """Places where a block may be computed, ordered from the outermost inwards."""
+    position = np.arange(len(values), dtype=np.float32)[:, None]
+    return Knob(name, "location", tuple(values), position, _line_moves(len(values)))
+
+
+class KnobSpace:
+    """All configurations of a list of knobs.
+
+    With `sketches`, the first knob selects a sketch and the entry of that digit names the knobs that are active in it;
+    an inactive knob's digit is 0 in a canonical configuration, and only canonical configurations count.
+
+    Args:
+        knobs: at least one; names are unique.
+        sketches: for each value of the first knob, the positions of the active knobs (the first is always active).
+        valid: a free predicate `[n, n_knobs] -> [n]`: constraints known without measuring.
+        listed: `[m, n_knobs]` the only configurations that exist, where a host can list them.
+
+    Raises:
+        ValueError: on empty or repeated knobs, knobs without values, or sketches that do not fit the first knob.
+    """
+
+    def __init__(
+        self,
+        knobs: Sequence[Knob],
+        *,
+        sketches: Sequence[Sequence[int]] | None = None,
+        valid: Predicate | None = None,
+        listed: Digits | None = None,
+    ) -> None:
+        names = [k.name for k in knobs]
+        if not knobs or len(set(names)) < len(names) or not all(k.values for k in knobs):
+            raise ValueError(f"a space needs knobs with unique names and at least one value each, got {names}")
+        if sketches is not None and len(sketches) != knobs[0].cardinality:
+            raise ValueError(f"{knobs[0].cardinality} sketches expected (values of {names[0]!r}), got {len(sketches)}")
+        self.knobs = tuple(knobs)
+        self.cardinalities = np.array([k.cardinality for k in knobs], dtype=np.int64)
+        self.active = np.ones((len(sketches) if sketches else 1, len(knobs)), dtype=bool)
+        if sketches:
+            for row, positions in zip(self.active, sketches, strict=True):
+                row[1:] = False
+                row[list(positions)] = True
+                row[0] = True
+        self._has_sketches = sketches is not None
+        self._valid = valid
+        self._weights = [math.prod(int(c) for c in self.cardinalities[i + 1 :]) for i in range(len(knobs))]
+        self.listed: Digits | None = None
+        if listed is not None:
+            self.listed = np.ascontiguousarray(np.asarray(listed, dtype=np.int64))
+            self._listed_keys = set(self.keys(self.listed))
+
+    @property
+    def n_knobs(self) -> int:
+        return len(self.knobs)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(k.name for k in self.knobs)
+
+    @property
+    def size(self) -> int:
+        """How many canonical configurations there are, before the predicate `valid`."""
+        if self.listed is not None:
+            return len(self.listed)
+        if not self._has_sketches:
+            return math.prod(int(c) for c in self.cardinalities)
+        return sum(math.prod(int(c) for c in self.cardinalities[1:][row[1:]]) for row in self.active)
+
+    def fingerprint(self) -> str:
+        """A short hash of knobs and sketches: two spaces with the same one read each other's digits."""
+        text = json.dumps([[k.name, k.kind, [str(v) for v in k.values]] for k in self.knobs] + self.active.tolist())
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def index(self, config: Sequence[int] | Digits) -> int:
+        """The mixed-radix number of one configuration, `0 <= index < prod(cardinalities)`."""
+        return sum(int(d) * w for d, w in zip(config, self._weights, strict=True))
+
+    def digits(self, index: int) -> Digits:
+        """The digits `[n_knobs]` of an index."""
+        if not 0 <= index < self._weights[0] * int(self.cardinalities[0]):
+            raise IndexError(f"index {index} outside of [0, {self._weights[0] * int(self.cardinalities[0])})")
+        out = np.empty(self.n_knobs, dtype=np.int64)
+        for i, weight in enumerate(self._weights):
+            out[i], index = divmod(index, weight)
+        return out
+
+    def canonical(self, configs: Digits) -> Digits:
+        """A copy of `[n, n_knobs]` with the digits of inactive knobs set to 0."""
+        return np.where(self.mask(configs), configs, 0)
+
+    def mask(self, configs: Digits) -> NDArray[np.bool_]:
+        """Which knobs are active in each configuration, `[n, n_knobs]`."""
+        if not self._has_sketches:
+            return np.broadcast_to(self.active[0], configs.shape)
+        return self.active[configs[:, 0]]
+
+    def is_valid(self, configs: Digits) -> NDArray[np.bool_]:
+        """Which of `[n, n_knobs]` are canonical configurations that may be measured, `[n]`."""
+        configs = np.asarray(configs, dtype=np.int64)
+        inside = ((configs >= 0) & (configs < self.cardinalities)).all(axis=1)
+        safe = np.where(inside[:, None], configs, 0)
+        ok = inside & (self.canonical(safe) == safe).all(axis=1)
+        if self.listed is not None:
+            ok &= np.fromiter((k in self._listed_keys for k in self.keys(safe)), dtype=bool, count=len(safe))
+        if self._valid is not None and ok.any():
+            ok[ok] = self._valid(safe[ok])
+        return ok
+
+    @staticmethod
+    def keys(configs: Digits) -> list[bytes]:
+        """A hashable identity for each row of `[n, n_knobs]`."""
+        rows = np.ascontiguousarray(configs, dtype=np.int64)
+        return [r.tobytes() for r in rows]
+
+    def sample(self, n: int, rng: np.random.Generator) -> Digits:
+        """`n` canonical configurations drawn uniformly, repeats possible, the predicate not consulted, `[n, n_knobs]`."""
+        if self.listed is not None:
+            return self.listed[rng.integers(len(self.listed), size=n)]
+        configs = rng.integers(self.cardinalities, size=(n, self.n_knobs))
+        if self._has_sketches:
+            weights = np.array([math.prod(int(c) for c in self.cardinalities[1:][r[1:]]) for r in self.active], dtype=float)
+            configs[:, 0] = rng.choice(len(weights), size=n, p=weights / weights.sum())
+        return self.canonical(configs)
+
+    def enumerate(self) -> Iterator[Digits]:
+        """Every canonical configuration in the order of the indices, `[n_knobs]` each, the predicate not consulted."""
+        if self.listed is not None:
+            yield from self.listed
+            return
+        for row in range(len(self.active)):
+            first = [row] if self._has_sketches else range(int(self.cardinalities[0]))
+            rest = [
+                range(int(c)) if a else range(1) for c, a in zip(self.cardinalities[1:], self.active[row][1:], strict=True)
+            ]
+            for config in itertools.product(first, *rest):
+                yield np.array(config, dtype=np.int64)
+
+    def features(self, configs: Digits) -> NDArray[np.float32]:
+        """What a cost model sees of `[n, n_knobs]`: per knob what its value means, `[n, n_features]`; inactive is NaN."""
+        mask = self.mask(configs)
+        parts = [
+            np.where(mask[:, i, None], knob.features[configs[:, i]], np.float32(np.nan)) for i, knob in enumerate(self.knobs)
+        ]
+        return np.hstack(parts).astype(np.float32)
+
+    def values(self, config: Sequence[int] | Digits) -> dict[str, Any]:
+        """One configuration for people: knob name to value, inactive knobs left out."""
+        row = np.asarray(config, dtype=np.int64)[None]
+        return {k.name: k.values[int(d)] for k, d, a in zip(self.knobs, row[0], self.mask(row)[0], strict=True) if a}
+
+
+def _factorisations(extent: int, parts: int) -> list[tuple[int, ...]]:
+    """All tuples of `parts` factors whose product is `extent`, in lexicographic order."""
+    if parts == 1:
+        return [(extent,)]
+    divisors = [d for d in range(1, math.isqrt(extent) + 1) if extent % d == 0]
+    divisors = sorted({*divisors, *(extent // d for d in divisors)})
+    return [(d, *rest) for d in divisors for rest in _factorisations(extent // d, parts - 1)]
+
+
+def _prime_moves(factors: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+    """For each factorisation, those that differ by one prime factor moved between two levels (else the list's +-1)."""
+    position = {f: i for i, f in enumerate(factors)}
+    line = _line_moves(len(factors))
+    return tuple(
+        tuple(sorted({position[m] for m in _moved(f) if m in position})) or line[i] for i, f in enumerate(factors)
+    )
+
+
+def _moved(factors: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    for a, b in itertools.permutations(range(len(factors)), 2):
+        for prime in _primes(factors[a]):
+            moved = list(factors)
+            moved[a] //= prime
+            moved[b] *= prime
+            yield tuple(moved)
+
+
+def _primes(n: int) -> set[int]:
+    out, p = set(), 2
+    while p * p <= n:
+        while n % p == 0:
+            out.add(p)
+            n //= p
+        p += 1
+    return out | ({n} if n > 1 else set())
+
+
+def _line_moves(n: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(j for j in (i - 1, i + 1) if 0 <= j < n) for i in range(n))
