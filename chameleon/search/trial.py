@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 
 class Status(str, Enum):
@@ -42,3 +44,32 @@ class Trial:
             raise ValueError(f"an ok trial needs finite seconds > 0, got {self.seconds!r}; a failure has another status")
         if not ok and self.seconds is not None:
             raise ValueError(f"a trial with status {self.status.value!r} has no seconds, got {self.seconds!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The trial as one line of a records file holds it (docs/records.md)."""
+        line: dict[str, Any] = {"config": list(self.config), "status": self.status.value}
+        if self.seconds is not None:
+            line["seconds"] = self.seconds
+        if self.message:
+            line["message"] = self.message
+        if self.timings:
+            line["timings"] = self.timings
+        return line
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> Trial:
+        """The inverse of `to_json`; other fields of the line are ignored.
+
+        Raises:
+            ValueError: if the line is no trial: a field is missing or has a wrong type.
+        """
+        try:
+            return cls(
+                config=tuple(line["config"]),
+                status=Status(line["status"]),
+                seconds=line.get("seconds"),
+                message=str(line.get("message", "")),
+                timings=dict(line.get("timings", {})),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a trial: expected config, status and seconds, got {dict(line)!r:.200}") from error

@@ -1,0 +1,84 @@
+"""Which task of a network to measure next: the one whose next trials are expected to save the most time.
+
+The rule is Ansor's task scheduler (Zheng et al. 2020, sec. 6.2) for one network: the gradient of the network's latency
+with respect to trials, a mixture of what the last trials gained and of what an optimist would still hope for.
+Where we differ: the hope is bounded by `headroom` times the best throughput seen among tasks of the same kind, so that a
+task which already runs as well as its kin gets little, and a task that only ever failed is set aside after `max_barren` trials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class AllocationConfig:
+    """How trials are spread over tasks."""
+
+    alpha: float = 0.2  # weight of the gain of the last trials against the hope for the next
+    window: int = 32  # trials over which the last gain is taken
+    headroom: float = 1.5  # how much faster than the best of its kind a task may hope to become
+    max_barren: int = 64  # a task without one success after so many trials is set aside
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What tuning one task came to so far.
+
+    Attributes:
+        kind: tasks of the same kind (conv2d, dense, ...) are compared by throughput.
+        weight: how often the task occurs in the network.
+        flop: floating-point operations of one run, 0 if unknown.
+        best_s: after each trial the best time so far in seconds, inf before the first success.
+        exhausted: nothing is left to measure.
+    """
+
+    kind: str
+    weight: int
+    flop: float
+    best_s: Sequence[float]
+    exhausted: bool = False
+
+    @property
+    def now_s(self) -> float:
+        return self.best_s[-1] if self.best_s else float("inf")
+
+
+def next_task(tasks: Sequence[Progress], config: AllocationConfig = AllocationConfig()) -> int | None:  # noqa: B008 (frozen)
+    """The position of the task to measure next, `None` if every task is exhausted or barren.
+
+    Tasks that have not been measured come first, the heaviest in floating-point operations before the others.
+    """
+    open_ = [i for i, t in enumerate(tasks) if not t.exhausted and not _barren(t, config)]
+    if not open_:
+        return None
+    fresh = [i for i in open_ if not tasks[i].best_s]
+    if fresh:
+        return max(fresh, key=lambda i: tasks[i].weight * tasks[i].flop)
+    return max(open_, key=lambda i: expected_gain_s(tasks[i], _best_throughput(tasks, tasks[i].kind), config))
+
+
+def expected_gain_s(task: Progress, best_throughput: float, config: AllocationConfig) -> float:
+    """Seconds of network latency that one more trial of the task is expected to save.
+
+    Args:
+        best_throughput: the most FLOP/s that a task of this kind has reached, 0 if unknown.
+    """
+    now, n = task.now_s, len(task.best_s)
+    if now == float("inf"):
+        return task.weight * task.flop / max(best_throughput, 1.0)
+    before = task.best_s[max(0, n - 1 - config.window)]
+    gained = (before - now) / min(n, config.window) if before < float("inf") else 0.0
+    hope = now / n
+    if best_throughput > 0 and task.flop > 0:
+        hope = min(hope, max(0.0, now - task.flop / (config.headroom * best_throughput)))
+    return task.weight * (config.alpha * gained + (1 - config.alpha) * hope)
+
+
+def _barren(task: Progress, config: AllocationConfig) -> bool:
+    return len(task.best_s) >= config.max_barren and task.now_s == float("inf")
+
+
+def _best_throughput(tasks: Sequence[Progress], kind: str) -> float:
+    return max((t.flop / t.now_s for t in tasks if t.kind == kind and t.now_s < float("inf")), default=0.0)
