@@ -1,0 +1,252 @@
+"""Tuning the tasks of one network: spread the budget, propose, build, time, record, and again.
+
+The engine proposes, `tuners.trace_space` turns proposals into schedules, any MetaSchedule builder and runner measure
+them, and every result is on disk before the next candidate is timed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from tvm.s_tir import Schedule
+from tvm.s_tir import meta_schedule as ms
+from tvm.s_tir.meta_schedule.arg_info import ArgInfo
+from tvm.target import Target
+
+from chameleon.deploy.allocate import AllocationConfig, Progress, next_task
+from chameleon.deploy.measure import failure_status
+from chameleon.deploy.records import Records
+from chameleon.deploy.tasks import Task
+from chameleon.search import Status, Trial, make_searcher
+from tuners.trace_space import Refused, TraceSpace
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """How a network is tuned. Whichever of the two budgets is used up first ends it."""
+
+    searcher: str = "chameleon"  # one of chameleon.search.SEARCHERS
+    seed: int = 0
+    trials: int | None = None  # measurements over all tasks, earlier runs included; None: no bound
+    time_budget_s: float | None = 600.0  # seconds of tuning, earlier runs included; None: no bound
+    batch: int = 16  # candidates built together
+    first_batch: int = 8  # candidates of a task's first batch
+    max_refusals: int = 256  # candidates that TVM may refuse in a row before a task is given up
+    allocation: AllocationConfig = field(default_factory=AllocationConfig)
+    options: dict[str, Any] = field(default_factory=dict)  # for the searcher
+
+
+class TaskTuner:
+    """One task: its space, its searcher, and what has been measured.
+
+    Args:
+        task: the workload.
+        history: trials of earlier runs, told to the searcher first.
+        shared: the history was made by tuning another model; the task counts as done.
+    """
+
+    def __init__(
+        self, task: Task, traces: TraceSpace, config: TuneConfig, rng: np.random.Generator, history: Sequence[Trial], shared: bool
+    ) -> None:
+        self.task = task
+        self.traces = traces
+        self.shared = shared
+        self.failures: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()
+        self.best: Trial | None = None
+        self.best_s: list[float] = []
+        self._given_up = False
+        self._config = config
+        self._searcher = make_searcher(config.searcher, traces.space, rng, **config.options)
+        self._searcher.tell(history)
+        for trial in history:
+            self._note(trial)
+
+    @property
+    def progress(self) -> Progress:
+        done = self.shared or self._given_up or self._searcher.exhausted
+        return Progress(self.task.kind, self.task.weight, self.task.flop, self.best_s, exhausted=done)
+
+    def propose(self, n: int) -> list[tuple[tuple[int, ...], Schedule]]:
+        """Up to `n` configurations with their schedules, none when the space is exhausted or everything is refused.
+
+        A refusal by TVM's post-processors costs nothing; the searcher learns of it and proposes others.
+        """
+        out: list[tuple[tuple[int, ...], Schedule]] = []
+        refused = 0
+        while not out and refused < self._config.max_refusals:
+            configs = self._searcher.ask(n)
+            if len(configs) == 0:
+                break
+            for config in configs:
+                digits = tuple(int(d) for d in config)
+                try:
+                    out.append((digits, self.traces.schedule(config)))
+                except Refused as refusal:
+                    refused += 1
+                    self.refusals[str(refusal)] += 1
+                    self._searcher.tell([Trial(digits, Status.INVALID, message=str(refusal))])
+        self._given_up = not out
+        return out
+
+    def tell(self, trial: Trial) -> None:
+        self._searcher.tell([trial])
+        self._note(trial)
+
+    def _note(self, trial: Trial) -> None:
+        if trial.status is not Status.OK:
+            self.failures[trial.status.value] += 1
+        elif self.best is None or trial.seconds < self.best.seconds:
+            self.best = trial
+        self.best_s.append(self.best.seconds if self.best else float("inf"))
+
+
+class Measurer:
+    """Candidates to trials through any MetaSchedule builder and runner.
+
+    Args:
+        together: how many candidates the runner gets at once: 1 on this machine, so that each result is recorded
+            before the next is timed; more where several devices wait at a tracker.
+    """
+
+    def __init__(self, target: Target, builder: ms.Builder, runner: ms.Runner, together: int = 1) -> None:
+        self._target = target
+        self._builder = builder
+        self._runner = runner
+        self._together = together
+
+    def __call__(self, task: Task, candidates: Sequence[tuple[tuple[int, ...], Schedule]]) -> Iterator[Trial]:
+        """Build all candidates, then time them; a trial is yielded as soon as it is known, failures included."""
+        start = time.perf_counter()
+        built = self._builder.build([ms.builder.BuilderInput(s.mod, self._target) for _, s in candidates])
+        build_s = (time.perf_counter() - start) / len(candidates)
+        args_info = ArgInfo.from_entry_func(task.mod, remove_preproc=True)
+        ready = []
+        for (config, _), result in zip(candidates, built, strict=True):
+            if result.error_msg is None:
+                ready.append((config, ms.runner.RunnerInput(result.artifact_path, self._target.kind.name, args_info)))
+            else:
+                yield _failed(config, result.error_msg, Status.BUILD_ERROR, {"build": build_s})
+        for i in range(0, len(ready), self._together):
+            yield from self._run(ready[i : i + self._together], build_s)
+
+    def _run(self, ready: Sequence[tuple[tuple[int, ...], ms.runner.RunnerInput]], build_s: float) -> Iterator[Trial]:
+        start = time.perf_counter()
+        futures = self._runner.run([run_input for _, run_input in ready])
+        for (config, _), future in zip(ready, futures, strict=True):
+            result = future.result()
+            timings = {"build": round(build_s, 4), "run": round((time.perf_counter() - start) / len(ready), 4)}
+            if result.error_msg is not None:
+                yield _failed(config, result.error_msg, Status.RUN_ERROR, timings)
+            else:
+                seconds = float(np.mean([float(s) for s in result.run_secs]))
+                yield Trial(config, Status.OK, seconds, timings=timings)
+
+
+@dataclass
+class Session:
+    """The state of tuning one network, for whoever watches."""
+
+    tasks: list[TaskTuner]
+    config: TuneConfig
+    elapsed_s: float
+    current: int | None = None
+
+    @property
+    def trials(self) -> int:
+        return sum(len(t.best_s) for t in self.tasks if not t.shared)
+
+    @property
+    def failures(self) -> Counter[str]:
+        return sum((t.failures for t in self.tasks), Counter())
+
+    @property
+    def used_up(self) -> bool:
+        c = self.config
+        return (c.trials is not None and self.trials >= c.trials) or (
+            c.time_budget_s is not None and self.elapsed_s >= c.time_budget_s
+        )
+
+    @property
+    def left_s(self) -> float | None:
+        """Estimated seconds until the budget is used up, `None` before the first trial where only trials are bounded."""
+        by_time = None if self.config.time_budget_s is None else self.config.time_budget_s - self.elapsed_s
+        by_trials = None
+        if self.config.trials is not None and self.trials:
+            by_trials = (self.config.trials - self.trials) * self.elapsed_s / self.trials
+        known = [s for s in (by_time, by_trials) if s is not None]
+        return max(0.0, min(known)) if known else None
+
+
+def open_session(tasks: Sequence[Task], target: Target, records: Records, config: TuneConfig, model: str) -> Session:
+    """Make the spaces and searchers of all tasks and tell them what the records hold."""
+    rngs = [np.random.default_rng(s) for s in np.random.SeedSequence(config.seed).spawn(len(tasks))]
+    tuners = []
+    for task, rng in zip(tasks, rngs, strict=True):
+        traces = TraceSpace(task.mod, target, seed=config.seed)
+        history = records.add_task(task.key, task.name, traces.space)
+        shared = any(owner != model for _, owner in records.tasks[task.key].trials)
+        tuners.append(TaskTuner(task, traces, config, rng, history, shared))
+    return Session(tuners, config, records.elapsed_s.get(model, 0.0))
+
+
+def tune(session: Session, measurer: Measurer, records: Records, model: str, watch: Callable[[Session], None]) -> int:
+    """Measure until the budget is used up or nothing is left to try.
+
+    Args:
+        model: whose tuning this is, for the records.
+        watch: called before each batch and after each trial.
+
+    Returns:
+        How many trials were made now.
+    """
+    made, before_s, start = 0, session.elapsed_s, time.monotonic()
+    while not session.used_up:
+        session.current = next_task([t.progress for t in session.tasks], session.config.allocation)
+        if session.current is None:
+            break
+        tuner = session.tasks[session.current]
+        watch(session)
+        candidates = tuner.propose(_batch_size(session, tuner))
+        for trial in measurer(tuner.task, candidates) if candidates else ():
+            session.elapsed_s = before_s + time.monotonic() - start
+            records.append(tuner.task.key, trial, model=model, elapsed_s=session.elapsed_s)
+            tuner.tell(trial)
+            made += 1
+            watch(session)
+    session.current = None
+    return made
+
+
+def database_of(tasks: Sequence[TaskTuner], target: Target) -> ms.database.Database:
+    """The best schedule of each task as a MetaSchedule database, for `compile_model` or any other use."""
+    database = ms.database.MemoryDatabase()
+    for tuner in tasks:
+        if tuner.best is None:
+            continue
+        trace = tuner.traces.schedule(np.array(tuner.best.config)).trace
+        database.commit_tuning_record(
+            ms.database.TuningRecord(
+                trace,
+                database.commit_workload(tuner.task.mod),
+                [tuner.best.seconds],
+                target,
+                ArgInfo.from_entry_func(tuner.task.mod, remove_preproc=True),
+            )
+        )
+    return database
+
+
+def _batch_size(session: Session, tuner: TaskTuner) -> int:
+    n = session.config.batch if tuner.best_s else session.config.first_batch
+    return n if session.config.trials is None else min(n, session.config.trials - session.trials)
+
+
+def _failed(config: tuple[int, ...], message: str, default: Status, timings: dict[str, float]) -> Trial:
+    status = failure_status(message)
+    return Trial(config, default if status is Status.OK else status, message=message.strip()[:2000], timings=timings)
