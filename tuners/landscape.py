@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from chameleon.errors import ChameleonError
 from chameleon.search.space import Digits, Knob, KnobSpace, location, option, split_of
 from chameleon.search.trial import Status, Trial
 
@@ -40,7 +41,7 @@ _EXTENSIONS = (".gz", ".jsonl", ".json", ".t4")
 _FORMATS = "T4 JSON, a Kernel Tuner cache or landscape JSON lines, plain or gzip"
 
 
-class LandscapeError(ValueError):
+class LandscapeError(ChameleonError):
     """A file that cannot be replayed; the message says what is wrong with it and what to do."""
 
 
@@ -66,6 +67,7 @@ class Landscape:
         seconds: time of each listed configuration, `[m]`, NaN where it failed.
         statuses: how each listed configuration ended, `m` of them.
         messages: why it failed, empty where it did not.
+        configs: the listed configurations, `[m, n_knobs]`.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Landscape:
     seconds: NDArray[np.float64] = field(repr=False)
     statuses: tuple[Status, ...] = field(repr=False)
     messages: tuple[str, ...] = field(repr=False)
+    configs: Digits = field(init=False, repr=False, compare=False)
     _rows: Mapping[bytes, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -81,6 +84,7 @@ class Landscape:
             raise ValueError("a landscape needs a space with listed configurations, got one without: pass listed=...")
         if not len(listed) == len(self.seconds) == len(self.statuses) == len(self.messages):
             raise ValueError(f"one time, status and message per listed configuration expected, for {len(listed)}")
+        object.__setattr__(self, "configs", listed)
         object.__setattr__(self, "_rows", {key: row for row, key in enumerate(self.space.keys(listed))})
 
     def __len__(self) -> int:
@@ -130,11 +134,10 @@ def load_landscape(path: Path | str) -> Landscape:
 def save_landscape(landscape: Landscape, path: Path | str) -> None:
     """Write a landscape as our own JSON lines, compressed where the name ends in `.gz`."""
     path = Path(path)
-    listed = landscape.space.listed
     knobs = [{"name": k.name, "kind": k.kind, "values": k.values} for k in landscape.space.knobs]
-    lines: list[dict[str, Any]] = [{"chameleon": FORMAT_VERSION, "kind": "landscape", "name": landscape.name, "knobs": knobs}]
-    for trial in landscape.measure(listed if listed is not None else np.empty((0, len(knobs)), dtype=np.int64)):
-        lines.append({"config": trial.config, "status": trial.status, "seconds": trial.seconds, "message": trial.message})
+    header = {"chameleon": FORMAT_VERSION, "kind": "landscape", "name": landscape.name, "knobs": knobs}
+    trials = landscape.measure(landscape.configs)
+    lines = [header, *(trial.to_json() for trial in trials)]
     data = "".join(json.dumps(line) + "\n" for line in lines).encode()
     path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
@@ -225,7 +228,7 @@ def _entry(time: Any, unit_s: float) -> Entry:
         status = Status.TIMEOUT if "timeout" in time.lower() else Status.BUILD_ERROR if build else Status.RUN_ERROR
         return Entry(math.nan, status, time)
     seconds = float(time) * unit_s
-    if not (math.isfinite(seconds) and 0 < seconds) or time == _KERNEL_TUNER_ERROR_MS:
+    if not (math.isfinite(seconds) and seconds > 0) or time == _KERNEL_TUNER_ERROR_MS:
         return Entry(math.nan, Status.RUN_ERROR, f"no valid time on record ({time})")
     return Entry(seconds, Status.OK)
 
@@ -236,9 +239,12 @@ def _from_lines(path: Path, text: str) -> Landscape:
         return _from_entities(path, lines)
     header = lines[0] if lines else {}
     if header.get("kind") != "landscape":
-        what = "the records of a tuning run" if header.get("kind") == "task" else f"kind {header.get('kind')!r}"
-        raise LandscapeError(f"{path}: expected a header of kind 'landscape' in the first line, got {what}: only a "
-                             "landscape, with every configuration of one space, can be replayed")  # fmt: skip
+        tuning = header.get("kind") in ("tuning", "task")
+        what = "the records of a tuning run, which hold samples" if tuning else f"a line with {sorted(header)[:8]}"
+        raise LandscapeError(
+            f"{path}: not a recorded landscape: expected {_FORMATS}, got {what}; only a landscape, "
+            "which lists every configuration of one space, can be replayed"
+        )
     if header.get("chameleon") != FORMAT_VERSION:
         raise LandscapeError(f"{path}: format version {FORMAT_VERSION} expected, got {header.get('chameleon')!r}")
     makers = {"split": split_of, "option": option, "location": location}
@@ -246,20 +252,19 @@ def _from_lines(path: Path, text: str) -> Landscape:
         knobs = [makers[k["kind"]](k["name"], _frozen(k["values"])) for k in header["knobs"]]
     except (KeyError, TypeError, ValueError) as error:
         raise _bad_entry(path, "the header", "knobs with name, kind (split, option, location) and values", error) from error
-    configs: list[list[int]] = []
-    entries: list[Entry] = []
-    for number, line in enumerate(lines[1:], start=2):
-        try:
-            trial = Trial(line["config"], line["status"], line["seconds"], line.get("message", ""))
-        except (KeyError, TypeError, ValueError) as error:
-            raise _bad_entry(path, f"line {number}", "config, status and seconds (null for a failure)", error) from error
-        if len(trial.config) != len(knobs) or not all(0 <= d < k.cardinality for d, k in zip(trial.config, knobs, strict=True)):
-            raise LandscapeError(
-                f"{path}: line {number}: digits {trial.config} do not fit the {len(knobs)} knobs of the header"
-            )
-        configs.append(list(trial.config))
-        entries.append(Entry(trial.seconds if trial.seconds is not None else math.nan, trial.status, trial.message))
-    return _assemble(path, knobs, configs, entries)
+    trials = [_trial(path, number, line, knobs) for number, line in enumerate(lines[1:], start=2)]
+    entries = [Entry(t.seconds if t.seconds is not None else math.nan, t.status, t.message) for t in trials]
+    return _assemble(path, knobs, [t.config for t in trials], entries)
+
+
+def _trial(path: Path, number: int, line: Mapping[str, Any], knobs: Sequence[Knob]) -> Trial:
+    try:
+        trial = Trial.from_json(line)
+    except ValueError as error:
+        raise LandscapeError(f"{path}: line {number}: {error}") from error
+    if len(trial.config) != len(knobs) or not all(0 <= d < k.cardinality for d, k in zip(trial.config, knobs, strict=True)):
+        raise LandscapeError(f"{path}: line {number}: digits {trial.config} do not fit the {len(knobs)} knobs of the header")
+    return trial
 
 
 def _parse_lines(path: Path, text: str) -> list[dict[str, Any]]:

@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
+import importlib
+import multiprocessing
+import os
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chameleon.search.trial import Status
+from chameleon.errors import ChameleonError
+from chameleon.search.space import Digits
+from chameleon.search.trial import Status, Trial
 from tuners.landscape import Landscape, LandscapeError, LandscapeWarning, load_landscape, save_landscape
 
-__all__ = ["Landscape", "LandscapeError", "LandscapeWarning", "ReplayRun", "load_landscape", "replay", "save_landscape"]
+__all__ = [
+    "Landscape",
+    "LandscapeError",
+    "LandscapeWarning",
+    "ReplayRun",
+    "load_landscape",
+    "replay",
+    "replay_all",
+    "save_landscape",
+]
 
 REFUSALS_PER_TRIAL = 100
 """How many free refusals per budgeted trial end a run, so that no searcher proposes nonsense for ever."""
+
+
+class Searcher(Protocol):
+    """What a replay needs of a searcher."""
+
+    def ask(self, n: int) -> Digits: ...
+
+    def tell(self, trials: Sequence[Trial]) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -53,25 +79,31 @@ class ReplayRun:
         return float(reached[0] + 1) if len(reached) else float("inf")
 
 
-def replay(
-    landscape: Landscape,
-    searcher_name: str,
-    *,
-    trials: int,
-    seed: int,
-    batch: int = 16,
-    make: Callable[..., Any] | None = None,
-    **options: Any,
-) -> ReplayRun:
-    """Let a searcher spend a budget of trials on a landscape.
-
-    A listed configuration costs one trial, failed or not; one that is not listed is refused and free.
+def replay(landscape: Landscape, searcher_name: str, *, trials: int, seed: int, batch: int = 16, **options: Any) -> ReplayRun:
+    """Let a searcher of that name spend a budget of trials on a landscape.
 
     Args:
         trials: the budget.
-        batch: at most so many configurations are asked for at once.
-        make: builds the searcher, `make(name, space, rng, **options)`; by default `chameleon.search.make_searcher`.
+        batch: at most so many configurations are asked for at once; the searcher's plan may hand out fewer.
         options: handed to the searcher.
+
+    Raises:
+        ValueError: on a budget or batch below 1.
+        UsageError: on an unknown searcher.
+    """
+    from chameleon.search import make_searcher
+
+    searcher = make_searcher(searcher_name, landscape.space, np.random.default_rng(seed), **options)
+    seconds, engine_s, refused = drive(landscape, searcher, trials, batch)
+    fraction = best_so_far(seconds, landscape.best_seconds)
+    return ReplayRun(landscape.name, searcher_name, seed, seconds, fraction, engine_s, refused)
+
+
+def drive(landscape: Landscape, searcher: Searcher, trials: int, batch: int) -> tuple[NDArray[np.float64], float, int]:
+    """The loop: a listed configuration costs one trial, failed or not; one that is not listed is refused and free.
+
+    Returns:
+        The time of each trial `[n]`, NaN where it failed; seconds spent in the searcher; how many proposals were refused.
 
     Raises:
         ValueError: on a budget or batch below 1.
@@ -79,9 +111,6 @@ def replay(
     """
     if trials < 1 or batch < 1:
         raise ValueError(f"a replay needs trials >= 1 and batch >= 1, got trials={trials}, batch={batch}")
-    if make is None:
-        from chameleon.search import make_searcher as make  # noqa: PLC0415 - loading a landscape needs no searcher
-    searcher = make(searcher_name, landscape.space, np.random.default_rng(seed), **options)
     seconds: list[float] = []
     refused, engine_s = 0, 0.0
     while len(seconds) < trials:
@@ -98,12 +127,70 @@ def replay(
         seconds += [np.nan if t.seconds is None else t.seconds for t in made]
         refused += len(outcome) - len(made)
         if refused > REFUSALS_PER_TRIAL * trials:
-            raise RuntimeError(f"searcher {searcher_name!r} proposed {refused} configurations outside of {landscape.name}")
-    times = np.array(seconds, dtype=np.float64)
-    fraction = best_so_far(times, landscape.best_seconds)
-    return ReplayRun(landscape.name, searcher_name, seed, times, fraction, engine_s, refused)
+            raise RuntimeError(f"{type(searcher).__name__} proposed {refused} configurations outside of {landscape.name}")
+    return np.array(seconds, dtype=np.float64), engine_s, refused
 
 
 def best_so_far(seconds: NDArray[np.float64], best_seconds: float) -> NDArray[np.float64]:
     """`best_seconds` over the running minimum of `[n]` times with NaN for failures; 0 before the first success, `[n]`."""
     return best_seconds / np.minimum.accumulate(np.where(np.isnan(seconds), np.inf, seconds))
+
+
+def replay_all(
+    landscapes: Sequence[Landscape],
+    searchers: Sequence[str],
+    *,
+    trials: int,
+    seeds: int,
+    jobs: int | None = None,
+    done: Callable[[], None] = lambda: None,
+) -> list[ReplayRun]:
+    """Every searcher on every landscape with the seeds 0 to `seeds - 1`, in that order, whatever finishes first.
+
+    Args:
+        jobs: worker processes of one thread each; by default one a core. What is found does not depend on it.
+        done: called after each finished run.
+
+    Raises:
+        ChameleonError: if a worker process died (most often: out of memory).
+    """
+    tasks = [(landscape, name, seed) for landscape in landscapes for name in searchers for seed in range(seeds)]
+    workers = max(1, min(jobs or usable_cores(), len(tasks)))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:
+        futures = [pool.submit(replay, landscape, name, trials=trials, seed=seed) for landscape, name, seed in tasks]
+        try:
+            return _collect(futures, done)
+        except BrokenProcessPool as error:
+            raise ChameleonError("a replay process died, perhaps for lack of memory; try fewer --jobs") from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _collect(futures: Sequence[Future[ReplayRun]], done: Callable[[], None]) -> list[ReplayRun]:
+    for future in as_completed(futures):
+        future.result()
+        done()
+    return [future.result() for future in futures]
+
+
+def _prepare_worker() -> None:
+    """One thread, the engine's libraries loaded before anything is timed, and an end when the parent ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    torch, _, threadpoolctl = (importlib.import_module(name) for name in ("torch", "sklearn.cluster", "threadpoolctl"))
+    importlib.import_module("xgboost")
+    torch.set_num_threads(1)
+    threadpoolctl.threadpool_limits(1)
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
