@@ -1,0 +1,180 @@
+"""The process side of a warm worker: a supervisor and, below it, the worker proper.
+
+The supervisor is a few lines of Python that never runs foreign code, so it can always act: it ends the worker together
+with everything the worker started (compilers, linkers) when the owner is gone - whichever way it went, SIGKILL included -
+or asks for it, and when the worker takes more memory than it may. The worker below it imports the target function once and
+then answers requests, each a pickled payload with its length in front.
+
+POSIX only. On Linux the kernel additionally kills the worker should the supervisor itself be killed, and orphaned
+grandchildren are handed to the supervisor, so nothing is left behind even where process 1 does not reap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import pickle
+import resource
+import select
+import signal
+import struct
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+HEADER = struct.Struct("<Q")  # length of the pickle that follows, bytes
+EXIT_OUT_OF_MEMORY = 113  # the supervisor's exit status after it killed a worker over its memory limit
+POLL_S = 0.05
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+def main(settings_json: str) -> None:
+    """Entry point of the process; never returns.
+
+    Args:
+        settings_json: JSON object with `owner_pid`, `lifeline_fd`, `memory_limit_bytes` (or null), `target` and
+            `initializer` (both `module:function`, the latter may be null).
+    """
+    settings = json.loads(settings_json)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash of a candidate writes no core file
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    supervisor_pid = os.getpid()
+    worker_pid = os.fork()
+    if worker_pid == 0:
+        os.close(settings["lifeline_fd"])
+        os.setpgid(0, 0)  # a group of its own: ended as a whole
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != supervisor_pid:
+            os._exit(1)
+        _work(settings["target"], settings["initializer"])
+        os._exit(0)
+    with contextlib.suppress(OSError):
+        os.setpgid(worker_pid, worker_pid)  # both sides set it: no window without
+    for fd in (0, 1):  # only the worker holds the pipes, so that its end is seen as end of file at once
+        os.close(fd)
+    _supervise(worker_pid, settings)
+
+
+def _prctl(option: int, value: int) -> None:
+    """Linux's prctl; elsewhere nothing, where the lifeline alone has to do."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(option, int(value), 0, 0, 0)
+
+
+def _supervise(worker_pid: int, settings: dict[str, Any]) -> None:
+    """Watch the worker until it ends or must end; then end as it did."""
+    limit = settings["memory_limit_bytes"]
+    status = None
+    verdict = None
+    while status is None and verdict is None:
+        ready, _, _ = select.select([settings["lifeline_fd"]], [], [], POLL_S)
+        done, raw = os.waitpid(worker_pid, os.WNOHANG)
+        if done:
+            status = raw
+        elif ready or os.getppid() != settings["owner_pid"]:
+            verdict = 0
+        elif limit is not None and resident_bytes(worker_pid) > limit:
+            verdict = EXIT_OUT_OF_MEMORY
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(worker_pid, signal.SIGKILL)
+    _reap_all(deadline_s=time.monotonic() + 2.0)
+    if verdict is not None or status is None:
+        os._exit(verdict or 0)
+    if os.WIFSIGNALED(status):
+        _die_of(os.WTERMSIG(status))
+    os._exit(os.WEXITSTATUS(status))
+
+
+def _reap_all(deadline_s: float) -> None:
+    """Wait for the worker and for the orphans handed to us."""
+    while time.monotonic() < deadline_s:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                time.sleep(0.002)
+        except ChildProcessError:
+            return
+
+
+def _die_of(signum: int) -> None:
+    """End by the same signal, so that the owner sees in our exit status what happened to the worker."""
+    if signum != signal.SIGKILL:
+        signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
+    os._exit(128 + signum)
+
+
+def resident_bytes(pid: int | str = "self") -> int:
+    """Physical memory of a process; 0 where it cannot be read."""
+    try:
+        with open(f"/proc/{pid}/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        return _resident_bytes_portable(pid)
+
+
+def _resident_bytes_portable(pid: int | str) -> int:
+    import psutil  # only where there is no /proc
+
+    try:
+        return psutil.Process(os.getpid() if pid == "self" else int(pid)).memory_info().rss
+    except psutil.Error:
+        return 0
+
+
+def _work(target: str, initializer: str | None) -> None:
+    """Answer requests until end of file. The candidate's own output must not reach our pipes."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        function = resolve(target)
+        if initializer is not None:
+            resolve(initializer)()
+    except BaseException:
+        _send(replies, ("start_error", traceback.format_exc(), 0))
+        return
+    _send(replies, ("ready", None, resident_bytes()))
+    while True:
+        header = requests.read(HEADER.size)
+        if len(header) < HEADER.size:
+            return
+        body = requests.read(HEADER.unpack(header)[0])
+        _send(replies, _answer(function, body))
+
+
+def _answer(function: Callable[[Any], Any], body: bytes) -> tuple[str, Any, int]:
+    """Run one request; whatever it raises becomes the answer."""
+    try:
+        return "ok", function(pickle.loads(body)), resident_bytes()
+    except MemoryError:
+        return "out-of-memory", traceback.format_exc(), resident_bytes()
+    except BaseException as error:
+        return "error", f"{type(error).__name__}: {error}\n{traceback.format_exc()}", resident_bytes()
+
+
+def _send(stream: Any, message: tuple[str, Any, int]) -> None:
+    try:
+        body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    except Exception as error:
+        body = pickle.dumps(("error", f"the result cannot be sent back: {error}", message[2]))
+    stream.write(HEADER.pack(len(body)) + body)
+    stream.flush()
+
+
+def resolve(path: str) -> Callable[..., Any]:
+    """The function named `module:function`.
+
+    Raises:
+        ValueError: if the text has not that form.
+    """
+    module, colon, name = path.partition(":")
+    if not (module and colon and name):
+        raise ValueError(f"a worker's function is given as 'module:function', got {path!r}")
+    return getattr(importlib.import_module(module), name)
