@@ -1,1 +1,30 @@
 """The search engine: ask for configurations, measure them anywhere, tell the outcome. It never imports tvm."""
+
+from chameleon.search.searcher import (
+    SEARCHERS,
+    ChameleonSearcher,
+    EarlyStopping,
+    Searcher,
+    UnknownSearcherError,
+    make_searcher,
+)
+from chameleon.search.space import Digits, Knob, KnobSpace, location, option, split, split_of
+from chameleon.search.trial import Status, Trial
+
+__all__ = [
+    "SEARCHERS",
+    "ChameleonSearcher",
+    "Digits",
+    "EarlyStopping",
+    "Knob",
+    "KnobSpace",
+    "Searcher",
+    "Status",
+    "Trial",
+    "UnknownSearcherError",
+    "location",
+    "make_searcher",
+    "option",
+    "split",
+    "split_of",
+]

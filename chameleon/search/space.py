@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -33,18 +34,24 @@ class Knob:
         kind: `split` (a factorisation), `option` (anything), `location` (where to compute).
         values: what each digit stands for.
         features: what the values mean to a cost model, `[cardinality, n_features]` float32.
-        neighbours: for each digit, the digits one small move away.
+        moves: where each small move leads from each digit, itself where the move does not apply, `[cardinality, n_moves]`.
+            A column means the same everywhere: one option up, or one factor 2 moved from level 0 to level 3 of a split.
     """
 
     name: str
     kind: Literal["split", "option", "location"]
     values: tuple[Any, ...]
     features: NDArray[np.float32] = field(repr=False, compare=False)
-    neighbours: tuple[tuple[int, ...], ...] = field(repr=False, compare=False)
+    moves: Digits = field(repr=False, compare=False)
 
     @property
     def cardinality(self) -> int:
         return len(self.values)
+
+    @cached_property
+    def neighbours(self) -> tuple[tuple[int, ...], ...]:
+        """For each digit, the digits one small move away (a symmetric relation)."""
+        return tuple(tuple(sorted({int(j) for j in row} - {i})) for i, row in enumerate(self.moves))
 
 
 def split(name: str, extent: int, parts: int, max_innermost: int | None = None) -> Knob:
@@ -130,8 +137,9 @@ class KnobSpace:
         self._weights = [math.prod(int(c) for c in self.cardinalities[i + 1 :]) for i in range(len(knobs))]
         self.listed: Digits | None = None
         if listed is not None:
-            self.listed = np.ascontiguousarray(np.asarray(listed, dtype=np.int64))
-            self._listed_keys = set(self.keys(self.listed))
+            rows = np.asarray(listed, dtype=np.int64).reshape(-1, len(knobs))
+            self.listed = rows[np.sort(np.unique(rows, axis=0, return_index=True)[1])]
+            self._lookup = _Lookup(self.listed, self.cardinalities)
 
     @property
     def n_knobs(self) -> int:
@@ -185,7 +193,7 @@ class KnobSpace:
         safe = np.where(inside[:, None], configs, 0)
         ok = inside & (self.canonical(safe) == safe).all(axis=1)
         if self.listed is not None:
-            ok &= np.fromiter((k in self._listed_keys for k in self.keys(safe)), dtype=bool, count=len(safe))
+            ok &= self._lookup.contains(safe)
         if self._valid is not None and ok.any():
             ok[ok] = self._valid(safe[ok])
         return ok
@@ -206,18 +214,28 @@ class KnobSpace:
             configs[:, 0] = rng.choice(len(weights), size=n, p=weights / weights.sum())
         return self.canonical(configs)
 
-    def enumerate(self) -> Iterator[Digits]:
-        """Every canonical configuration in the order of the indices, `[n_knobs]` each, the predicate not consulted."""
+    def rows(self, start: int, stop: int) -> Digits:
+        """The canonical configurations number `start` to `stop` (exclusive), `[m, n_knobs]`, the predicate not consulted."""
+        stop = min(stop, self.size)
         if self.listed is not None:
-            yield from self.listed
-            return
-        for row in range(len(self.active)):
-            first = [row] if self._has_sketches else range(int(self.cardinalities[0]))
-            rest = [
-                range(int(c)) if a else range(1) for c, a in zip(self.cardinalities[1:], self.active[row][1:], strict=True)
-            ]
-            for config in itertools.product(first, *rest):
-                yield np.array(config, dtype=np.int64)
+            return self.listed[start:stop]
+        parts, first = [np.empty((0, self.n_knobs), dtype=np.int64)], 0
+        for row, active in enumerate(self.active):
+            cards = [int(c) if a else 1 for c, a in zip(self.cardinalities, active, strict=True)]
+            if self._has_sketches:
+                cards[0] = 1
+            size = math.prod(cards)
+            low, high = max(start - first, 0), min(stop - first, size)
+            if low < high:
+                parts.append(_mixed_radix(low, high, cards))
+                parts[-1][:, 0] += row if self._has_sketches else 0
+            first += size
+        return np.vstack(parts)
+
+    def enumerate(self) -> Iterator[Digits]:
+        """Every canonical configuration, `[n_knobs]` each, the predicate not consulted."""
+        for start in range(0, self.size, 4096):
+            yield from self.rows(start, start + 4096)
 
     def features(self, configs: Digits) -> NDArray[np.float32]:
         """What a cost model sees of `[n, n_knobs]`: per knob what its value means, `[n, n_features]`; inactive is NaN."""
@@ -233,6 +251,36 @@ class KnobSpace:
         return {k.name: k.values[int(d)] for k, d, a in zip(self.knobs, row[0], self.mask(row)[0], strict=True) if a}
 
 
+def _mixed_radix(start: int, stop: int, cards: Sequence[int]) -> Digits:
+    """The digits of the numbers `start..stop-1`, the last knob fastest, `[stop - start, n_knobs]`."""
+    small = stop < 1 << 62
+    numbers = np.arange(stop - start, dtype=np.int64 if small else object) + start
+    out = np.empty((stop - start, len(cards)), dtype=np.int64)
+    for i in range(len(cards) - 1, -1, -1):
+        out[:, i] = numbers % cards[i]
+        numbers = numbers // cards[i]
+    return out
+
+
+class _Lookup:
+    """Which rows belong to a list of rows, vectorised where the mixed-radix numbers fit into 64 bits."""
+
+    def __init__(self, rows: Digits, cardinalities: Digits) -> None:
+        self._fits = math.prod(int(c) for c in cardinalities) < 1 << 62
+        if self._fits:
+            self._weights = np.concatenate([np.cumprod(cardinalities[:0:-1])[::-1], [1]]).astype(np.int64)
+            self._sorted = np.sort(rows @ self._weights)
+        else:
+            self._keys = set(KnobSpace.keys(rows))
+
+    def contains(self, rows: Digits) -> NDArray[np.bool_]:
+        if not self._fits:
+            return np.fromiter((k in self._keys for k in KnobSpace.keys(rows)), dtype=bool, count=len(rows))
+        index = rows @ self._weights
+        place = np.minimum(np.searchsorted(self._sorted, index), len(self._sorted) - 1)
+        return self._sorted[place] == index if len(self._sorted) else np.zeros(len(rows), dtype=bool)
+
+
 def _factorisations(extent: int, parts: int) -> list[tuple[int, ...]]:
     """All tuples of `parts` factors whose product is `extent`, in lexicographic order."""
     if parts == 1:
@@ -242,22 +290,29 @@ def _factorisations(extent: int, parts: int) -> list[tuple[int, ...]]:
     return [(d, *rest) for d in divisors for rest in _factorisations(extent // d, parts - 1)]
 
 
-def _prime_moves(factors: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
-    """For each factorisation, those that differ by one prime factor moved between two levels (else the list's +-1)."""
+def _prime_moves(factors: tuple[tuple[int, ...], ...]) -> Digits:
+    """Moves of one prime factor from one level to another, `[n, n_moves]`; +-1 as well if a factorisation has no such move."""
     position = {f: i for i, f in enumerate(factors)}
-    line = _line_moves(len(factors))
-    return tuple(
-        tuple(sorted({position[m] for m in _moved(f) if m in position})) or line[i] for i, f in enumerate(factors)
-    )
+    primes = sorted({p for f in factors for x in f for p in _primes(x)})
+    columns = [
+        [position.get(_moved(f, a, b, p), i) for i, f in enumerate(factors)]
+        for a, b in itertools.permutations(range(len(factors[0]) if factors else 0), 2)
+        for p in primes
+    ]
+    moves = np.array(columns, dtype=np.int64).reshape(-1, len(factors)).T
+    moves = moves[:, (moves != np.arange(len(factors))[:, None]).any(axis=0)]
+    stuck = (moves == np.arange(len(factors))[:, None]).all(axis=1)
+    return np.hstack([moves, _line_moves(len(factors))]) if stuck.any() else moves
 
 
-def _moved(factors: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    for a, b in itertools.permutations(range(len(factors)), 2):
-        for prime in _primes(factors[a]):
-            moved = list(factors)
-            moved[a] //= prime
-            moved[b] *= prime
-            yield tuple(moved)
+def _moved(factors: tuple[int, ...], a: int, b: int, prime: int) -> tuple[int, ...]:
+    """The factors with one `prime` moved from level `a` to level `b`; nothing (an empty tuple) if `a` has none."""
+    if factors[a] % prime:
+        return ()
+    moved = list(factors)
+    moved[a] //= prime
+    moved[b] *= prime
+    return tuple(moved)
 
 
 def _primes(n: int) -> set[int]:
@@ -270,5 +325,7 @@ def _primes(n: int) -> set[int]:
     return out | ({n} if n > 1 else set())
 
 
-def _line_moves(n: int) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(j for j in (i - 1, i + 1) if 0 <= j < n) for i in range(n))
+def _line_moves(n: int) -> Digits:
+    """One down, one up in the list, `[n, 2]`."""
+    line = np.arange(n, dtype=np.int64)
+    return np.stack([np.maximum(line - 1, 0), np.minimum(line + 1, n - 1)], axis=1)

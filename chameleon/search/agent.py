@@ -1,0 +1,262 @@
+"""Adaptive exploration: a PPO agent that walks the knobs, rewarded by the cost model (Ahn 2020, sec. 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chameleon.search.annealing import Score
+from chameleon.search.moves import Moves, ranked
+from chameleon.search.space import Digits, KnobSpace
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """The agent's settings; (paper: ...) where ours differ."""
+
+    walkers: int = 64  # walkers that step together (paper: 128 episodes)
+    steps: int = 24  # steps of a rollout (paper: at most 500)
+    elite: float = 0.5  # share of walkers that start at the best measured configurations (paper: none)
+    rollouts: int = 2  # rollouts, each followed by one PPO update, in one exploration
+    hidden: int = 64  # tanh units in each of the two layers of both nets (paper: 20)
+    changes: float = 1.5  # knobs that an untrained walker changes in a step, on average (paper: two thirds of all)
+    learning_rate: float = 3e-3  # Adam (paper: 1e-3)
+    discount: float = 0.9
+    gae_lambda: float = 0.95  # (paper: 0.99)
+    clip: float = 0.2  # (paper: 0.3)
+    entropy: float = 0.01  # (paper: 0.1)
+    value_coefficient: float = 0.5  # (paper: 1.0)
+    epochs: int = 3  # passes over a rollout in its update
+    minibatches: int = 4  # pieces of a pass
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What the walkers did, time first."""
+
+    observations: Floats  # [steps, walkers, n_features]
+    actions: NDArray[np.int64]  # [steps, walkers, n_knobs]
+    log_probs: Floats  # [steps, walkers]
+    values: Floats  # [steps + 1, walkers]
+    visited: Digits  # [steps, walkers, n_knobs], where each action led
+    active: NDArray[np.bool_]  # [steps, walkers, n_knobs], knobs that could be acted on
+
+
+class Observer:
+    """Turns configurations into what the policy sees: knob features in -1..1, 0 for inactive knobs."""
+
+    def __init__(self, space: KnobSpace) -> None:
+        self._space = space
+        low = np.concatenate([k.features.min(axis=0) for k in space.knobs])
+        high = np.concatenate([k.features.max(axis=0) for k in space.knobs])
+        self._centre = (low + high) / 2
+        self._scale = 2 / np.maximum(high - low, 1e-6)
+        self.width = len(low)
+
+    def __call__(self, configs: Digits) -> Floats:
+        """`[n, n_knobs]` to `[n, n_features]`."""
+        scaled = (self._space.features(configs) - self._centre) * self._scale
+        return np.nan_to_num(scaled, nan=0.0).astype(np.float32)
+
+
+def gae(rewards: Floats, values: Floats, discount: float, lam: float) -> Floats:
+    """Generalised advantage estimation (Schulman 2016, eq. 16) on rollouts without an end.
+
+    Args:
+        rewards: `[steps, walkers]`.
+        values: `[steps + 1, walkers]`, the last row for the state after the last step.
+
+    Returns:
+        Advantages `[steps, walkers]`.
+    """
+    out = np.zeros_like(rewards)
+    running = np.zeros(rewards.shape[1], dtype=np.float32)
+    for t in range(len(rewards) - 1, -1, -1):
+        delta = rewards[t] + discount * values[t + 1] - values[t]
+        running = delta + discount * lam * running
+        out[t] = running
+    return out
+
+
+class Policy:
+    """Policy and value nets with their optimiser: a choice for every knob at once.
+
+    Weights come from the `rng` given, so torch's global generator is neither read nor changed.
+    """
+
+    def __init__(self, n_features: int, n_actions: NDArray[np.int64], config: AgentConfig, rng: np.random.Generator) -> None:
+        import torch
+
+        self._torch = torch
+        self._config = config
+        self._shape = (len(n_actions), int(n_actions.max()))
+        self._impossible = torch.from_numpy(np.arange(self._shape[1])[None] >= n_actions[:, None])
+        sizes = (n_features, config.hidden, config.hidden)
+        self.parameters = self._layers(sizes, self._shape[0] * self._shape[1], rng) + self._layers(sizes, 1, rng)
+        with torch.no_grad():
+            self.parameters[5].copy_(torch.from_numpy(_lazy_bias(n_actions, self._shape[1], config.changes)).reshape(-1))
+        self._optimiser = torch.optim.Adam(self.parameters, lr=config.learning_rate)
+
+    def _layers(self, sizes: tuple[int, ...], out: int, rng: np.random.Generator) -> list[Any]:
+        tensors = []
+        for i, (a, b) in enumerate(zip(sizes, (*sizes[1:], out), strict=True)):
+            gain = 0.01 if i == len(sizes) - 1 else 1.0
+            tensors.append((rng.normal(size=(a, b)) * gain / np.sqrt(a)).astype(np.float32))
+            tensors.append(np.zeros(b, dtype=np.float32))
+        return [self._torch.tensor(t, requires_grad=True) for t in tensors]
+
+    def _forward(self, observations: Any) -> tuple[Any, Any]:
+        """Log-probabilities `[n, n_knobs, n_actions]` and values `[n]`."""
+        torch, p = self._torch, self.parameters
+        h = torch.tanh(torch.tanh(observations @ p[0] + p[1]) @ p[2] + p[3])
+        logits = (h @ p[4] + p[5]).reshape(-1, *self._shape).masked_fill(self._impossible, -1e9)
+        v = torch.tanh(torch.tanh(observations @ p[6] + p[7]) @ p[8] + p[9])
+        return torch.log_softmax(logits, dim=-1), (v @ p[10] + p[11]).squeeze(-1)
+
+    def act(self, observations: Floats, active: NDArray[np.bool_], rng: np.random.Generator) -> tuple[Any, Floats, Floats]:
+        """Sampled actions `[n, n_knobs]`, their log-probabilities `[n]` and the values `[n]` of the states."""
+        with self._torch.no_grad():
+            log_probs, values = (x.numpy() for x in self._forward(self._torch.from_numpy(observations)))
+        gumbel = -np.log(-np.log(rng.random(log_probs.shape) + 1e-12) + 1e-12)
+        actions = np.where(active, np.argmax(log_probs + gumbel, axis=-1), 0)
+        chosen = np.take_along_axis(log_probs, actions[..., None], axis=-1)[..., 0]
+        return actions, (chosen * active).sum(axis=-1).astype(np.float32), values.astype(np.float32)
+
+    def update(self, rollout: Rollout, rewards: Floats, rng: np.random.Generator) -> None:
+        """One PPO update (Schulman 2017, eq. 7 and 9) on a rollout with `rewards` `[steps, walkers]`."""
+        torch, config = self._torch, self._config
+        advantages = gae(rewards, rollout.values, config.discount, config.gae_lambda)
+        returns = advantages + rollout.values[:-1]
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        count = rewards.size
+        flat = [rollout.observations, rollout.actions, rollout.log_probs, advantages, returns, rollout.active]
+        data = [torch.from_numpy(np.ascontiguousarray(x.reshape(count, *x.shape[2:]))) for x in flat]
+        for _ in range(config.epochs):
+            for rows in np.array_split(rng.permutation(count), config.minibatches):
+                self._optimiser.zero_grad()
+                self._loss(*(x[torch.from_numpy(rows)] for x in data)).backward()
+                torch.nn.utils.clip_grad_norm_(self.parameters, 0.5)
+                self._optimiser.step()
+
+    def _loss(self, observations: Any, actions: Any, old: Any, advantages: Any, returns: Any, active: Any) -> Any:
+        torch, config = self._torch, self._config
+        log_probs, values = self._forward(observations)
+        chosen = (log_probs.gather(-1, actions[..., None]).squeeze(-1) * active).sum(dim=-1)
+        ratio = torch.exp(chosen - old)
+        clipped = torch.clamp(ratio, 1 - config.clip, 1 + config.clip)
+        surrogate = torch.minimum(ratio * advantages, clipped * advantages).mean()
+        entropy = (-(log_probs.exp() * log_probs.clamp(min=-50)).sum(dim=-1) * active).sum(dim=-1).mean()
+        return -surrogate - config.entropy * entropy + config.value_coefficient * ((values - returns) ** 2).mean()
+
+    def state(self) -> dict[str, Any]:
+        moments = self._optimiser.state_dict()["state"]
+        return {
+            "weights": [p.detach().numpy().copy() for p in self.parameters],
+            "adam": [
+                {"step": float(m["step"]), **{k: m[k].numpy().copy() for k in ("exp_avg", "exp_avg_sq")}}
+                for m in (moments[i] for i in sorted(moments))
+            ],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        torch = self._torch
+        with torch.no_grad():
+            for p, w in zip(self.parameters, state["weights"], strict=True):
+                p.copy_(torch.from_numpy(np.array(w, dtype=np.float32)))
+        groups = self._optimiser.state_dict()["param_groups"]
+        moments = {
+            i: {k: torch.tensor(np.array(v, dtype=np.float32)) for k, v in m.items()} for i, m in enumerate(state["adam"])
+        }
+        self._optimiser.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def _lazy_bias(n_actions: NDArray[np.int64], width: int, changes: float) -> Floats:
+    """Logits `[n_knobs, width]` with which an untrained walker changes `changes` knobs a step."""
+    movable = max(int((n_actions > 1).sum()), 1)
+    stay = 1 - min(changes / movable, 2 / 3)
+    bias = np.zeros((len(n_actions), width), dtype=np.float32)
+    bias[:, 0] = np.log(stay / (1 - stay) * np.maximum(n_actions - 1, 1))
+    return bias
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread inside the block: these nets are too small for more."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Agent:
+    """One policy for the whole search, and many walkers that it moves.
+
+    We differ from the paper: moves are those of `Knob.moves` (for splits: one prime factor between two levels) rather than
+    +-1 in a list; a step into an invalid configuration leaves the walker where it is; an episode lasts as long as a rollout.
+    """
+
+    def __init__(self, space: KnobSpace, config: AgentConfig) -> None:
+        self._config = config
+        self._moves = Moves(space)
+        self._observe = Observer(space)
+        self._policy: Policy | None = None
+
+    def explore(
+        self, score: Score, starts: Digits, known: set[bytes], rng: np.random.Generator
+    ) -> tuple[Digits, NDArray[np.float64]]:
+        """Walks from `starts` `[walkers, n_knobs]` and learns.
+
+        Args:
+            score: predicted throughput of `[n, n_knobs]`, `[n]`; asked once for a whole rollout.
+            known: keys of configurations that are taken.
+
+        Returns:
+            What was visited and is not `known`, once each, best first, `[m, n_knobs]`, and the scores `[m]`.
+        """
+        visited, scores = [], []
+        with one_thread():
+            policy = self._ready(rng)
+            for _ in range(self._config.rollouts):
+                rollout = self.rollout(starts, rng)
+                visited.append(rollout.visited.reshape(-1, starts.shape[1]))
+                scores.append(score(visited[-1]))
+                policy.update(rollout, scores[-1].reshape(rollout.log_probs.shape).astype(np.float32), rng)
+        return ranked(np.vstack(visited), np.concatenate(scores), known)
+
+    def rollout(self, starts: Digits, rng: np.random.Generator) -> Rollout:
+        """All walkers step together, `steps` times."""
+        policy, points = self._ready(rng), starts
+        steps = []
+        for _ in range(self._config.steps):
+            seen = self._observe(points)
+            active = self._moves.space.mask(points)
+            actions, log_probs, values = policy.act(seen, active, rng)
+            points = self._moves.step(points, actions, rng)
+            steps.append((seen, actions, log_probs, values, points, active))
+        seen, actions, log_probs, values, visited, active = (np.stack(x) for x in zip(*steps, strict=True))
+        last = policy.act(self._observe(points), self._moves.space.mask(points), rng)[2]
+        return Rollout(seen, actions, log_probs, np.vstack([values, last[None]]), visited, active)
+
+    def _ready(self, rng: np.random.Generator) -> Policy:
+        if self._policy is None:
+            self._policy = Policy(self._observe.width, self._moves.n_actions, self._config, rng)
+        return self._policy
+
+    def state(self) -> dict[str, Any]:
+        return {"policy": None if self._policy is None else self._policy.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._policy = None
+        if state["policy"] is not None:
+            self._ready(np.random.default_rng(0)).restore(state["policy"])

@@ -1,0 +1,47 @@
+"""A genetic algorithm on measured throughput: AutoTVM's baseline without a cost model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from chameleon.search.history import History
+from chameleon.search.moves import Moves, unique_rows
+from chameleon.search.space import Digits
+
+
+@dataclass(frozen=True)
+class GeneticConfig:
+    """The settings of AutoTVM's GATuner, but for the population."""
+
+    population: int = 32  # children of a generation, and parents drawn from (AutoTVM: 100)
+    elite: int = 3  # the best always stay among the parents
+    mutation: float = 0.1  # probability that a gene becomes random
+
+
+class Genetic:
+    """Generations of children of the fittest: parents by fitness, one crossover point, random mutation.
+
+    The state is the history itself: parents are the newest generation and the elite of all.
+    """
+
+    def __init__(self, config: GeneticConfig) -> None:
+        self.config = config
+
+    def generation(self, history: History, moves: Moves, rng: np.random.Generator) -> Digits:
+        """Children `[m, n_knobs]`, valid, repeats of known ones possible."""
+        config = self.config
+        fitness = history.throughput()
+        elite = np.argsort(-fitness, kind="stable")[: config.elite]
+        newest = np.arange(max(len(history) - config.population, 0), len(history))
+        parents = np.unique(np.concatenate([elite, newest]))
+        genes, weights = history.configs[parents], fitness[parents] + 1e-9
+        pairs = rng.choice(len(parents), size=(4 * config.population, 2), p=weights / weights.sum())
+        first, second = genes[pairs[:, 0]], genes[pairs[:, 1]]
+        cut = rng.integers(genes.shape[1], size=len(pairs))
+        children = np.where(np.arange(genes.shape[1])[None] <= cut[:, None], first, second)
+        mutate = rng.random(children.shape) < config.mutation
+        children = np.where(mutate, rng.integers(moves.space.cardinalities, size=children.shape), children)
+        children = moves.space.canonical(children)
+        return unique_rows(children[moves.space.is_valid(children)])

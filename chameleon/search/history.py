@@ -1,0 +1,83 @@
+"""What has been told so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chameleon.search.space import Digits, KnobSpace
+from chameleon.search.trial import Status, Trial
+
+
+class History:
+    """All trials of one space in the order they were told, with array views for the learners."""
+
+    def __init__(self, space: KnobSpace) -> None:
+        self.space = space
+        self.trials: list[Trial] = []
+        self.best: Trial | None = None
+        self._keys: set[bytes] = set()
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._keys
+
+    def add(self, trials: Sequence[Trial]) -> None:
+        """Takes all of `trials`, or none of them if one is wrong.
+
+        Raises:
+            ValueError: if a configuration does not belong to the space, or is told twice.
+        """
+        if not trials:
+            return
+        keys = [self._checked_key(t) for t in trials]
+        fresh: set[bytes] = set()
+        for trial, key in zip(trials, keys, strict=True):
+            if key in self._keys or key in fresh:
+                raise ValueError(f"configuration {trial.config} was told before; tell each configuration once")
+            fresh.add(key)
+        self.trials.extend(trials)
+        self._keys |= fresh
+        for trial in trials:
+            if trial.seconds is not None and (self.best is None or trial.seconds < (self.best.seconds or np.inf)):
+                self.best = trial
+
+    def _checked_key(self, trial: Trial) -> bytes:
+        row = np.array(trial.config, dtype=np.int64)[None]
+        space = self.space
+        inside = row.shape[1] == space.n_knobs and ((row >= 0) & (row < space.cardinalities)).all()
+        if not inside or (space.canonical(row) != row).any():
+            raise ValueError(
+                f"configuration {trial.config} is not one of this space: expected {space.n_knobs} digits below "
+                f"{space.cardinalities.tolist()}, 0 for knobs that its sketch does not use; was it recorded elsewhere?"
+            )
+        return KnobSpace.keys(row)[0]
+
+    @property
+    def configs(self) -> Digits:
+        """`[n, n_knobs]`."""
+        return np.array([t.config for t in self.trials], dtype=np.int64).reshape(len(self), self.space.n_knobs)
+
+    @property
+    def seconds(self) -> NDArray[np.float64]:
+        """`[n]`, NaN where a trial failed or was refused."""
+        return np.array([np.nan if t.seconds is None else t.seconds for t in self.trials], dtype=np.float64)
+
+    @property
+    def refused(self) -> NDArray[np.bool_]:
+        """Which trials were refused before anything was built, `[n]`."""
+        return np.array([t.status is Status.INVALID for t in self.trials], dtype=bool)
+
+    @property
+    def measured(self) -> int:
+        """How many trials cost a measurement: all but the refused."""
+        return int((~self.refused).sum())
+
+    def throughput(self) -> NDArray[np.float64]:
+        """Throughput relative to the best, `[n]` in 0..1; failures and refusals are 0 (Ahn 2020: never dropped)."""
+        best = self.best.seconds if self.best and self.best.seconds else 1.0
+        return np.nan_to_num(best / self.seconds, nan=0.0)

@@ -1,0 +1,89 @@
+"""Small moves in a space, for whole matrices of configurations at once."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chameleon.search.space import Digits, KnobSpace
+
+
+class Moves:
+    """The moves of all knobs of a space in one table, so that many walkers step together.
+
+    Action 0 leaves a knob alone, action `j` is the j-th column of its `moves`. Whoever moves to another sketch gets random
+    digits for the knobs that become active.
+    """
+
+    def __init__(self, space: KnobSpace) -> None:
+        self.space = space
+        self.n_actions = np.array([1 + k.moves.shape[1] for k in space.knobs], dtype=np.int64)
+        self.offsets = np.concatenate([[0], np.cumsum(space.cardinalities)[:-1]])
+        width = int(self.n_actions.max())
+        stay = np.concatenate([np.arange(k.cardinality) for k in space.knobs])
+        self.table = np.repeat(stay[:, None], width, axis=1)
+        for knob, start in zip(space.knobs, self.offsets, strict=True):
+            self.table[start : start + knob.cardinality, 1 : 1 + knob.moves.shape[1]] = knob.moves
+
+    def step(self, configs: Digits, actions: NDArray[np.int64], rng: np.random.Generator) -> Digits:
+        """Where `actions` `[n, n_knobs]` lead; a configuration that the move would make invalid stays as it is."""
+        moved = self.table[self.offsets + configs, actions]
+        return self.legal(configs, moved, rng)
+
+    def legal(self, configs: Digits, moved: Digits, rng: np.random.Generator) -> Digits:
+        """`moved` made canonical where it is a valid configuration, else the row of `configs`, `[n, n_knobs]`."""
+        before, after = self.space.mask(configs), self.space.mask(moved)
+        entered = after & ~before
+        if entered.any():
+            moved = np.where(entered, rng.integers(self.space.cardinalities, size=moved.shape), moved)
+        moved = np.where(after, moved, 0)
+        return np.where(self.space.is_valid(moved)[:, None], moved, configs)
+
+    def mutate(self, configs: Digits, rng: np.random.Generator) -> Digits:
+        """One random active knob of each configuration gets another random value (AutoTVM's neighbourhood)."""
+        can = self.space.mask(configs) & (self.space.cardinalities > 1)
+        knob = np.argmax(np.where(can, rng.random(configs.shape), -1.0), axis=1)
+        rows = np.arange(len(configs))
+        cards = self.space.cardinalities[knob]
+        shift = 1 + (rng.random(len(configs)) * np.maximum(cards - 1, 1)).astype(np.int64)
+        moved = configs.copy()
+        moved[rows, knob] = np.where(cards > 1, (configs[rows, knob] + shift) % cards, configs[rows, knob])
+        return self.legal(configs, moved, rng)
+
+    def around(self, configs: Digits, rng: np.random.Generator) -> Digits:
+        """All valid configurations one small move of one knob away from any of `configs`, `[m, n_knobs]`, repeats possible."""
+        if not len(configs):
+            return configs
+        found = [configs[:0]]
+        for i, knob in enumerate(self.space.knobs):
+            for column in knob.moves.T:
+                moved = configs.copy()
+                moved[:, i] = column[configs[:, i]]
+                moved = self.legal(configs, moved, rng)
+                found.append(moved[(moved != configs).any(axis=1)])
+        return np.vstack(found)
+
+
+def first_rows(configs: Digits, known: Container[bytes] = ()) -> NDArray[np.int64]:
+    """Positions of the first appearance of each row of `[n, n_knobs]` whose key is not `known`, in order."""
+    seen: set[bytes] = set()
+    keep = []
+    for i, key in enumerate(KnobSpace.keys(configs)):
+        if key not in seen and key not in known:
+            seen.add(key)
+            keep.append(i)
+    return np.array(keep, dtype=np.int64)
+
+
+def unique_rows(configs: Digits, known: Container[bytes] = ()) -> Digits:
+    """The rows of `[n, n_knobs]` that are not `known`, once each, in order of first appearance."""
+    return configs[first_rows(configs, known)]
+
+
+def ranked(configs: Digits, scores: NDArray[np.float64], known: Container[bytes]) -> tuple[Digits, NDArray[np.float64]]:
+    """`configs` `[n, n_knobs]` that are not `known`, once each, best score first, and their scores."""
+    order = np.argsort(-scores, kind="stable")
+    order = order[first_rows(configs[order], known)]
+    return configs[order], scores[order]

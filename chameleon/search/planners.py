@@ -1,0 +1,242 @@
+"""What to measure next: the parts of the engine, composed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chameleon.search import sampling
+from chameleon.search.agent import Agent, AgentConfig
+from chameleon.search.annealing import Annealer, AnnealingConfig, Score
+from chameleon.search.genetic import Genetic, GeneticConfig
+from chameleon.search.history import History
+from chameleon.search.learner import Learner
+from chameleon.search.moves import Moves, ranked, unique_rows
+from chameleon.search.space import ENUMERABLE, Digits, KnobSpace
+
+_DRAWS = 1 << 18
+"""So many random draws without a new valid configuration mean that a space too large to list has none left."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What a planner may look at."""
+
+    space: KnobSpace
+    history: History
+    known: set[bytes]  # keys of all that was told, asked or is planned
+    rng: np.random.Generator
+
+    def draw(self, n: int) -> Digits:
+        """Up to `n` different valid configurations that are not known, uniform; fewer only when no more can be found."""
+        found = np.empty((0, self.space.n_knobs), dtype=np.int64)
+        drawn, size = 0, max(2 * n, 64)
+        while len(found) < n and drawn < min(_DRAWS, 16 * self.space.size):
+            fresh = self.space.sample(size, self.rng)
+            found = unique_rows(np.vstack([found, fresh[self.space.is_valid(fresh)]]), self.known)
+            drawn, size = drawn + size, min(2 * size, 1 << 14)
+        if len(found) < n and self.space.size <= ENUMERABLE:
+            rows = self.space.rows(0, self.space.size)
+            found = self.rng.permutation(unique_rows(rows[self.space.is_valid(rows)], self.known))
+        return found[:n]
+
+    def starts(self, n: int, elite: int) -> Digits:
+        """`n` valid configurations to walk from: the best measured, each in turn, in `elite` places, then random ones."""
+        order = np.argsort(-self.history.throughput(), kind="stable")
+        measured = self.history.configs[order]
+        best = measured[np.arange(elite) % min(elite, len(measured), 16)] if elite and len(measured) else measured[:0]
+        fresh = self.space.sample(4 * n, self.rng)
+        rows = np.vstack([best, fresh, measured])
+        rows = rows[self.space.is_valid(rows)]
+        if not len(rows):
+            rows = self.draw(n)
+        return rows[np.arange(n) % len(rows)]
+
+
+class Planner(Protocol):
+    """Proposes the next batch."""
+
+    def plan(self, view: View) -> Digits:
+        """Configurations to measure next, best first, `[m, n_knobs]`; invalid or known ones are dropped by the caller."""
+        ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+class RandomPlanner:
+    """Uniform draws without replacement."""
+
+    def plan(self, view: View) -> Digits:
+        return view.draw(64)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing is kept."""
+
+
+class GridPlanner:
+    """Every configuration in the order of the space."""
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def plan(self, view: View) -> Digits:
+        found = np.empty((0, view.space.n_knobs), dtype=np.int64)
+        while not len(found) and self._next < view.space.size:
+            rows = view.space.rows(self._next, self._next + 4096)
+            self._next += 4096
+            found = unique_rows(rows[view.space.is_valid(rows)], view.known)
+        return found
+
+    def state(self) -> dict[str, Any]:
+        return {"next": self._next}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._next = int(state["next"])
+
+
+class GeneticPlanner:
+    """Generations of the genetic algorithm, the first one random."""
+
+    def __init__(self, space: KnobSpace, config: GeneticConfig) -> None:
+        self._moves = Moves(space)
+        self._genetic = Genetic(config)
+
+    def plan(self, view: View) -> Digits:
+        n = self._genetic.config.population
+        if view.history.measured < n:
+            return view.draw(n)
+        children = unique_rows(self._genetic.generation(view.history, self._moves, view.rng), view.known)[:n]
+        return np.vstack([children, view.draw(n - len(children))]) if len(children) < n else children
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The history is all the state there is."""
+
+
+class Explorer:
+    """One of the two ways to look for good predictions: the agent or the annealer."""
+
+    def __init__(self, space: KnobSpace, config: AgentConfig | AnnealingConfig) -> None:
+        self._agent = Agent(space, config) if isinstance(config, AgentConfig) else None
+        self._annealer = Annealer(space, config) if isinstance(config, AnnealingConfig) else None
+        self._walkers = config.walkers if isinstance(config, AgentConfig) else config.chains
+        self._elite = round(config.elite * config.walkers) if isinstance(config, AgentConfig) else 0
+
+    def explore(self, score: Score, view: View) -> tuple[Digits, NDArray[np.float64]]:
+        """Candidates, best-scored first, `[m, n_knobs]`, and their scores `[m]`."""
+        starts = view.starts(self._walkers, self._elite)
+        if self._agent:
+            return self._agent.explore(score, starts, view.known, view.rng)
+        assert self._annealer
+        return self._annealer.explore(score, starts, view.known, view.rng)
+
+    def state(self) -> dict[str, Any]:
+        return (self._agent or self._annealer).state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        (self._agent or self._annealer).restore(state)
+
+
+@dataclass(frozen=True)
+class GreedyConfig:
+    """AutoTVM's picker."""
+
+    plan: int = 64  # configurations measured between two fits of the model
+    epsilon: float = 0.05  # share of random ones among them
+
+
+class GreedyPlanner:
+    """AutoTVM's model-based tuner: the first plan is random, then the best predicted, with a few random ones (Chen 2018)."""
+
+    def __init__(self, space: KnobSpace, learner: Learner, explorer: Explorer, config: GreedyConfig) -> None:
+        self._space, self._learner, self._explorer, self._config = space, learner, explorer, config
+
+    def plan(self, view: View) -> Digits:
+        n = self._config.plan
+        if view.history.measured < min(n, view.space.size // 2) or not self._learner.ready(view.history):
+            return view.draw(n)
+        candidates, _ = self._explorer.explore(lambda c: self._learner.predict(view.history, c)[0], view)
+        return sampling.epsilon_greedy(candidates, n, self._config.epsilon, view.draw(n), view.rng)
+
+    def state(self) -> dict[str, Any]:
+        return {"learner": self._learner.state(), "explorer": self._explorer.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._learner.restore(state["learner"])
+        self._explorer.restore(state["explorer"])
+
+
+class AdaptivePlanner:
+    """Chameleon's: candidates of the explorer, clustered; what is measured represents its cluster."""
+
+    def __init__(
+        self,
+        space: KnobSpace,
+        learner: Learner,
+        explorer: Explorer,
+        config: sampling.SamplerConfig,
+        synthesis: bool,
+    ) -> None:
+        self._space, self._learner, self._explorer = space, learner, explorer
+        self._config, self._synthesis = config, synthesis
+        self._moves = Moves(space)
+
+    def plan(self, view: View) -> Digits:
+        history = view.history
+        if history.measured < self._config.first or not self._learner.ready(history):
+            return self._spread(view)
+        candidates, scores = self._explorer.explore(lambda c: self._score(history, c), view)
+        best = history.configs[np.argsort(-history.throughput(), kind="stable")[: self._config.around]]
+        near = self._moves.around(best, view.rng)
+        if len(near):
+            every = np.vstack([candidates, near])
+            candidates, scores = ranked(every, np.concatenate([scores, self._score(history, near)]), view.known)
+        if not len(candidates):
+            return self._spread(view)
+        return self._pick(view, candidates[: self._config.candidates], scores[: self._config.candidates])
+
+    def _score(self, history: History, configs: Digits) -> NDArray[np.float64]:
+        mean, spread = self._learner.predict(history, configs)
+        return mean + self._config.optimism * spread
+
+    def _spread(self, view: View) -> Digits:
+        """The first batch: different from one another, so that every knob's values are met."""
+        rows = view.draw(32 * self._config.least)
+        if len(rows) <= self._config.least:
+            return rows
+        points = sampling.normalised(self._space.features(rows))
+        labels = sampling.clusters(points, [self._config.least], 1.0, int(view.rng.integers(1 << 31)))
+        return rows[sampling.snap(labels, -sampling.distances(points, labels))]
+
+    def _pick(self, view: View, candidates: Digits, scores: NDArray[np.float64]) -> Digits:
+        points = sampling.normalised(self._space.features(candidates))
+        config = self._config
+        most = int(np.clip(view.history.measured // config.growth, config.least, config.most))
+        labels = sampling.clusters(
+            points, range(config.least, most + 1, config.least), config.knee, int(view.rng.integers(1 << 31))
+        )
+        chosen = sampling.snap(labels, scores)
+        picks = candidates[chosen]
+        if self._synthesis:
+            groups = [candidates[labels == labels[i]] for i in chosen]
+            made = sampling.synthesise(picks, groups, np.ones(len(picks), dtype=bool), self._space, view.known)
+            better = self._score(view.history, made) > scores[chosen]
+            picks = np.where(better[:, None], made, picks)
+        return picks
+
+    def state(self) -> dict[str, Any]:
+        return {"learner": self._learner.state(), "explorer": self._explorer.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._learner.restore(state["learner"])
+        self._explorer.restore(state["explorer"])

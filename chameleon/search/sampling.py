@@ -1,0 +1,117 @@
+"""Which candidates are worth measuring: adaptive sampling with synthesis (Ahn 2020, sec. 3.3), or epsilon-greedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chameleon.search.moves import unique_rows
+from chameleon.search.space import Digits, KnobSpace
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """Adaptive sampling."""
+
+    candidates: int = 256  # the best-scored candidates that are clustered
+    least: int = 8  # clusters tried at least, and the step between numbers tried
+    most: int = 64  # clusters at most
+    growth: int = 4  # and at most this fraction of the trials measured so far
+    first: int = 16  # trials measured before the cost model is trusted
+    around: int = 3  # best measured configurations whose neighbours are candidates as well
+    optimism: float = 0.5  # score = mean + optimism * spread
+    knee: float = 2.5  # stop at the first k whose loss is no better than the previous one divided by this
+
+
+def knee(losses: Sequence[float], ratio: float) -> int:
+    """The position in `losses` at which more clusters stop paying: the first with `loss >= previous / ratio`, else the last."""
+    for i in range(1, len(losses)):
+        if losses[i] >= losses[i - 1] / ratio:
+            return i
+    return len(losses) - 1
+
+
+def normalised(features: NDArray[np.float32]) -> Floats:
+    """Columns of `[n, f]` with mean 0 and deviation 1; constant columns and inactive knobs (NaN) become 0."""
+    x = features.astype(np.float64)
+    known = np.isfinite(x)
+    count = np.maximum(known.sum(axis=0), 1)
+    mean = np.where(known, x, 0.0).sum(axis=0) / count
+    centred = np.where(known, x - mean, 0.0)
+    deviation = np.sqrt((centred**2).sum(axis=0) / count)
+    return centred / np.where(deviation > 1e-9, deviation, 1.0)
+
+
+def clusters(points: Floats, sizes: Sequence[int], ratio: float, seed: int) -> NDArray[np.int64]:
+    """The cluster of each of `points` `[n, f]`, `[n]`: k-means, k chosen among `sizes` by the knee rule."""
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    distinct = len(np.unique(points, axis=0))
+    sizes = [k for k in sizes if k <= distinct] or [distinct]
+    losses: list[float] = []
+    labels: list[NDArray[np.int64]] = []
+    with threadpool_limits(limits=1):
+        for k in sizes:
+            fitted = KMeans(n_clusters=k, n_init=1, random_state=seed, max_iter=50).fit(points)
+            losses.append(float(fitted.inertia_))
+            labels.append(fitted.labels_.astype(np.int64))
+            if len(losses) > 1 and losses[-1] >= losses[-2] / ratio:
+                break
+    return labels[knee(losses, ratio)]
+
+
+def snap(labels: NDArray[np.int64], scores: Floats) -> NDArray[np.int64]:
+    """For each cluster the position of its best-scored member, best cluster first.
+
+    We differ from the paper, which takes the configuration nearest to the centroid.
+    """
+    order = np.argsort(-scores, kind="stable")
+    _, first = np.unique(labels[order], return_index=True)
+    return order[np.sort(first)]
+
+
+def distances(points: Floats, labels: NDArray[np.int64]) -> Floats:
+    """Squared distance of each of `points` `[n, f]` from the centroid of its cluster, `[n]`."""
+    centroids = np.array([points[labels == label].mean(axis=0) for label in range(labels.max() + 1)])
+    return ((points - centroids[labels]) ** 2).sum(axis=1)
+
+
+def mode(configs: Digits) -> Digits:
+    """The most frequent digit of every knob of `[n, n_knobs]`, `[n_knobs]`; the lowest of equals."""
+    return np.array([np.bincount(column).argmax() for column in configs.T], dtype=np.int64)
+
+
+def synthesise(picks: Digits, groups: Sequence[Digits], bad: NDArray[np.bool_], space: KnobSpace, known: set[bytes]) -> Digits:
+    """Replaces each `bad` pick by the mode of its group of candidates, where that is valid, new and not picked already.
+
+    Args:
+        picks: `[k, n_knobs]`.
+        groups: for each pick the candidates that it stands for, `[g, n_knobs]`.
+        bad: which picks are expected to fail, `[k]`.
+        known: keys of configurations that are taken.
+    """
+    taken = known | set(KnobSpace.keys(picks))
+    out = picks.copy()
+    for i in np.flatnonzero(bad):
+        made = space.canonical(mode(groups[i])[None])
+        key = KnobSpace.keys(made)[0]
+        if key not in taken and space.is_valid(made)[0]:
+            out[i] = made[0]
+            taken.add(key)
+    return out
+
+
+def epsilon_greedy(ranked: Digits, n: int, epsilon: float, random: Digits, rng: np.random.Generator) -> Digits:
+    """`n` of `ranked` `[m, n_knobs]` from the top, each place taken by a `random` one with probability `epsilon`."""
+    dice = rng.random(n) < epsilon
+    top, other = iter(ranked), iter(random)
+    rows = [next(other if roll else top, None) for roll in dice]
+    rows += [*top, *other]
+    kept = [r for r in rows if r is not None]
+    return unique_rows(np.array(kept, dtype=np.int64).reshape(-1, ranked.shape[1]))[:n]

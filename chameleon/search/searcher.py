@@ -1,0 +1,268 @@
+"""Searchers by name, all with the same ask and tell."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from chameleon.search.agent import AgentConfig
+from chameleon.search.annealing import AnnealingConfig
+from chameleon.search.cost_model import CostModelConfig
+from chameleon.search.genetic import GeneticConfig
+from chameleon.search.history import History
+from chameleon.search.learner import Featurize, Learner
+from chameleon.search.moves import unique_rows
+from chameleon.search.planners import (
+    AdaptivePlanner,
+    Explorer,
+    GeneticPlanner,
+    GreedyConfig,
+    GreedyPlanner,
+    GridPlanner,
+    Planner,
+    RandomPlanner,
+    View,
+)
+from chameleon.search.sampling import SamplerConfig
+from chameleon.search.space import Digits, KnobSpace
+from chameleon.search.trial import Status, Trial
+
+
+class UnknownSearcherError(ValueError):
+    """A searcher, or an option of one, that does not exist."""
+
+
+class Searcher:
+    """Ask for configurations, measure them anywhere, tell the outcome.
+
+    Asks are served from a plan, so that they may be smaller or larger than the batches in which the engine thinks.
+    It holds no clock, no file and no host.
+
+    Args:
+        space: what may be asked.
+        planner: makes the plans.
+        rng: the only source of randomness.
+    """
+
+    def __init__(self, space: KnobSpace, planner: Planner, rng: np.random.Generator) -> None:
+        self.space = space
+        self.exhausted = False
+        self._planner = planner
+        self._rng = rng
+        self._history = History(space)
+        self._queue: deque[Digits] = deque()
+        self._known: set[bytes] = set()  # told, asked or planned
+
+    @property
+    def best(self) -> Trial | None:
+        """The fastest trial told so far."""
+        return self._history.best
+
+    def ask(self, n: int) -> Digits:
+        """Up to `n` configurations to measure, `[m, n_knobs]`, `m >= 1` unless the space is exhausted; never one twice.
+
+        Raises:
+            ValueError: if `n < 1`.
+        """
+        if n < 1:
+            raise ValueError(f"ask for at least 1 configuration, got n={n}")
+        if not self._queue:
+            self._replan()
+        rows = [self._queue.popleft() for _ in range(min(n, len(self._queue)))]
+        return np.array(rows, dtype=np.int64).reshape(len(rows), self.space.n_knobs)
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Takes outcomes, of asked configurations or of others (history), in any order.
+
+        Raises:
+            ValueError: if a configuration is not of this space or was told before; then nothing is taken.
+        """
+        self._history.add(trials)
+        keys = {np.array(t.config, dtype=np.int64).tobytes() for t in trials}
+        if not keys <= self._known:
+            self._queue = deque(row for row in self._queue if row.tobytes() not in keys)
+            self._known |= keys
+        elif self._queue:
+            self._queue = deque(row for row in self._queue if row.tobytes() not in keys)
+
+    def _replan(self) -> None:
+        view = View(self.space, self._history, self._known, self._rng)
+        plan = self._planner.plan(view)
+        plan = unique_rows(plan[self.space.is_valid(plan)], self._known) if len(plan) else plan
+        if not len(plan):
+            plan = view.draw(8)
+        self._queue.extend(plan)
+        self._known.update(KnobSpace.keys(plan))
+        self.exhausted = not len(plan)
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to continue identically: plain values and arrays."""
+        return {
+            "version": 1,
+            "space": self.space.fingerprint(),
+            "rng": self._rng.bit_generator.state,
+            "trials": [[list(t.config), t.status.value, t.seconds, t.message, dict(t.timings)] for t in self._history.trials],
+            "known": [np.frombuffer(k, dtype=np.int64).tolist() for k in sorted(self._known)],
+            "queue": [row.tolist() for row in self._queue],
+            "planner": self._planner.state(),
+            "exhausted": self.exhausted,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continues where `state` was taken from a searcher of the same name, options and space.
+
+        Raises:
+            ValueError: if the state belongs to another space.
+        """
+        if state["space"] != self.space.fingerprint():
+            raise ValueError(
+                f"the state is of space {state['space']}, this searcher's is {self.space.fingerprint()}; "
+                "restore into a searcher made for the same space"
+            )
+        self._rng.bit_generator.state = state["rng"]
+        self._history = History(self.space)
+        self._history.add([Trial(tuple(c), Status(s), sec, message, dict(t)) for c, s, sec, message, t in state["trials"]])
+        self._known = {np.array(row, dtype=np.int64).tobytes() for row in state["known"]}
+        self._queue = deque(np.array(row, dtype=np.int64) for row in state["queue"])
+        self._planner.restore(state["planner"])
+        self.exhausted = bool(state["exhausted"])
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a searcher is put together.
+
+    Attributes:
+        about: one line for people.
+        options: its components, each with its configuration's defaults.
+        build: makes the planner.
+    """
+
+    about: str
+    options: Mapping[str, Any]
+    build: Callable[[KnobSpace, np.random.Generator, Featurize | None, Mapping[str, Any]], Planner]
+
+
+def _greedy(space: KnobSpace, rng: np.random.Generator, featurize: Featurize | None, parts: Mapping[str, Any]) -> Planner:
+    learner = Learner(space, parts["model"], int(rng.integers(1 << 31)), featurize)
+    return GreedyPlanner(space, learner, Explorer(space, parts["explorer"]), parts["picker"])
+
+
+def _adaptive(synthesis: bool) -> Callable[..., Planner]:
+    def build(space: KnobSpace, rng: np.random.Generator, featurize: Featurize | None, parts: Mapping[str, Any]) -> Planner:
+        learner = Learner(space, parts["model"], int(rng.integers(1 << 31)), featurize)
+        return AdaptivePlanner(space, learner, Explorer(space, parts["explorer"]), parts["sampler"], synthesis)
+
+    return build
+
+
+_AGENT_SAMPLER = {"explorer": AgentConfig(), "sampler": SamplerConfig(), "model": CostModelConfig()}
+
+SEARCHERS: Mapping[str, Recipe] = {
+    "chameleon": Recipe("agent + adaptive sampling + synthesis (Ahn 2020)", _AGENT_SAMPLER, _adaptive(True)),
+    "release": Recipe("agent + adaptive sampling (Ahn 2019)", _AGENT_SAMPLER, _adaptive(False)),
+    "annealing": Recipe(
+        "AutoTVM: parallel annealing + epsilon-greedy (Chen 2018)",
+        {"explorer": AnnealingConfig(), "picker": GreedyConfig(), "model": CostModelConfig()},
+        _greedy,
+    ),
+    "annealing+adaptive": Recipe(
+        "parallel annealing + adaptive sampling",
+        {"explorer": AnnealingConfig(), "sampler": SamplerConfig(), "model": CostModelConfig()},
+        _adaptive(False),
+    ),
+    "agent": Recipe(
+        "agent + epsilon-greedy",
+        {"explorer": AgentConfig(), "picker": GreedyConfig(), "model": CostModelConfig()},
+        _greedy,
+    ),
+    "genetic": Recipe(
+        "genetic algorithm",
+        {"genetic": GeneticConfig()},
+        lambda space, rng, featurize, parts: GeneticPlanner(space, parts["genetic"]),
+    ),
+    "random": Recipe("uniform, without repeats", {}, lambda space, rng, featurize, parts: RandomPlanner()),
+    "grid": Recipe("every configuration in order", {}, lambda space, rng, featurize, parts: GridPlanner()),
+}
+
+
+def make_searcher(
+    name: str, space: KnobSpace, rng: np.random.Generator, *, featurize: Featurize | None = None, **options: Any
+) -> Searcher:
+    """A searcher by name.
+
+    Args:
+        name: one of `SEARCHERS`.
+        featurize: host features of `[n, n_knobs]`, `[n, f]`, for a second look at the finalists.
+        options: settings by component, such as `explorer={"walkers": 128}`, or a component's configuration.
+
+    Raises:
+        UnknownSearcherError: on a name, component or setting that does not exist.
+    """
+    if name not in SEARCHERS:
+        near = difflib.get_close_matches(name, SEARCHERS, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise UnknownSearcherError(f"unknown searcher {name!r}; {hint}there are: {', '.join(SEARCHERS)}")
+    recipe = SEARCHERS[name]
+    return Searcher(space, recipe.build(space, rng, featurize, _configured(name, recipe, options)), rng)
+
+
+def _configured(name: str, recipe: Recipe, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe's components with `options` in place."""
+    parts = dict(recipe.options)
+    for part, given in options.items():
+        if part not in parts:
+            raise UnknownSearcherError(f"searcher {name!r} has no option {part!r}; it has: {', '.join(parts) or 'none'}")
+        if isinstance(given, type(parts[part])):
+            parts[part] = given
+            continue
+        allowed = [f.name for f in dataclasses.fields(parts[part])]
+        wrong = sorted(set(given) - set(allowed))
+        if wrong:
+            raise UnknownSearcherError(
+                f"option {part!r} of searcher {name!r} has no setting {', '.join(wrong)}; it has: {', '.join(allowed)}"
+            )
+        parts[part] = dataclasses.replace(parts[part], **given)
+    return parts
+
+
+class ChameleonSearcher(Searcher):
+    """The `chameleon` searcher under its own name: `ChameleonSearcher(space, rng=np.random.default_rng(0))`."""
+
+    def __init__(
+        self, space: KnobSpace, *, rng: np.random.Generator, featurize: Featurize | None = None, **options: Any
+    ) -> None:
+        recipe = SEARCHERS["chameleon"]
+        super().__init__(space, recipe.build(space, rng, featurize, _configured("chameleon", recipe, options)), rng)
+
+
+class EarlyStopping:
+    """Tells when a search has stopped improving.
+
+    Args:
+        patience: trials without a better one after which to stop.
+        min_trials: never stop before so many.
+    """
+
+    def __init__(self, patience: int, min_trials: int = 0) -> None:
+        self._patience, self._min_trials = patience, min_trials
+        self._best = float("inf")
+        self._since = 0
+        self._count = 0
+
+    def update(self, trials: Sequence[Trial]) -> bool:
+        """Takes measured trials (refusals do not count); whether it is time to stop."""
+        for trial in trials:
+            if trial.status is Status.INVALID:
+                continue
+            self._count += 1
+            self._since += 1
+            if trial.seconds is not None and trial.seconds < self._best:
+                self._best, self._since = trial.seconds, 0
+        return self._count >= self._min_trials and self._since >= self._patience
