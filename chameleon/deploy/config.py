@@ -5,17 +5,32 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from chameleon.deploy.allocate import AllocationConfig
-from chameleon.deploy.tuning import TuneConfig
 from chameleon.errors import UsageError, unknown
 
 T = TypeVar("T")
 _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """How a network is tuned. Whichever of the two budgets is used up first ends it."""
+
+    searcher: str = "chameleon"  # one of chameleon.search.SEARCHERS
+    seed: int = 0
+    trials: int | None = None  # measurements over all tasks, earlier runs included; None: no bound
+    time_budget_s: float | None = 600.0  # seconds of tuning, earlier runs included; None: no bound
+    batch: int = 16  # candidates built together
+    first_batch: int = 8  # candidates of a task's first batch
+    max_refusals: int = 256  # candidates that TVM may refuse in a row before a task is given up
+    allocation: AllocationConfig = field(default_factory=AllocationConfig)
+    options: dict[str, Any] = field(default_factory=dict)  # for the searcher
 
 
 def duration_s(text: str | float) -> float:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from tvm.s_tir import Schedule
@@ -18,27 +17,13 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.meta_schedule.arg_info import ArgInfo
 from tvm.target import Target
 
-from chameleon.deploy.allocate import AllocationConfig, Progress, next_task
+from chameleon.deploy.allocate import Progress, next_task
+from chameleon.deploy.config import TuneConfig
 from chameleon.deploy.measure import failure_status
 from chameleon.deploy.records import Records
 from chameleon.deploy.tasks import Task
 from chameleon.search import Status, Trial, make_searcher
 from tuners.trace_space import Refused, TraceSpace
-
-
-@dataclass(frozen=True)
-class TuneConfig:
-    """How a network is tuned. Whichever of the two budgets is used up first ends it."""
-
-    searcher: str = "chameleon"  # one of chameleon.search.SEARCHERS
-    seed: int = 0
-    trials: int | None = None  # measurements over all tasks, earlier runs included; None: no bound
-    time_budget_s: float | None = 600.0  # seconds of tuning, earlier runs included; None: no bound
-    batch: int = 16  # candidates built together
-    first_batch: int = 8  # candidates of a task's first batch
-    max_refusals: int = 256  # candidates that TVM may refuse in a row before a task is given up
-    allocation: AllocationConfig = field(default_factory=AllocationConfig)
-    options: dict[str, Any] = field(default_factory=dict)  # for the searcher
 
 
 class TaskTuner:

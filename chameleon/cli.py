@@ -1,0 +1,242 @@
+"""The command line: parse, call, print. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (records are kept)."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from chameleon.errors import ChameleonError, UsageError
+
+if TYPE_CHECKING:
+    from chameleon.deploy.bench import BenchResult
+    from chameleon.deploy.job import JobSpec, TuneReport
+
+app = typer.Typer(
+    name="chameleon",
+    help="Fast schedules for Apache TVM with few hardware measurements.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+notes = Console(stderr=True)
+
+ModelArg = Annotated[str, typer.Argument(metavar="MODEL", help="A name of `chameleon models`, an .onnx or a .pt2 file.")]
+TargetOpt = Annotated[str | None, typer.Option("--target", help="A TVM target: kind, tag or JSON. Default: this machine.")]
+OutOpt = Annotated[Path | None, typer.Option("--out", help="Folder of the run. Default: one under runs/.")]
+ShapeOpt = Annotated[str | None, typer.Option("--input-shape", help="For a model that leaves it open, such as 1,3,224,224.")]
+JsonOpt = Annotated[Path | None, typer.Option("--json", help="Write the result to this file as JSON.")]
+
+
+@app.command("tune")
+def tune_command(
+    model: ModelArg,
+    target: TargetOpt = None,
+    trials: Annotated[int | None, typer.Option(help="Measurements over all tasks, earlier runs included.")] = None,
+    time_budget: Annotated[
+        str | None, typer.Option(help="Time for tuning, such as 90s, 10m, 1.5h. Default: 10m where --trials is not given.")
+    ] = None,
+    searcher: Annotated[str | None, typer.Option(help="Name of the searcher. Default: chameleon.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random. Default: 0.")] = None,
+    out: OutOpt = None,
+    config: Annotated[Path | None, typer.Option("--config", help="A YAML preset (see configs/); flags override it.")] = None,
+    input_shape: ShapeOpt = None,
+    tracker: Annotated[str | None, typer.Option(help="host:port of a TVM RPC tracker to measure on its devices.")] = None,
+    device_key: Annotated[str | None, typer.Option(help="The key under which the devices registered at the tracker.")] = None,
+    json_out: JsonOpt = None,
+) -> None:
+    """Tune a network's tasks; run the same command again to go on where it ended."""
+    from chameleon.deploy.config import read_yaml, tune_config
+    from chameleon.deploy.job import tune_model
+    from chameleon.live import Watcher
+
+    flags = {"trials": trials, "time_budget": time_budget, "searcher": searcher, "seed": seed}
+    resolved = tune_config(read_yaml(config) if config else {}, flags)
+    _check_output(json_out)
+    with Watcher(console) as watch:
+        report, folder = tune_model(_spec(model, target, out, input_shape, tracker, device_key), resolved, watch, _say)
+    _print_report(report, folder)
+    _write_json(json_out, report.to_json())
+
+
+@app.command("compile")
+def compile_command(
+    model: ModelArg,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The library to write, such as network.so.")],
+    target: TargetOpt = None,
+    out: OutOpt = None,
+    input_shape: ShapeOpt = None,
+) -> None:
+    """Build a network with the best schedules that were found; plain TVM runs the result."""
+    from chameleon.deploy.job import compile_tuned
+
+    _check_output(output)
+    untuned = compile_tuned(_spec(model, target, out, input_shape), output, _say)
+    console.print(f"wrote {output}", soft_wrap=True)
+    if untuned:
+        console.print(f"{len(untuned)} tasks had no tuned schedule: {', '.join(untuned)}", soft_wrap=True)
+
+
+@app.command("bench")
+def bench_command(
+    model: ModelArg,
+    target: TargetOpt = None,
+    out: OutOpt = None,
+    input_shape: ShapeOpt = None,
+    json_out: JsonOpt = None,
+) -> None:
+    """Time a network untuned, tuned and in ONNX Runtime, interleaved in one process."""
+    from chameleon.deploy.job import bench_tuned
+
+    _check_output(json_out)
+    result = bench_tuned(_spec(model, target, out, input_shape), _say)
+    _print_bench(result)
+    _write_json(json_out, result.to_json())
+
+
+@app.command("models")
+def models_command(contains: Annotated[str, typer.Argument(help="List names that contain this.")] = "") -> None:
+    """List the names of the networks in the zoo."""
+    from chameleon.deploy.model import model_names
+
+    for name in model_names():
+        if contains in name:
+            console.print(name, highlight=False)
+
+
+@app.command("doctor")
+def doctor_command() -> None:
+    """Check the installation: versions, compiler, cores, a tiny build and run."""
+    from chameleon.deploy.doctor import checks
+
+    table = Table("check", "", "found", "advice")
+    results = list(checks())
+    for check in results:
+        table.add_row(check.name, "ok" if check.ok else "[bold red]no[/]", check.detail, check.advice)
+    console.print(table)
+    if not all(check.ok for check in results):
+        raise ChameleonError("the installation is not complete; see the advice above")
+
+
+@app.command("replay")
+def replay_command(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recorded landscapes: T4, Kernel Tuner or our JSONL.")],
+    searcher: Annotated[str, typer.Option(help="Searchers, separated by commas.")] = "chameleon,annealing,random",
+    trials: Annotated[int, typer.Option(help="Measurements of each run.")] = 220,
+    seeds: Annotated[int, typer.Option(help="Runs of each searcher on each landscape.")] = 10,
+    jobs: Annotated[int | None, typer.Option(help="Processes. Default: one a core.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the curves into this file (.png, .svg, .pdf).")] = None,
+    json_out: JsonOpt = None,
+) -> None:
+    """Compare searchers on recorded landscapes, without the hardware."""
+    from chameleon.report import run_replay
+
+    names = [name.strip() for name in searcher.split(",") if name.strip()]
+    run_replay(files, names, trials, seeds, json_out, plot, jobs, console=console)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code; people see messages, never a traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        app(list(sys.argv[1:] if argv is None else argv), standalone_mode=False)
+    except ChameleonError as error:
+        return _fail(str(error), error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted; everything measured is in the records, the same command goes on from there", 130)
+    except OSError as error:
+        what = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+        return _fail(f"{what}; everything measured before is in the records", 1)
+    return 0
+
+
+def _spec(
+    model: str,
+    target: str | None,
+    out: Path | None,
+    input_shape: str | None,
+    tracker: str | None = None,
+    device_key: str | None = None,
+) -> JobSpec:
+    from chameleon.deploy.job import JobSpec
+
+    return JobSpec(model, target, out, _shape(input_shape), tracker, device_key)
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise UsageError(f"--input-shape: expected positive numbers such as 1,3,224,224, got {text!r}")
+    return shape
+
+
+def _check_output(path: Path | None) -> None:
+    """Fail before the work, not after it, where a result could not be written."""
+    if path is None:
+        return
+    new = not path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    if new:
+        path.unlink()
+
+
+def _write_json(path: Path | None, content: dict[str, Any]) -> None:
+    if path is not None:
+        path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _print_report(report: TuneReport, folder: Path) -> None:
+    table = Table(title=f"{report.model}: {report.trials} trials in {report.tuning_s:.0f} s, searcher {report.searcher}")
+    table.add_column("task", overflow="fold")
+    for name in ("weight", "trials", "best us", "GFLOP/s"):
+        table.add_column(name, justify="right")
+    for t in report.tasks:
+        speed = f"{t.flop / t.best_us / 1e3:.1f}" if t.best_us and t.flop else "-"
+        table.add_row(t.name, str(t.weight), str(t.trials), f"{t.best_us:.1f}" if t.best_us else "-", speed)
+    console.print(table)
+    failures = ", ".join(f"{reason} {n}" for reason, n in report.failures.items()) or "none"
+    console.print(f"failures: {failures}")
+    before, after = report.latency_ms["untuned"], report.latency_ms["tuned"]
+    if before and after:
+        console.print(f"latency: untuned {before:.2f} ms, tuned {after:.2f} ms ({before / after:.1f} times faster)")
+    console.print(f"records, artifact and report are in {folder}", soft_wrap=True)
+
+
+def _print_bench(result: BenchResult) -> None:
+    table = Table("", "median ms", "quartiles ms", "times the tuned")
+    tuned = result.tuned.median_ms
+    for name, timing in result.rows():
+        quartiles = f"{timing.q1_ms:.2f} - {timing.q3_ms:.2f}"
+        table.add_row(name, f"{timing.median_ms:.2f}", quartiles, f"{timing.median_ms / tuned:.2f}")
+    console.print(table)
+    console.print(f"largest difference of the outputs: {result.max_abs_difference:.2e}")
+
+
+def _say(text: str) -> None:
+    notes.print(text, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

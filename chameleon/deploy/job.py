@@ -1,0 +1,270 @@
+"""`chameleon tune` and `chameleon compile`: one folder a run, holding everything that was measured and made.
+
+    runs/resnet18-llvm-znver4/
+        run.json        which model and target the folder belongs to, and the resolved configuration
+        manifest.json   commit, platform and versions of the last run
+        trials.jsonl    every measurement (docs/records.md)
+        database/       the best schedules as a MetaSchedule JSON database
+        network.so      the compiled network with the best schedules
+        report.json     what `--json` prints
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tvm.s_tir import meta_schedule as ms
+from tvm.target import Target
+
+from chameleon.deploy.bench import bench_model
+from chameleon.deploy.config import TuneConfig
+from chameleon.deploy.compile import compile_model
+from chameleon.deploy.measure import WarmBuilder, WarmRunner, rpc_runner
+from chameleon.deploy.model import Model, load_model
+from chameleon.deploy.records import Records
+from chameleon.deploy.target import detect_target, parse_target
+from chameleon.deploy.tasks import extract_tasks, lower
+from chameleon.deploy.tuning import Measurer, Session, TaskTuner, database_of, open_session, tune
+from chameleon.errors import ChameleonError, UsageError
+from chameleon.manifest import write_manifest
+
+Watch = Callable[[Session], None]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What to tune, for what, and where the results go."""
+
+    model: str  # a zoo name, an .onnx or a .pt2 file
+    target: str | None = None  # None: this machine
+    out: Path | None = None  # None: a folder under runs/
+    input_shape: tuple[int, ...] | None = None  # for models whose file leaves it open
+    tracker: str | None = None  # host:port of an RPC tracker; None: measure here
+    device_key: str | None = None
+    records: Path | None = None  # shared by several models; None: trials.jsonl in `out`
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """One tuned task: best time in microseconds (`None`: nothing succeeded) and its trials."""
+
+    name: str
+    weight: int
+    flop: float
+    best_us: float | None
+    trials: int
+
+
+@dataclass(frozen=True)
+class TuneReport:
+    """The outcome of a run, in the shape of `--json`."""
+
+    model: str
+    target: str
+    searcher: str
+    seed: int
+    trials: int
+    failures: dict[str, int]
+    tuning_s: float
+    latency_ms: dict[str, float | None]
+    tasks: list[TaskReport]
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model with its tasks, ready to be tuned or compiled."""
+
+    model: Model
+    target: Target
+    lowered: Any
+    tasks: Sequence[Any]
+    out: Path
+
+
+def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tuple[TuneReport, Path]:
+    """Tune a model's tasks, or go on where an earlier run of the same folder ended, then compile and time it.
+
+    Returns:
+        The report and the folder.
+
+    Raises:
+        ChameleonError: with a message for people, on anything that the user can mend.
+    """
+    job = open_job(spec, say)
+    _claim(job, spec, config)
+    with Records(spec.records or job.out / "trials.jsonl", str(job.target)) as records:
+        say(f"{len(job.tasks)} tasks; records in {records.path}")
+        session = open_session(job.tasks, job.target, records, config, job.model.name)
+        if session.trials:
+            say(f"resuming: {session.trials} trials measured before, in {session.elapsed_s:.0f} s of tuning")
+        made = 0
+        if not session.used_up:
+            with ExitStack() as stack:
+                made = tune(session, _measurer(spec, job.target, stack), records, job.model.name, watch)
+    _warn_of_tasks_without_success(session.tasks, say)
+    return _finish(job, spec, session, made, say), job.out
+
+
+def compile_tuned(spec: JobSpec, output: Path, say: Say) -> list[str]:
+    """Build the network with the best schedules in the folder's records; returns the tasks that had none.
+
+    Raises:
+        ChameleonError: if there are no records, or they belong to another model or target.
+    """
+    job = open_job(spec, say)
+    compiled = compile_model(job.lowered, job.target, recorded_database(job, spec))
+    _export(compiled, output)
+    return list(compiled.untuned)
+
+
+def open_job(spec: JobSpec, say: Say) -> Opened:
+    """Load the model, lower it for the target and extract its tasks."""
+    target = parse_target(spec.target) if spec.target else detect_target()
+    out = spec.out or Path("runs") / _slug(f"{Path(spec.model).stem}-{target.kind.name}-{target.attrs.get('mcpu', '')}")
+    _make_folder(out)
+    say(f"loading {spec.model} for {target.kind.name}")
+    model = load_model(spec.model, input_shape=spec.input_shape)
+    _check_folder(out, model, target)
+    lowered = lower(model, target)
+    return Opened(model, target, lowered, extract_tasks(lowered, target), out)
+
+
+def recorded_database(job: Opened, spec: JobSpec) -> ms.database.Database:
+    """The best schedules in the folder's records.
+
+    Raises:
+        ChameleonError: if there are no records.
+    """
+    path = spec.records or job.out / "trials.jsonl"
+    if not path.exists():
+        raise ChameleonError(f"no records at {path}; run `chameleon tune {spec.model}` first or give its --out")
+    with Records(path, str(job.target)) as records:
+        session = open_session(job.tasks, job.target, records, TuneConfig(searcher="random"), job.model.name)
+    return database_of(session.tasks, job.target)
+
+
+def _measurer(spec: JobSpec, target: Target, stack: ExitStack) -> Measurer:
+    if spec.tracker is None:
+        return Measurer(target, stack.enter_context(WarmBuilder()), stack.enter_context(WarmRunner()))
+    if spec.device_key is None:
+        raise UsageError("--tracker needs --device-key: the key under which the devices registered")
+    builder = stack.enter_context(WarmBuilder(export="tar"))
+    runner = stack.enter_context(rpc_runner(spec.tracker, spec.device_key))
+    return Measurer(target, builder, runner, together=16)
+
+
+def _finish(job: Opened, spec: JobSpec, session: Session, made: int, say: Say) -> TuneReport:
+    """Compile, export and time the network, unless nothing is new and an earlier run did."""
+    report_path, artifact = job.out / "report.json", job.out / "network.so"
+    report = _report(job, session)
+    if made == 0 and artifact.exists() and (before := _read_json(report_path)) and before.get("trials") == report.trials:
+        return dataclasses.replace(report, latency_ms=before["latency_ms"])
+    say("compiling with the best schedules")
+    database = database_of(session.tasks, job.target)
+    _export_database(database, job.out / "database")
+    compiled = compile_model(job.lowered, job.target, database)
+    _export(compiled, artifact)
+    if compiled.untuned:
+        say(f"no schedule for {len(compiled.untuned)} tasks: {', '.join(compiled.untuned)}")
+    if spec.tracker is None and job.target.kind.name == "llvm":
+        say("timing untuned and tuned")
+        timed = bench_model(job.model, job.target, compiled, onnxruntime=False)
+        report = dataclasses.replace(report, latency_ms={"untuned": timed.untuned.median_ms, "tuned": timed.tuned.median_ms})
+    report_path.write_text(json.dumps(report.to_json(), indent=1) + "\n")
+    return report
+
+
+def _report(job: Opened, session: Session) -> TuneReport:
+    tasks = [
+        TaskReport(t.task.name, t.task.weight, t.task.flop, t.best.seconds * 1e6 if t.best else None, len(t.best_s))
+        for t in session.tasks
+    ]
+    return TuneReport(
+        job.model.name,
+        str(job.target),
+        session.config.searcher,
+        session.config.seed,
+        session.trials,
+        dict(session.failures),
+        round(session.elapsed_s, 1),
+        {"untuned": None, "tuned": None},
+        tasks,
+    )
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ChameleonError(f"cannot write to the output folder {out}: {error.strerror}; give another --out") from error
+
+
+def _check_folder(out: Path, model: Model, target: Target) -> None:
+    """Refuse a folder that belongs to another model or target before anything is lowered."""
+    known = _read_json(out / "run.json")
+    for name, ours in (("model", model.name), ("fingerprint", model.fingerprint), ("target", str(target))):
+        if known and known.get(name) != ours:
+            raise ChameleonError(
+                f"{out} holds the run of another {name}: expected {ours}, it has {known.get(name)}; give another --out"
+            )
+
+
+def _claim(job: Opened, spec: JobSpec, config: TuneConfig) -> None:
+    run = {"model": job.model.name, "fingerprint": job.model.fingerprint, "target": str(job.target)}
+    (job.out / "run.json").write_text(json.dumps({**run, "config": dataclasses.asdict(config)}, indent=1) + "\n")
+    write_manifest(job.out / "manifest.json", {"model": spec.model, "config": dataclasses.asdict(config)})
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a file that an earlier run wrote, empty if it is missing or was cut off."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _export(compiled: Any, path: Path) -> None:
+    """Write the library beside its place first, so that a killed process leaves no half of it."""
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        compiled.export(part)
+        part.replace(path)
+    except OSError as error:
+        raise ChameleonError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _export_database(database: ms.database.Database, folder: Path) -> None:
+    """Write the best schedules for stock tools: a MetaSchedule JSON database."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    exported = ms.database.JSONDatabase(work_dir=str(folder))
+    for record in database.get_all_tuning_records():
+        exported.commit_workload(record.workload.mod)
+        exported.commit_tuning_record(record)
+
+
+def _warn_of_tasks_without_success(tasks: Sequence[TaskTuner], say: Say) -> None:
+    for t in tasks:
+        if t.best is None and (t.best_s or t.refusals):
+            reasons = t.failures or t.refusals
+            say(f"warning: no schedule of {t.task.name} worked: {dict(reasons.most_common(3))}")
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-")
