@@ -1,0 +1,358 @@
+"""MetaSchedule's design spaces as a knob space: decisions of a trace to digits and back.
+
+A design space of MetaSchedule is a trace with sampling instructions; their decisions are the knobs. `SamplePerfectTile`
+becomes a split, `SampleCategorical` an option, `SampleComputeLocation` a location, and which of the design spaces is
+taken becomes the leading knob `sketch`. A configuration is replayed as decisions on the trace of its sketch; then
+MetaSchedule's post-processors run, and may refuse it, which costs no measurement.
+
+Sharing. The sketches of an operator are variants of one structure, so most of their instructions mean the same. Two
+instructions of different sketches share a knob when they have the same values (kind, extent, parts and bound of a tile;
+candidates; range of locations) and the same role: the block and loop they act on, as written in the trace
+(`conv2d_nchw.3` is the fourth loop of that block; `root/unroll_explicit` an annotation), and the same order where one
+role occurs more than once. An instruction with only one possible decision gets no knob.
+
+Canonical digits. TVM moves a compute location that does not fit (such as a loop of extent one) to the next outer one
+that does. `replay` reads the decisions back, so configurations that give the same schedule have the same canonical digits.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm.ir import IRModule
+from tvm.s_tir import Schedule
+from tvm.s_tir import meta_schedule as ms
+from tvm.s_tir.schedule import Trace
+from tvm.target import Target
+
+from chameleon.search.space import Digits, Knob, KnobSpace, location, option, split
+
+INLINE, ROOT, DEEPEST = -2, -1, 1 << 20
+"""TVM's codes of a compute location: inlined, at the root, and one deeper than any loop nest (it takes the deepest)."""
+
+SAMPLERS = ("SamplePerfectTile", "SampleCategorical", "SampleComputeLocation")
+
+
+class Refused(Exception):
+    """A configuration that gives no schedule: refused by the replay of its trace or by a post-processor."""
+
+
+@dataclass(frozen=True)
+class _Sketch:
+    """One design space: its trace, and which instruction belongs to which knob.
+
+    Attributes:
+        instructions: the whole trace.
+        defaults: the decisions it was generated with, by instruction.
+        sampling: positions in `instructions` of those that have a knob.
+        columns: for each of these the position of its knob in the space.
+    """
+
+    instructions: tuple[Any, ...]
+    defaults: dict[Any, Any]
+    sampling: tuple[int, ...]
+    columns: tuple[int, ...]
+
+
+class TraceSpace:
+    """The knob space of one workload on one target, and the schedules of its configurations.
+
+    Args:
+        mod: a module with one function `main`, as MetaSchedule's tasks have.
+        target: what it is tuned for; CPU targets need `num-cores`.
+        space_generator: MetaSchedule's generator or its name.
+        seed: of the generator's own sampling; it does not change the space.
+
+    Raises:
+        ValueError: on a module without a schedulable function, or with loops whose extent is not known.
+    """
+
+    def __init__(
+        self, mod: IRModule, target: Target, *, space_generator: str | ms.SpaceGenerator = "post-order-apply", seed: int = 0
+    ) -> None:
+        context = ms.TuneContext(
+            mod=mod, target=target, space_generator=space_generator, rand_state=_tvm_seed(seed), num_threads=1
+        )
+        assert context.mod is not None and context.space_generator is not None  # both given above: for the type checker
+        self._build(context.mod, context.generate_design_space(), context.space_generator.postprocs or ())
+
+    @classmethod
+    def from_design_spaces(cls, mod: IRModule, schedules: Sequence[Schedule], postprocs: Sequence[ms.Postproc]) -> TraceSpace:
+        """The space of design spaces that were generated elsewhere (a running tuner hands them over)."""
+        space = cls.__new__(cls)
+        space._build(mod, schedules, postprocs)
+        return space
+
+    def _build(self, mod: IRModule, schedules: Sequence[Schedule], postprocs: Sequence[ms.Postproc]) -> None:
+        if not schedules:
+            raise ValueError("the space generator gave no design space: nothing in this module can be scheduled")
+        self.mod = mod
+        self.args_info = ms.arg_info.ArgInfo.from_entry_func(mod, remove_preproc=True)
+        self._postprocs = tuple(postprocs)
+        traces: dict[str, Trace] = {}
+        for schedule in schedules:
+            assert schedule.trace is not None
+            traces.setdefault(_signature(schedule.trace), schedule.trace)
+        shared = _SharedKnobs()
+        specs = [self._specs(trace) for trace in traces.values()]
+        sharing = [shared.place([(name, spec) for _, name, spec in found]) for found in specs]
+        self._leading = len(traces) > 1 or not shared.knobs
+        lead = [option("sketch", range(len(traces)))] if self._leading else []
+        columns = [tuple(c + len(lead) for c in cs) for cs in sharing]
+        self.space = KnobSpace([*lead, *shared.knobs], sketches=columns if self._leading else None)
+        self._sketches = tuple(
+            _Sketch(tuple(t.insts), dict(t.decisions.items()), tuple(i for i, _, _ in found), cs)
+            for t, found, cs in zip(traces.values(), specs, columns, strict=True)
+        )
+        self._sketch_of = {signature: i for i, signature in enumerate(traces)}
+        self._digit_of = [{_plain(v): i for i, v in enumerate(k.values)} for k in self.space.knobs]
+
+    def _specs(self, trace: Trace) -> list[tuple[int, str, tuple[Any, ...]]]:
+        """The searched instructions of a trace: position, role, and what `_knob` needs to make its knob."""
+        rows = trace.as_json(remove_postproc=True)[0]
+        roles, deepest, found = _roles(rows), self._deepest_locations(trace), []
+        for position, decision in _decisions(trace).items():
+            kind, _, attrs, _ = rows[position]
+            if kind == "SamplePerfectTile":
+                found.append((position, roles[position], ("split", _extent(roles[position], decision), *map(int, attrs))))
+            elif kind == "SampleCategorical":
+                found.append((position, roles[position], ("option", *(_number(v) for v in attrs[0]))))
+            elif kind == "SampleComputeLocation":
+                found.append((position, roles[position], ("location", *deepest[position])))
+        return [entry for entry in found if len(_knob("", entry[2]).values) > 1]
+
+    def _deepest_locations(self, trace: Trace) -> dict[int, tuple[int, int]]:
+        """The outermost and the innermost location each `SampleComputeLocation` can take, by position in the trace.
+
+        Which loops may be computed at depends on the tiles: loops of extent one are skipped. Tiles spread evenly leave
+        the fewest of those, the generator's own and innermost ones are tried as well.
+        """
+        insts, found = list(trace.insts), {}
+        where = [i for i, inst in enumerate(insts) if inst.kind.name == "SampleComputeLocation"]
+        for spread in (None, "even", "outer", "inner") if where else ():
+            for code in (DEEPEST, INLINE):
+                decisions = dict(trace.decisions.items())
+                for inst, decision in decisions.items():
+                    if inst.kind.name == "SampleComputeLocation":
+                        decisions[inst] = code
+                    elif inst.kind.name == "SamplePerfectTile" and spread:
+                        decisions[inst] = _spread([int(f) for f in decision], spread)
+                try:
+                    taken = _decisions(self._apply(insts, decisions).trace)
+                except Refused:
+                    continue
+                for i in where:
+                    low, high = found.get(i, (ROOT, ROOT))
+                    found[i] = min(low, int(taken[i])), max(high, int(taken[i]))
+        return {i: found.get(i, (ROOT, ROOT)) for i in where}
+
+    def replay(self, config: Sequence[int] | Digits) -> tuple[Schedule, Digits]:
+        """The schedule of one configuration `[n_knobs]` before post-processing, and its canonical digits `[n_knobs]`.
+
+        Raises:
+            Refused: if the trace does not apply with these decisions.
+            ValueError: if the configuration is not of this space.
+        """
+        row = self.space.canonical(np.asarray(config, dtype=np.int64)[None])[0]
+        if not self.space.is_valid(row[None])[0]:
+            raise ValueError(f"configuration {list(config)} is outside of a space with {self.space.cardinalities.tolist()} values")
+        sketch = self._sketches[int(row[0]) if self._leading else 0]
+        decisions = dict(sketch.defaults)
+        for position, column in zip(sketch.sampling, sketch.columns, strict=True):
+            knob, digit = self.space.knobs[column], int(row[column])
+            decisions[sketch.instructions[position]] = digit if knob.kind == "option" else knob.values[digit]
+        schedule = self._apply(sketch.instructions, decisions)
+        digits = self._read(int(row[0]), _decisions(schedule.trace))
+        if digits is None:
+            raise Refused("replay: a tile of a loop whose extent depends on other knobs")
+        return schedule, digits
+
+    def post_process(self, schedule: Schedule, digits: Digits) -> Schedule:
+        """Run MetaSchedule's post-processors on a replayed schedule, in place.
+
+        Some of them draw random numbers (thread extents of unbound blocks): they are seeded from the canonical digits
+        `[n_knobs]`, so that a configuration always gives the same schedule.
+
+        Raises:
+            Refused: if one of them does; the message names it.
+        """
+        schedule.seed(_tvm_seed(zlib.crc32(np.ascontiguousarray(digits, dtype="<i8").tobytes())))
+        schedule.enter_postproc()
+        for postproc in self._postprocs:
+            name = type(postproc).__name__
+            try:
+                accepted = postproc.apply(schedule)
+            except Exception as error:  # whatever a pass throws, the configuration is unusable and the tuning goes on
+                raise Refused(f"{name}: {_first_line(error)}") from error
+            if not accepted:
+                raise Refused(name)
+        return schedule
+
+    def schedule(self, config: Sequence[int] | Digits) -> Schedule:
+        """The finished schedule of one configuration `[n_knobs]`, ready to build.
+
+        Raises:
+            Refused: if the replay or a post-processor refuses it.
+        """
+        return self.post_process(*self.replay(config))
+
+    def digits(self, source: Trace | Schedule) -> Digits | None:
+        """The digits `[n_knobs]` of a trace, such as one from a database; None if it is not of this space."""
+        trace = source.trace if isinstance(source, Schedule) else source
+        sketch = None if trace is None else self._sketch_of.get(_signature(trace))
+        if trace is None or sketch is None:
+            return None
+        return self._read(sketch, _decisions(trace))
+
+    def _read(self, sketch: int, decisions: dict[int, Any]) -> Digits | None:
+        """Digits `[n_knobs]` from decisions by position in the trace; None where one is no value of its knob."""
+        row = np.zeros(self.space.n_knobs, dtype=np.int64)
+        if self._leading:
+            row[0] = sketch
+        part = self._sketches[sketch if self._leading else 0]
+        for position, column in zip(part.sampling, part.columns, strict=True):
+            decision = _plain(decisions[position])
+            is_option = self.space.knobs[column].kind == "option"
+            digit = decision if is_option else self._digit_of[column].get(decision)
+            if digit is None:
+                return None
+            row[column] = digit
+        return row
+
+    def _apply(self, instructions: Sequence[Any], decisions: dict[Any, Any]) -> Schedule:
+        schedule = Schedule(self.mod, seed=1, error_render_level="none")
+        try:
+            Trace(list(instructions), decisions).apply_to_schedule(schedule, remove_postproc=True)
+        except Exception as error:  # a primitive that does not apply throws one of several types of the C++ side
+            raise Refused(f"replay: {_first_line(error)}") from error
+        return schedule
+
+
+class _SharedKnobs:
+    """The knobs of all sketches, one for each role and set of values."""
+
+    def __init__(self) -> None:
+        self.knobs: list[Knob] = []
+        self._known: dict[str, list[tuple[tuple[Any, ...], int]]] = {}
+
+    def place(self, entries: Sequence[tuple[str, tuple[Any, ...]]]) -> list[int]:
+        """The positions of the knobs of one sketch's instructions, new knobs made where none fits."""
+        taken: list[int] = []
+        for role, spec in entries:
+            same_role = self._known.setdefault(role, [])
+            position = next((p for s, p in same_role if s == spec and p not in taken), None)
+            if position is None:
+                position = len(self.knobs)
+                self.knobs.append(_knob(f"{role}#{len(same_role) + 1}" if same_role else role, spec))
+                same_role.append((spec, position))
+            taken.append(position)
+        return taken
+
+
+def _knob(name: str, spec: tuple[Any, ...]) -> Knob:
+    kind, *details = spec
+    if kind == "split":
+        return split(name, *details)
+    if kind == "option":
+        return option(name, details)
+    low, high = details
+    return location(name, range(low, high + 1))
+
+
+def _roles(rows: Sequence[Any]) -> list[str]:
+    """For each instruction of a trace in JSON, what it acts on: the origin of its input, or of what consumes its output."""
+    origin: dict[str, str] = {}
+    roles = []
+    for position, (kind, inputs, attrs, outputs) in enumerate(rows):
+        source = next((origin[x] for x in inputs if isinstance(x, str) and x in origin), "")
+        if kind == "SampleCategorical":
+            source = _use(rows[position + 1 :], outputs[0], origin)
+        elif kind == "SampleComputeLocation":
+            source = f"{source}/location"
+        roles.append(source)
+        for i, out in enumerate(outputs):
+            if kind == "GetSBlock":
+                origin[out] = str(attrs[0])
+            elif kind == "GetLoops":
+                origin[out] = f"{source}.{i}"
+            else:
+                origin[out] = f"{source}/{kind}{i}"
+    return roles
+
+
+def _use(later: Sequence[Any], output: str, origin: dict[str, str]) -> str:
+    """What a sampled number is used for: the block or loop, and the annotation or instruction."""
+    for kind, inputs, attrs, _ in later:
+        if output in inputs:
+            key = str(attrs[0]).removeprefix("meta_schedule.") if kind == "Annotate" else kind
+            return f"{origin.get(inputs[0], '')}/{key}"
+    return "unused"
+
+
+def _extent(role: str, decision: Sequence[Any]) -> int:
+    factors = [int(f) for f in decision]
+    if min(factors) < 1:
+        raise ValueError(
+            f"the loop {role!r} has an extent that is not known before it runs (tile {factors}); "
+            "expected static shapes: give the model fixed input shapes and extract its tasks again"
+        )
+    return int(np.prod(factors, dtype=object))
+
+
+def _spread(factors: Sequence[int], how: str) -> list[int]:
+    """The same extent tiled evenly over the levels, or all of it at the outer or the inner one."""
+    extent = int(np.prod(factors, dtype=object))
+    tile = [1] * len(factors)
+    if how != "even":
+        tile[0 if how == "outer" else -1] = extent
+        return tile
+    for i, prime in enumerate(sorted(_prime_factors(extent), reverse=True)):
+        tile[min(range(len(tile)), key=tile.__getitem__) if i >= len(tile) else i] *= prime
+    return tile
+
+
+def _prime_factors(n: int) -> Iterator[int]:
+    prime = 2
+    while prime * prime <= n:
+        while n % prime == 0:
+            yield prime
+            n //= prime
+        prime += 1
+    if n > 1:
+        yield n
+
+
+def _decisions(trace: Trace | None) -> dict[int, Any]:
+    """The decisions of a trace by position."""
+    if trace is None:
+        raise ValueError("a schedule without a trace: expected one made by replaying a trace")
+    taken = trace.decisions
+    return {i: taken[inst] for i, inst in enumerate(trace.insts) if inst in taken}
+
+
+def _signature(trace: Trace) -> str:
+    """The instructions of a trace without decisions and post-processing, as text: equal for the same sketch."""
+    return json.dumps(trace.as_json(remove_postproc=True)[0], default=str)
+
+
+def _plain(value: Any) -> Any:
+    return tuple(int(v) for v in value) if hasattr(value, "__len__") else int(value)
+
+
+def _number(value: Any) -> int | float:
+    number = float(getattr(value, "value", value))
+    return int(number) if number.is_integer() else number
+
+
+def _tvm_seed(seed: int) -> int:
+    """TVM takes seeds from 1 to 2^31 - 1."""
+    return 1 + seed % (2**31 - 1)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
