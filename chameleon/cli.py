@@ -147,10 +147,15 @@ def replay_command(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code; people see messages, never a traceback."""
+    """Run a command and return its exit code."""
+    return guarded(app, sys.argv[1:] if argv is None else argv)
+
+
+def guarded(command: typer.Typer, argv: Sequence[str]) -> int:
+    """Run any typer application and return its exit code; people see messages, never a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        app(list(sys.argv[1:] if argv is None else argv), standalone_mode=False)
+        command(list(argv), standalone_mode=False)
     except ChameleonError as error:
         return _fail(str(error), error.exit_code)
     except click.ClickException as error:
@@ -172,21 +177,9 @@ def _spec(
     tracker: str | None = None,
     device_key: str | None = None,
 ) -> JobSpec:
-    from chameleon.deploy.job import JobSpec
+    from chameleon.deploy.job import JobSpec, parse_shape
 
-    return JobSpec(model, target, out, _shape(input_shape), tracker, device_key)
-
-
-def _shape(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1:
-        raise UsageError(f"--input-shape: expected positive numbers such as 1,3,224,224, got {text!r}")
-    return shape
+    return JobSpec(model, target, out, parse_shape(input_shape) if input_shape else None, tracker, device_key)
 
 
 def _check_output(path: Path | None) -> None:

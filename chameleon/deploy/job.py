@@ -24,7 +24,7 @@ from typing import Any
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
-from chameleon.deploy.bench import bench_model
+from chameleon.deploy.bench import BenchResult, bench_model
 from chameleon.deploy.config import TuneConfig
 from chameleon.deploy.compile import compile_model
 from chameleon.deploy.measure import WarmBuilder, WarmRunner, rpc_runner
@@ -103,7 +103,7 @@ def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tup
         ChameleonError: with a message for people, on anything that the user can mend.
     """
     job = open_job(spec, say)
-    _claim(job, spec, config)
+    _claim(job, spec, config, finished=False)
     with Records(spec.records or job.out / "trials.jsonl", str(job.target)) as records:
         say(f"{len(job.tasks)} tasks; records in {records.path}")
         session = open_session(job.tasks, job.target, records, config, job.model.name)
@@ -114,7 +114,9 @@ def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tup
             with ExitStack() as stack:
                 made = tune(session, _measurer(spec, job.target, stack), records, job.model.name, watch)
     _warn_of_tasks_without_success(session.tasks, say)
-    return _finish(job, spec, session, made, say), job.out
+    report = _finish(job, spec, session, made, say)
+    _claim(job, spec, config, finished=True)
+    return report, job.out
 
 
 def compile_tuned(spec: JobSpec, output: Path, say: Say) -> list[str]:
@@ -129,16 +131,52 @@ def compile_tuned(spec: JobSpec, output: Path, say: Say) -> list[str]:
     return list(compiled.untuned)
 
 
+def bench_tuned(spec: JobSpec, say: Say) -> BenchResult:
+    """Time the network untuned, with the best schedules in the folder's records, and in ONNX Runtime.
+
+    Raises:
+        ChameleonError: if there are no records, or they belong to another model or target.
+    """
+    job = open_job(spec, say)
+    compiled = compile_model(job.lowered, job.target, recorded_database(job, spec))
+    say("timing untuned, tuned and ONNX Runtime in turn")
+    return bench_model(job.model, job.target, compiled, onnxruntime=True)
+
+
 def open_job(spec: JobSpec, say: Say) -> Opened:
     """Load the model, lower it for the target and extract its tasks."""
     target = parse_target(spec.target) if spec.target else detect_target()
-    out = spec.out or Path("runs") / _slug(f"{Path(spec.model).stem}-{target.kind.name}-{target.attrs.get('mcpu', '')}")
+    out = spec.out or Path("runs") / slug(f"{Path(spec.model).stem}-{target.kind.name}-{target.attrs.get('mcpu', '')}")
     _make_folder(out)
     say(f"loading {spec.model} for {target.kind.name}")
     model = load_model(spec.model, input_shape=spec.input_shape)
     _check_folder(out, model, target)
     lowered = lower(model, target)
     return Opened(model, target, lowered, extract_tasks(lowered, target), out)
+
+
+def parse_shape(text: str | Sequence[int]) -> tuple[int, ...]:
+    """An input shape from `1,3,224,224` or a list.
+
+    Raises:
+        UsageError: if these are no positive whole numbers.
+    """
+    parts = text.replace("x", ",").split(",") if isinstance(text, str) else text
+    try:
+        shape = tuple(int(part) for part in parts)
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise UsageError(f"expected an input shape such as 1,3,224,224, got {text!r}")
+    return shape
+
+
+def finished_report(out: Path, config: TuneConfig) -> TuneReport | None:
+    """The report of a run in this folder that used up the same configuration's budget, `None` if there is none."""
+    run, report = _read_json(out / "run.json"), _read_json(out / "report.json")
+    if not report or not run.get("finished") or run.get("config") != json.loads(json.dumps(dataclasses.asdict(config))):
+        return None
+    return TuneReport(**{**report, "tasks": [TaskReport(**t) for t in report["tasks"]]})
 
 
 def recorded_database(job: Opened, spec: JobSpec) -> ms.database.Database:
@@ -224,9 +262,10 @@ def _check_folder(out: Path, model: Model, target: Target) -> None:
             )
 
 
-def _claim(job: Opened, spec: JobSpec, config: TuneConfig) -> None:
+def _claim(job: Opened, spec: JobSpec, config: TuneConfig, *, finished: bool) -> None:
     run = {"model": job.model.name, "fingerprint": job.model.fingerprint, "target": str(job.target)}
-    (job.out / "run.json").write_text(json.dumps({**run, "config": dataclasses.asdict(config)}, indent=1) + "\n")
+    run = {**run, "config": dataclasses.asdict(config), "finished": finished}
+    (job.out / "run.json").write_text(json.dumps(run, indent=1) + "\n")
     write_manifest(job.out / "manifest.json", {"model": spec.model, "config": dataclasses.asdict(config)})
 
 
@@ -266,5 +305,6 @@ def _warn_of_tasks_without_success(tasks: Sequence[TaskTuner], say: Say) -> None
             say(f"warning: no schedule of {t.task.name} worked: {dict(reasons.most_common(3))}")
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """The text as part of a file name."""
     return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-")
