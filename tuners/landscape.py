@@ -145,8 +145,8 @@ def save_landscape(landscape: Landscape, path: Path | str) -> None:
 def landscape_name(path: Path) -> str:
     """The file's name without its extensions (`conv.t4.json.gz` is `conv`; other dots belong to the name)."""
     name = path.name
-    while name.endswith(_EXTENSIONS) and Path(name).stem:
-        name = Path(name).stem
+    while any(name.endswith(e) and name != e for e in _EXTENSIONS):
+        name = name[: name.rindex(".")]
     return name
 
 
