@@ -73,13 +73,18 @@ class TraceSpace:
     """
 
     def __init__(
-        self, mod: IRModule, target: Target, *, space_generator: str | ms.SpaceGenerator = "post-order-apply", seed: int = 0
+        self,
+        mod: IRModule,
+        target: Target,
+        *,
+        space_generator: ms.SpaceGenerator.SpaceGeneratorType = "post-order-apply",
+        seed: int = 0,
     ) -> None:
         context = ms.TuneContext(
             mod=mod, target=target, space_generator=space_generator, rand_state=_tvm_seed(seed), num_threads=1
         )
-        assert context.mod is not None and context.space_generator is not None  # both given above: for the type checker
-        self._build(context.mod, context.generate_design_space(), context.space_generator.postprocs or ())
+        postprocs = context.space_generator.postprocs if context.space_generator else None
+        self._build(context.mod or mod, context.generate_design_space(), postprocs or ())
 
     @classmethod
     def from_design_spaces(cls, mod: IRModule, schedules: Sequence[Schedule], postprocs: Sequence[ms.Postproc]) -> TraceSpace:
@@ -96,8 +101,8 @@ class TraceSpace:
         self._postprocs = tuple(postprocs)
         traces: dict[str, Trace] = {}
         for schedule in schedules:
-            assert schedule.trace is not None
-            traces.setdefault(_signature(schedule.trace), schedule.trace)
+            trace = _trace(schedule)
+            traces.setdefault(_signature(trace), trace)
         shared = _SharedKnobs()
         specs = [self._specs(trace) for trace in traces.values()]
         sharing = [shared.place([(name, spec) for _, name, spec in found]) for found in specs]
@@ -143,7 +148,7 @@ class TraceSpace:
                     elif inst.kind.name == "SamplePerfectTile" and spread:
                         decisions[inst] = _spread([int(f) for f in decision], spread)
                 try:
-                    taken = _decisions(self._apply(insts, decisions).trace)
+                    taken = _decisions(_trace(self._apply(insts, decisions)))
                 except Refused:
                     continue
                 for i in where:
@@ -160,14 +165,16 @@ class TraceSpace:
         """
         row = self.space.canonical(np.asarray(config, dtype=np.int64)[None])[0]
         if not self.space.is_valid(row[None])[0]:
-            raise ValueError(f"configuration {list(config)} is outside of a space with {self.space.cardinalities.tolist()} values")
+            raise ValueError(
+                f"configuration {list(config)} is outside of a space with {self.space.cardinalities.tolist()} values"
+            )
         sketch = self._sketches[int(row[0]) if self._leading else 0]
         decisions = dict(sketch.defaults)
         for position, column in zip(sketch.sampling, sketch.columns, strict=True):
             knob, digit = self.space.knobs[column], int(row[column])
             decisions[sketch.instructions[position]] = digit if knob.kind == "option" else knob.values[digit]
         schedule = self._apply(sketch.instructions, decisions)
-        digits = self._read(int(row[0]), _decisions(schedule.trace))
+        digits = self._read(int(row[0]), _decisions(_trace(schedule)))
         if digits is None:
             raise Refused("replay: a tile of a loop whose extent depends on other knobs")
         return schedule, digits
@@ -203,11 +210,9 @@ class TraceSpace:
 
     def digits(self, source: Trace | Schedule) -> Digits | None:
         """The digits `[n_knobs]` of a trace, such as one from a database; None if it is not of this space."""
-        trace = source.trace if isinstance(source, Schedule) else source
-        sketch = None if trace is None else self._sketch_of.get(_signature(trace))
-        if trace is None or sketch is None:
-            return None
-        return self._read(sketch, _decisions(trace))
+        trace = _trace(source) if isinstance(source, Schedule) else source
+        sketch = self._sketch_of.get(_signature(trace))
+        return None if sketch is None else self._read(sketch, _decisions(trace))
 
     def _read(self, sketch: int, decisions: dict[int, Any]) -> Digits | None:
         """Digits `[n_knobs]` from decisions by position in the trace; None where one is no value of its knob."""
@@ -327,10 +332,14 @@ def _prime_factors(n: int) -> Iterator[int]:
         yield n
 
 
-def _decisions(trace: Trace | None) -> dict[int, Any]:
+def _trace(schedule: Schedule) -> Trace:
+    if schedule.trace is None:
+        raise ValueError("a schedule without a trace: expected one made with tracing on, as `tvm.s_tir.Schedule(mod)` does")
+    return schedule.trace
+
+
+def _decisions(trace: Trace) -> dict[int, Any]:
     """The decisions of a trace by position."""
-    if trace is None:
-        raise ValueError("a schedule without a trace: expected one made by replaying a trace")
     taken = trace.decisions
     return {i: taken[inst] for i, inst in enumerate(trace.insts) if inst in taken}
 

@@ -1,0 +1,249 @@
+"""Chameleon as a search strategy of MetaSchedule, TVM's own tuner.
+
+    ms.tune_tir(mod, target, work_dir, max_trials_global=200, strategy=ChameleonStrategy(seed=0))
+
+It works in `tune_tir`, `relax_integration.tune_relax` and `tune_tasks`, with any builder, runner, database and scheduler.
+MetaSchedule's own cost model is not used: the searcher brings its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from tvm.ir import IRModule
+from tvm.ir.utils import derived_object
+from tvm.s_tir import Schedule
+from tvm.s_tir import meta_schedule as ms
+from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate, PySearchStrategy
+
+from chameleon.search import EarlyStopping, KnobSpace, Status, Trial, make_searcher, option
+from tuners.proposals import Config, Proposals
+from tuners.trace_space import TraceSpace
+
+logger = logging.getLogger(__name__)
+
+FAILED_S = 1e9
+"""MetaSchedule writes a failure into its database as a run time of 1e10 seconds; nothing real takes this long."""
+
+
+@dataclass
+class _Run:
+    """The tuning of one task, from `pre_tuning` to `post_tuning`."""
+
+    traces: TraceSpace
+    proposals: Proposals
+    max_trials: int
+    batch: int
+    stopping: EarlyStopping | None
+    start_s: float = field(default_factory=time.monotonic)
+    issued: int = 0
+    best_s: float = float("inf")
+    stopped: bool = False
+    pending: list[Config] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+
+
+@derived_object
+class ChameleonStrategy(PySearchStrategy):
+    """Searches MetaSchedule's design spaces with one of Chameleon's searchers.
+
+    MetaSchedule clones a strategy for every task. The clones draw from independent random generators, spawned in the
+    order of the cloning, and report their failures to the strategy they were cloned from.
+
+    Args:
+        searcher: a name from `chameleon.search.SEARCHERS`.
+        seed: of all randomness of the search; the same seed and the same measured times give the same search.
+        max_refusals: how many configurations TVM may refuse in a row, at no cost, before a task is given up.
+        early_stopping: stop a task after so many trials without a better one; None: use up the budget.
+        options: settings of the searcher by component, such as `explorer={"walkers": 128}`.
+
+    Attributes:
+        failures: how many configurations failed, by reason, over all clones; refusals start with `invalid: `.
+
+    Raises:
+        UnknownSearcherError: on a searcher or an option that does not exist.
+        ValueError: on a bound below 1.
+    """
+
+    def __init__(
+        self,
+        searcher: str = "chameleon",
+        seed: int = 0,
+        *,
+        max_refusals: int = 2000,
+        early_stopping: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if max_refusals < 1 or (early_stopping is not None and early_stopping < 1):
+            raise ValueError(f"bounds must be at least 1, got max_refusals={max_refusals}, early_stopping={early_stopping}")
+        make_searcher(searcher, KnobSpace([option("any", [0])]), np.random.default_rng(0), **options)  # names are right
+        self._arguments = {
+            "searcher": searcher,
+            "seed": seed,
+            "max_refusals": max_refusals,
+            "early_stopping": early_stopping,
+            **options,
+        }
+        self._searcher, self._options = searcher, options
+        self._max_refusals, self._early_stopping = max_refusals, early_stopping
+        self._seeds = np.random.SeedSequence(seed)
+        self.failures: Counter[str] = Counter()
+        self._mod: IRModule | None = None
+        self._task_name = ""
+        self._postprocs: tuple[ms.Postproc, ...] = ()
+        self._run: _Run | None = None
+
+    def clone(self) -> ChameleonStrategy:
+        """A strategy for another task, with a random generator of its own and the same `failures`."""
+        copy = ChameleonStrategy(**self._arguments)
+        copy._seeds = self._seeds.spawn(1)[0]
+        copy.failures = self.failures
+        return copy
+
+    def _initialize_with_tune_context(self, context: ms.TuneContext) -> None:
+        """Keep what is needed of the context, not the context itself, which holds this strategy."""
+        generator = context.space_generator
+        if context.mod is None or generator is None:
+            raise ValueError("a TuneContext with `mod` and `space_generator` is needed to search; got one without")
+        self._mod, self._task_name, self._postprocs = context.mod, context.task_name, tuple(generator.postprocs or ())
+        self._target = str(context.target)
+
+    def pre_tuning(
+        self,
+        max_trials: int,
+        num_trials_per_iter: int,
+        design_spaces: Sequence[Schedule],
+        database: ms.Database | None = None,
+        cost_model: ms.CostModel | None = None,
+    ) -> None:
+        """Open the search of one task; what the database holds of it is told to the searcher first."""
+        if self._run is not None or self._mod is None:
+            state = "is being tuned already" if self._run else "has no TuneContext"
+            raise RuntimeError(f"this strategy {state}: give every TuneContext a strategy of its own (`strategy.clone()`)")
+        traces = TraceSpace.from_design_spaces(self._mod, design_spaces, self._postprocs)
+        searcher = make_searcher(self._searcher, traces.space, np.random.default_rng(self._seeds), **self._options)
+        proposals = Proposals(traces, searcher, self._max_refusals)
+        stopping = EarlyStopping(self._early_stopping) if self._early_stopping else None
+        self._run = _Run(traces, proposals, int(max_trials), int(num_trials_per_iter), stopping)
+        if database is not None:
+            history = _history(database, self._mod, self._target, traces)
+            proposals.tell(history)
+            self._run.best_s = min((t.seconds for t in history if t.seconds), default=float("inf"))
+
+    def post_tuning(self) -> None:
+        """Close the search, and log in one line what came of it."""
+        if self._run is None:
+            return
+        run, self._run = self._run, None
+        self._count_refusals(run)
+        logger.info(
+            "%s: %d trials in %.1f s, best %.2f us, failures: %s",
+            self._task_name,
+            run.issued,
+            time.monotonic() - run.start_s,
+            run.best_s * 1e6,
+            dict(run.failures) or "none",
+        )
+
+    def generate_measure_candidates(self) -> list[MeasureCandidate] | None:
+        """The next schedules to measure; None when the budget, the space or the patience is used up."""
+        run = self._running()
+        n = min(run.batch, run.max_trials - run.issued)
+        if n <= 0 or run.stopped:
+            return None
+        found = run.proposals.next(n)
+        self._count_refusals(run)
+        if not found:
+            level = logging.INFO if run.issued else logging.WARNING
+            reasons = dict(run.refused) or "none, the space is exhausted"
+            logger.log(level, "%s: nothing left to try after %d trials; refused: %s", self._task_name, run.issued, reasons)
+            return None
+        run.issued += len(found)
+        run.pending = [config for config, _ in found]
+        return [MeasureCandidate(schedule, run.traces.args_info) for _, schedule in found]
+
+    def notify_runner_results(
+        self, measure_candidates: Sequence[MeasureCandidate], results: Sequence[ms.runner.RunnerResult]
+    ) -> None:
+        """Tell the searcher how the candidates of the last batch did; results come in their order."""
+        run = self._running()
+        if len(results) != len(run.pending):
+            raise ValueError(f"expected {len(run.pending)} results, one for each candidate of the batch, got {len(results)}")
+        trials = [_trial(config, result) for config, result in zip(run.pending, results, strict=True)]
+        run.pending = []
+        run.proposals.tell(trials)
+        failed = Counter(t.status.value for t in trials if t.status is not Status.OK)
+        run.failures.update(failed)
+        self.failures.update(failed)
+        run.best_s = min([run.best_s, *(t.seconds for t in trials if t.seconds is not None)])
+        run.stopped = run.stopping is not None and run.stopping.update(trials)
+
+    def _running(self) -> _Run:
+        if self._run is None:
+            raise RuntimeError("the search is not open: call `pre_tuning` first")
+        return self._run
+
+    def _count_refusals(self, run: _Run) -> None:
+        fresh = run.proposals.refusals - run.refused
+        run.refused = Counter(run.proposals.refusals)
+        named = Counter({f"invalid: {reason}": count for reason, count in fresh.items()})
+        run.failures.update(named)
+        self.failures.update(named)
+
+
+def failure_status(message: str) -> Status:
+    """What kind of failure a builder's or runner's error message tells of.
+
+    Understood are the messages of TVM's own local and RPC builder and runner, and messages that begin with the
+    reason in one word (`timeout: ...`, `build_error: ...`).
+    """
+    first = message.strip().splitlines()[0].lower() if message.strip() else ""
+    if first.startswith("timeout") or "timeout, killed" in first:
+        return Status.TIMEOUT
+    return Status.BUILD_ERROR if first.startswith(("build_error", "localbuilder", "builder")) else Status.RUN_ERROR
+
+
+def _trial(config: Config, result: ms.runner.RunnerResult) -> Trial:
+    if result.error_msg is not None:
+        message = str(result.error_msg)
+        return Trial(config, failure_status(message), message=message.strip()[:2000])
+    return _timed(config, [float(s) for s in result.run_secs or ()])
+
+
+def _timed(config: Config, run_secs: Sequence[float]) -> Trial:
+    """A trial with the mean of its run times, or a failed one if they say so."""
+    mean = float(np.mean(run_secs)) if len(run_secs) else 0.0
+    if not 0 < mean < FAILED_S:
+        return Trial(config, Status.RUN_ERROR, message=f"no usable run time: {list(run_secs)}")
+    return Trial(config, Status.OK, seconds=mean)
+
+
+def _history(database: ms.Database, mod: IRModule, target: str, traces: TraceSpace) -> list[Trial]:
+    """What a database knows of this workload on this target, the best record of each configuration."""
+    if not database.has_workload(mod):
+        return []
+    workload = database.commit_workload(mod)
+    best: dict[Config, Trial] = {}
+    foreign = 0
+    for record in database.get_all_tuning_records():
+        if not record.workload.same_as(workload) or (record.target is not None and str(record.target) != target):
+            continue
+        digits = traces.digits(record.trace)
+        if digits is None:
+            foreign += 1
+            continue
+        trial = _timed(tuple(int(d) for d in digits), [float(s) for s in record.run_secs or ()])
+        known = best.get(trial.config)
+        if known is None or (trial.seconds or FAILED_S) < (known.seconds or FAILED_S):
+            best[trial.config] = trial
+    if foreign:
+        logger.info("%d records of this workload come from other design spaces and are left out", foreign)
+    return list(best.values())
