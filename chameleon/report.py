@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from chameleon.errors import UsageError
-from chameleon.search import make_searcher
+from chameleon.search import KnobSpace, UnknownSearcherError, make_searcher
 from tuners.replay import Landscape, ReplayRun, load_landscape, replay_all
 
 MARKS = (25, 50, 100, 220)
@@ -81,8 +81,7 @@ def run_replay(
     if plot is not None:
         check_picture(plot)
     landscapes = [load_landscape(path) for path in files]
-    for name in searchers:  # a misspelt name shows before anything runs
-        make_searcher(name, landscapes[0].space, np.random.default_rng(0))
+    _check_searchers(searchers, landscapes[0].space)
     runs = _run_all(landscapes, searchers, trials, seeds, jobs)
     groups = [runs[i : i + seeds] for i in range(0, len(runs), seeds)]
     where = [landscape for landscape in landscapes for _ in searchers]
@@ -195,6 +194,15 @@ def _check_numbers(files: Sequence[Path], searchers: Sequence[str], **numbers: i
             raise UsageError(f"--{name} must be at least 1, got {number}")
     if not files or not searchers:
         raise UsageError(f"nothing to replay: expected files and searchers, got {len(files)} and {len(searchers)}")
+
+
+def _check_searchers(names: Sequence[str], space: KnobSpace) -> None:
+    """A misspelt name shows before anything runs."""
+    for name in names:
+        try:
+            make_searcher(name, space, np.random.default_rng(0))
+        except UnknownSearcherError as error:
+            raise UsageError(str(error)) from error
 
 
 def _run_all(

@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chameleon.errors import ChameleonError
-from chameleon.search.space import Digits
-from chameleon.search.trial import Status, Trial
+from chameleon.search import Digits, Status, Trial, make_searcher
 from tuners.landscape import Landscape, LandscapeError, LandscapeWarning, load_landscape, save_landscape
 
 __all__ = [
@@ -37,7 +36,7 @@ REFUSALS_PER_TRIAL = 100
 """How many free refusals per budgeted trial end a run, so that no searcher proposes nonsense for ever."""
 
 
-class Searcher(Protocol):
+class AskTell(Protocol):
     """What a replay needs of a searcher."""
 
     def ask(self, n: int) -> Digits: ...
@@ -89,17 +88,15 @@ def replay(landscape: Landscape, searcher_name: str, *, trials: int, seed: int, 
 
     Raises:
         ValueError: on a budget or batch below 1.
-        UsageError: on an unknown searcher.
+        UnknownSearcherError: on an unknown searcher or an unknown option of it.
     """
-    from chameleon.search import make_searcher
-
     searcher = make_searcher(searcher_name, landscape.space, np.random.default_rng(seed), **options)
     seconds, engine_s, refused = drive(landscape, searcher, trials, batch)
     fraction = best_so_far(seconds, landscape.best_seconds)
     return ReplayRun(landscape.name, searcher_name, seed, seconds, fraction, engine_s, refused)
 
 
-def drive(landscape: Landscape, searcher: Searcher, trials: int, batch: int) -> tuple[NDArray[np.float64], float, int]:
+def drive(landscape: Landscape, searcher: AskTell, trials: int, batch: int) -> tuple[NDArray[np.float64], float, int]:
     """The loop: a listed configuration costs one trial, failed or not; one that is not listed is refused and free.
 
     Returns:
