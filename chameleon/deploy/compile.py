@@ -1,0 +1,57 @@
+"""Build a network with the best schedules found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tvm
+from tvm import relax
+from tvm.ir import IRModule
+from tvm.s_tir import meta_schedule as ms
+from tvm.target import Target
+from tvm.tirx import PrimFunc
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A network that runs.
+
+    Attributes:
+        executable: for `relax.VirtualMachine`.
+        untuned: the kernels for which the database has no schedule, sorted.
+    """
+
+    executable: relax.VMExecutable = field(repr=False)
+    untuned: tuple[str, ...]
+
+    def export(self, path: str | Path) -> None:
+        """Write one shared library, weights inside; `tvm.runtime.load_module` and `relax.VirtualMachine` run it."""
+        self.executable.export_library(str(path))
+
+
+def compile_model(lowered: IRModule, target: Target, database: ms.database.Database) -> Compiled:
+    """Build a module of `lower` with the database's schedules; kernels without one get a default."""
+    transform = relax.transform
+    with target, database, tvm.transform.PassContext(opt_level=3):
+        mod = transform.MetaScheduleApplyDatabase()(lowered)
+        untuned = tuple(sorted(_unscheduled(mod)))
+        # Weights whose order in memory was tuned are rewritten now, not at every run.
+        mod = transform.SplitLayoutRewritePreproc()(mod)
+        mod = transform.FoldConstant()(mod)
+        mod = transform.DeadCodeElimination()(mod)
+    return Compiled(build(mod, target), untuned)
+
+
+def build(mod: IRModule, target: Target) -> relax.VMExecutable:
+    """Build a module whose kernels are final: the default pipeline of a target would fuse them again."""
+    with tvm.transform.PassContext(opt_level=3):
+        return tvm.compile(mod, target, relax_pipeline="default_build")
+
+
+def _unscheduled(mod: IRModule) -> list[str]:
+    return [
+        var.name_hint
+        for var, func in mod.functions_items()
+        if isinstance(func, PrimFunc) and not func.attrs.get("tirx.is_scheduled", False)
+    ]

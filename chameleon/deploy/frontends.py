@@ -1,0 +1,223 @@
+"""Import networks into Relax with TVM's frontends, and turn what can go wrong into messages for people."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tvm.ir import IRModule
+from tvm.tirx import IntImm
+
+from chameleon.errors import ChameleonError, unknown
+
+
+class ModelError(ChameleonError):
+    """A model cannot be loaded; the message says which, why and what to do."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What a frontend made: the module, the inputs' static shapes by name, the outputs' names where the file has them."""
+
+    mod: IRModule
+    shapes: dict[str, tuple[int, ...]]
+    output_names: tuple[str, ...] = ()
+
+
+def model_names() -> list[str]:
+    """The names of the zoo (pytorchcv), sorted."""
+    return sorted(_zoo())
+
+
+def import_zoo(name: str, seed: int, input_shape: Any) -> Imported:
+    """A network of pytorchcv with random weights."""
+    module, shape = zoo_module(name, seed, input_shape)
+    with _explained(name), torch.no_grad():
+        program = torch.export.export(module, (torch.zeros(shape),))
+    return _import_program(program, name, None)
+
+
+def zoo_module(name: str, seed: int, input_shape: Any = None) -> tuple[torch.nn.Module, tuple[int, ...]]:
+    """A network of the zoo in inference mode and the shape of its input.
+
+    Raises:
+        ModelError: if the name is unknown or the zoo is not installed.
+    """
+    zoo = _zoo()
+    if name.lower() not in zoo:
+        raise unknown("model", name, [*zoo, "an .onnx file", "a .pt2 file"])
+    with _explained(name), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = zoo[name.lower()](pretrained=False).eval()
+    if input_shape is not None:
+        shape = _shapes_by_name(name, input_shape, ["x"])["x"]
+    elif hasattr(module, "in_size"):
+        shape = (1, 3, *(int(d) for d in module.in_size))
+    else:
+        raise ModelError(f"{name}: the zoo does not say the shape of its input; give one, such as --input-shape 1,3,224,224")
+    return module, tuple(shape)
+
+
+def import_exported(path: Path, input_shape: Any) -> Imported:
+    """A program written by `torch.export.save`."""
+    return _import_program(load_program(path), path.name, input_shape)
+
+
+def load_program(path: Path) -> torch.export.ExportedProgram:
+    """Read a `.pt2` file.
+
+    Raises:
+        ModelError: if it is none.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.load(path)
+    except Exception as error:
+        raise ModelError(
+            f"{path}: not a program of torch.export.save, or cut off, or of another torch (here {torch.__version__}): {_line(error)}"
+        ) from error
+
+
+def import_onnx(path: Path, input_shape: Any) -> Imported:
+    """A network in ONNX format, weights inside or beside the file."""
+    from tvm.relax.frontend.onnx import from_onnx
+
+    from chameleon.deploy.onnx_files import conversion_error, read_onnx
+
+    proto, shapes = read_onnx(path, input_shape)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            mod = from_onnx(proto)
+    except Exception as error:
+        raise ModelError(conversion_error(path, proto, said.getvalue(), error)) from error
+    return Imported(mod, shapes, tuple(o.name for o in proto.graph.output))
+
+
+def static_shapes(
+    model: str, declared: Mapping[str, Sequence[int | str]], input_shape: Any
+) -> dict[str, tuple[int, ...]]:
+    """The inputs' shapes with every open dimension filled from `input_shape`.
+
+    Args:
+        declared: per input its dimensions, an int or the name of an open one.
+
+    Raises:
+        ModelError: if a dimension stays open or a given shape does not fit.
+    """
+    given = {} if input_shape is None else _shapes_by_name(model, input_shape, list(declared))
+    shapes = {}
+    for name, dims in declared.items():
+        shape = given.get(name, dims)
+        if len(shape) != len(dims) or any(isinstance(d, int) and d != s for d, s in zip(dims, shape, strict=True)):
+            raise ModelError(f"{model}: input {name!r} has shape {_text(dims)}, which {_text(shape)} does not fit")
+        open_dims = [f"{i} ({d!r})" for i, d in enumerate(shape) if not isinstance(d, int)]
+        if open_dims:
+            filled = ",".join(str(d) if isinstance(d, int) else ("1" if i == 0 else "224") for i, d in enumerate(dims))
+            raise ModelError(
+                f"{model}: input {name!r} has a dynamic shape {_text(dims)}: dimension {', '.join(open_dims)} is open; "
+                f"fix it, such as with --input-shape {filled}"
+            )
+        shapes[name] = tuple(int(d) for d in shape)
+    return shapes
+
+
+def _import_program(program: torch.export.ExportedProgram, name: str, input_shape: Any) -> Imported:
+    from tvm import relax
+    from tvm.relax.frontend.torch import from_exported_program
+
+    declared = _declared_shapes(program)
+    shapes = static_shapes(name, declared, input_shape)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            mod = from_exported_program(program)
+    except Exception as error:
+        raise ModelError(_unsupported(name, program, error)) from error
+    bound: dict[str, int] = {}
+    for param in mod["main"].params:
+        for dim, size in zip(param.ty.shape.values, shapes.get(param.name, ()), strict=False):
+            if not isinstance(dim, IntImm):
+                bound[dim.name] = size
+    return Imported(relax.transform.BindSymbolicVars(bound)(mod) if bound else mod, shapes)
+
+
+def _declared_shapes(program: torch.export.ExportedProgram) -> dict[str, list[int | str]]:
+    """The user's inputs with their dimensions, symbols as text."""
+    users = set(program.graph_signature.user_inputs)
+    shapes: dict[str, list[int | str]] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in users and isinstance(node.meta.get("val"), torch.Tensor):
+            shapes[node.name] = [d if isinstance(d, int) else str(d) for d in node.meta["val"].shape]
+    return shapes
+
+
+def _unsupported(name: str, program: torch.export.ExportedProgram, error: Exception) -> str:
+    """Which operator of a program the frontend refuses, and where it stands."""
+    text = _line(error)
+    words = set(re.findall(r"[\w.]+", text))
+    nodes = [n for n in program.run_decompositions().graph.nodes if n.op == "call_function"]
+    found = [f"{n.target} at {n.name!r}{_line_of_code(n)}" for n in nodes if getattr(n.target, "__name__", "") in words]
+    where = "; ".join(found[:5]) if found else text
+    return f"{name}: TVM cannot import this network: unsupported operator {where}"
+
+
+def _line_of_code(node: torch.fx.Node) -> str:
+    lines = re.findall(r'File "([^"]+)", line (\d+)', node.stack_trace or "")
+    return f" ({Path(lines[-1][0]).name}:{lines[-1][1]})" if lines else ""
+
+
+def _shapes_by_name(model: str, input_shape: Any, names: list[str]) -> dict[str, tuple[int, ...]]:
+    if isinstance(input_shape, Mapping):
+        for name in input_shape:
+            if name not in names:
+                raise unknown(f"input of {model}", str(name), names)
+        shapes = dict(input_shape)
+    elif len(names) == 1:
+        shapes = {names[0]: input_shape}
+    else:
+        raise ModelError(f"{model} has {len(names)} inputs ({', '.join(names)}): give each its shape by name")
+    for name, shape in shapes.items():
+        if not shape or not all(isinstance(d, int) and d > 0 for d in shape):
+            raise ModelError(f"{model}: the shape of {name!r} must be positive integers, got {_text(shape)}")
+    return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def _zoo() -> Mapping[str, Any]:
+    try:
+        from pytorchcv import model_provider
+    except ImportError as error:
+        raise ModelError(f"the zoo needs pytorchcv (pip install 'chameleon-tvm[zoo]'), whose import failed: {error}") from error
+    return model_provider._models
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn whatever PyTorch raises into a `ModelError`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{name}: PyTorch cannot build or export this network with this input shape: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error that says something, at most 300 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def _text(dims: Sequence[Any]) -> str:
+    return "[" + ", ".join(str(d) for d in dims) + "]"

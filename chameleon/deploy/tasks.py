@@ -1,0 +1,72 @@
+"""From a model to the kernels that are worth tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import tvm
+from tvm import relax
+from tvm.ir import IRModule
+from tvm.s_tir import meta_schedule as ms
+from tvm.target import Target
+from tvm_ffi import structural_hash
+
+from chameleon.deploy.layouts import layout_passes
+from chameleon.deploy.model import Model
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kernel to tune.
+
+    Attributes:
+        name: the first of the network's kernels that are alike.
+        mod: a module with the one PrimFunc `main`.
+        weight: how often the network runs it.
+        flop: floating-point operations of one run.
+        key: a hash of the kernel's structure, equal in every process, for equal kernels of any model.
+    """
+
+    name: str
+    mod: IRModule = field(repr=False, compare=False)
+    weight: int
+    flop: float
+    key: str
+
+
+def lower(model: Model, target: Target) -> IRModule:
+    """The network as fused kernels, in the layout that suits the target.
+
+    Tasks are extracted from this very module and schedules are applied to it: a module that is fused again has other
+    kernels, for which no record exists.
+    """
+    transform = relax.transform
+    passes = [
+        *layout_passes(target),
+        transform.LegalizeOps(),
+        transform.AnnotateTIROpPattern(),
+        transform.FoldConstant(),
+        transform.FuseOps(),
+        transform.FuseTIR(),
+        transform.DeadCodeElimination(),
+        transform.CanonicalizeBindings(),
+        # The tuner may choose the order in which a constant weight lies in memory.
+        transform.AttachAttrLayoutFreeBuffers(),
+    ]
+    with target, tvm.transform.PassContext(opt_level=3):
+        return tvm.transform.Sequential(passes)(model.mod)
+
+
+def extract_tasks(lowered: IRModule, target: Target) -> list[Task]:
+    """The kernels of a lowered module, those that are alike once, the costliest first."""
+    tasks = []
+    for found in ms.relax_integration.extract_tasks(lowered, target):
+        mod = found.dispatched[0]
+        flop = float(tvm.s_tir.analysis.estimate_tir_flops(mod))
+        tasks.append(Task(found.task_name, mod, int(found.weight), flop, task_key(mod)))
+    return sorted(tasks, key=lambda t: (-t.flop * t.weight, t.name))
+
+
+def task_key(mod: IRModule) -> str:
+    """A hash of a kernel's structure, whatever its variables are called."""
+    return f"{structural_hash(mod) & (2**64 - 1):016x}"
