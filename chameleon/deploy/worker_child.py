@@ -37,8 +37,8 @@ def main(settings_json: str) -> None:
     """Entry point of the process; never returns.
 
     Args:
-        settings_json: JSON object with `owner_pid`, `lifeline_fd`, `memory_limit_bytes` (or null), `target` and
-            `initializer` (both `module:function`, the latter may be null).
+        settings_json: JSON object with `owner_pid`, `lifeline_fd`, `memory_limit_bytes` (or null), `target`
+            (`module:function`) and `factory` (whether the target makes the function).
     """
     settings = json.loads(settings_json)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash of a candidate writes no core file
@@ -51,7 +51,7 @@ def main(settings_json: str) -> None:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != supervisor_pid:
             os._exit(1)
-        _work(settings["target"], settings["initializer"])
+        _work(settings["target"], settings["factory"])
         os._exit(0)
     with contextlib.suppress(OSError):
         os.setpgid(worker_pid, worker_pid)  # both sides set it: no window without
@@ -126,7 +126,7 @@ def _resident_bytes_portable(pid: int | str) -> int:
         return 0
 
 
-def _work(target: str, initializer: str | None) -> None:
+def _work(target: str, factory: bool) -> None:
     """Answer requests until end of file. The candidate's own output must not reach our pipes."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
@@ -135,8 +135,8 @@ def _work(target: str, initializer: str | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         function = resolve(target)
-        if initializer is not None:
-            resolve(initializer)()
+        if factory:
+            function = function()
     except BaseException:
         _send(replies, ("start_error", traceback.format_exc(), 0))
         return

@@ -27,7 +27,9 @@ from typing import Any
 
 from chameleon.deploy.worker_child import EXIT_OUT_OF_MEMORY, HEADER
 
-_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from chameleon.deploy.worker_child import main; main(sys.argv[1])"
+_BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from chameleon.deploy.worker_child import main; main(sys.argv[1])"
+)
 _START_ATTEMPTS = 2
 _STDERR_TAIL_BYTES = 2000
 _MEMORY_WORDS = ("bad_alloc", "out of memory", "Cannot allocate memory", "MemoryError")
@@ -69,7 +71,7 @@ class PoolConfig:
     start_timeout_s: float = 180.0  # for the import of the target's module
     memory_limit_bytes: int | None = None  # resident memory of one worker
     recycle_after: int = 200  # payloads, after which a worker is replaced by a fresh one
-    initializer: str | None = None  # module:function, called once at a worker's start
+    factory: bool = False  # the target is called once, without arguments, and what it returns serves the payloads
     environment: dict[str, str] = field(default_factory=dict)  # added to the worker's environment
     retry_crash: bool = True  # a crash in a worker that had served others is tried once more in a fresh one
 
@@ -232,7 +234,13 @@ class _Batch:
                 raise WorkerStartError(f"a worker for {self._config.target} ended while it started: {outcome.message}")
             return
         task, fresh = worker.task, worker.served == 0
-        if task is not None and self._config.retry_crash and not fresh and outcome.reason == "crash" and task not in self._retried:
+        if (
+            task is not None
+            and self._config.retry_crash
+            and not fresh
+            and outcome.reason == "crash"
+            and task not in self._retried
+        ):
             self._retried.add(task)  # an earlier payload may have damaged the worker
             self._waiting.appendleft(task)
         else:
@@ -373,7 +381,7 @@ def _spawn(config: PoolConfig, stderr_fd: int) -> tuple[subprocess.Popen[bytes],
         "lifeline_fd": theirs,
         "memory_limit_bytes": config.memory_limit_bytes,
         "target": config.target,
-        "initializer": config.initializer,
+        "factory": config.factory,
     }
     path = [os.path.abspath(entry) for entry in sys.path]
     try:

@@ -1,0 +1,99 @@
+"""What code is generated for: this machine, or what the user names."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import tvm
+from tvm.target import Target
+
+from chameleon.errors import UsageError, unknown
+
+
+def usable_cores() -> int:
+    """Cores this process may run on: fewer than the machine has inside containers and under taskset."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
+
+
+def detect_target() -> Target:
+    """This machine's CPU, all its usable cores."""
+    cpu = str(tvm.target.codegen.llvm_get_system_cpu())
+    return Target({"kind": "llvm", "mcpu": cpu, "num-cores": usable_cores()})
+
+
+def parse_target(text: str) -> Target:
+    """A target from what people write.
+
+    Args:
+        text: `native`, a kind (`llvm`, `cuda`), a tag (`nvidia/nvidia-a100`), a JSON object
+            (`{"kind": "llvm", "mcpu": "znver4"}`) or the older `llvm -mcpu=znver4 -num-cores=2`. A CPU target without
+            `num-cores`, which tuning needs, gets this machine's; plain `llvm` is this machine.
+
+    Raises:
+        UsageError: if it names no target; the message has the nearest names.
+    """
+    text = text.strip()
+    if text in ("native", "local", "llvm"):
+        return detect_target()
+    if text.startswith("{"):
+        return _from_options(_json_object(text))
+    kind, *options = text.split()
+    known = [*map(str, Target.list_kinds()), *map(str, tvm.target.list_tags() or ())]
+    if kind not in known:
+        raise unknown("target", kind, [*known, "native"])
+    if options:
+        return _from_options({"kind": kind, **_old_options(options, text)})
+    return _with_cores(Target(kind))
+
+
+def set_threads(n_threads: int) -> None:
+    """Let TVM's kernels of this process use so many threads.
+
+    By default TVM takes half of the logical cores of an x86 machine, which are not always hyper-threads: a kernel that was
+    tuned for all cores then runs on half of them.
+    """
+    tvm.get_global_func("runtime.config_threadpool")(1, n_threads)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"the target {text!r} begins like JSON and is none: {error}") from None
+    if not isinstance(value.get("kind", value.get("tag")), str):
+        raise UsageError(f'a target in JSON needs a "kind", such as {{"kind": "llvm", "mcpu": "znver4"}}; got {text!r}')
+    return value
+
+
+def _old_options(options: list[str], text: str) -> dict[str, Any]:
+    """`-mcpu=znver4 -num-cores 2` as a dictionary."""
+    parsed: dict[str, Any] = {}
+    words = iter(" ".join(options).replace("=", " ").split())
+    for word in words:
+        value = next(words, None)
+        if not word.startswith("-") or value is None:
+            raise UsageError(f'cannot read {word!r} in the target {text!r}; write JSON: {{"kind": "llvm", "mcpu": "znver4"}}')
+        name = word.lstrip("-")
+        parsed[name] = int(value) if value.isdecimal() else value.split(",") if name == "mattr" else value
+    return parsed
+
+
+def _from_options(options: dict[str, Any]) -> Target:
+    kind = options.get("kind")
+    if kind is not None and kind not in Target.list_kinds():
+        raise unknown("target kind", str(kind), map(str, Target.list_kinds()))
+    try:
+        return _with_cores(Target(options))
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UsageError(f"TVM refuses the target {json.dumps(options)}: {error}") from error
+
+
+def _with_cores(target: Target) -> Target:
+    """The target with `num-cores`, which MetaSchedule needs on CPUs."""
+    if "cpu" not in target.keys or "num-cores" in target.attrs:
+        return target
+    return Target({**target.export(), "num-cores": usable_cores()})
