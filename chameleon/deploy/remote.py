@@ -1,8 +1,8 @@
 """Timing candidates on remote devices through TVM's RPC tracker and servers.
 
-What happens on the device is TVM's own: the functions behind its `RPCRunner`, its `RPCConfig`, its evaluator. Ours is where they
-run: in isolated workers with a time limit that covers waiting for a free device as well. The stock runner waits
-for ever when no device is left, and its worker stays behind, waiting, when its owner is killed.
+What happens on the device is TVM's own: the functions behind its `RPCRunner`, its `RPCConfig`, its evaluator. Ours is
+where they run: in isolated workers with a time limit that covers waiting for a free device as well. The stock runner
+waits for ever when no device is left, and its worker stays behind, waiting, when its owner is killed.
 """
 
 from __future__ import annotations

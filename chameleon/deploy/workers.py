@@ -92,6 +92,7 @@ class WorkerPool:
         self.config = config
         self._slots: list[_Worker | None] = [None] * config.n_workers
         self._lock = threading.Lock()
+        self._closing = threading.Event()
         self._finalizer = weakref.finalize(self, _stop_all, self._slots)
 
     def __enter__(self) -> WorkerPool:
@@ -101,8 +102,14 @@ class WorkerPool:
         self.close()
 
     def close(self) -> None:
-        """Stop every worker and wait for its end. A later `map` starts new ones."""
-        _stop_all(self._slots)
+        """Stop every worker and wait for its end. A later `map` starts new ones; one that runs in another thread ends."""
+        self._closing.set()
+        for worker in list(self._slots):
+            if worker is not None:
+                worker.hang_up()
+        with self._lock:
+            _stop_all(self._slots)
+            self._closing.clear()
 
     def pids(self) -> list[int]:
         """Process ids of the workers' supervisors; the workers are their children."""
@@ -119,7 +126,7 @@ class WorkerPool:
             WorkerStartError: if a worker cannot be started.
         """
         with self._lock:
-            batch = _Batch(self.config, self._slots, payloads, timeout_s or self.config.timeout_s)
+            batch = _Batch(self.config, self._slots, payloads, timeout_s or self.config.timeout_s, self._closing)
             try:
                 return batch.run()
             except BaseException:  # Ctrl-C as well: what is still being served has no one to wait for it
@@ -139,8 +146,15 @@ def _stop_all(slots: list[_Worker | None]) -> None:
 class _Batch:
     """The event loop of one `map`: every worker is starting, idle or serving one payload."""
 
-    def __init__(self, config: PoolConfig, slots: list[_Worker | None], payloads: Sequence[Any], timeout_s: float) -> None:
-        self._config, self._slots, self._timeout_s = config, slots, timeout_s
+    def __init__(
+        self,
+        config: PoolConfig,
+        slots: list[_Worker | None],
+        payloads: Sequence[Any],
+        timeout_s: float,
+        closing: threading.Event,
+    ) -> None:
+        self._config, self._slots, self._timeout_s, self._closing = config, slots, timeout_s, closing
         self._payloads = payloads
         self._outcomes: list[Outcome | None] = [None] * len(payloads)
         self._waiting = deque(range(len(payloads)))
@@ -150,6 +164,8 @@ class _Batch:
     def run(self) -> list[Outcome]:
         """Serve until each payload has its outcome."""
         while any(outcome is None for outcome in self._outcomes):
+            if self._closing.is_set():
+                return [outcome or Outcome("error", message="error: the pool was closed") for outcome in self._outcomes]
             for slot in range(len(self._slots)):
                 self._employ(slot)
             self._wait()
@@ -226,6 +242,8 @@ class _Batch:
 
     def _ended(self, slot: int, worker: _Worker) -> None:
         """The worker's process is gone."""
+        if self._closing.is_set():
+            return
         outcome = worker.autopsy(self._config.memory_limit_bytes)
         if not worker.ready:
             self._dismiss(slot)
@@ -274,7 +292,8 @@ class _Worker:
         self.deadline_s = time.monotonic() + config.start_timeout_s
         self._inbox = bytearray()
         self._stderr = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - lives as long as the worker
-        self.process, self._lifeline_fd = _spawn(config, self._stderr.fileno())
+        self.process, lifeline_fd = _spawn(config, self._stderr.fileno())
+        self._lifeline_fd: int | None = lifeline_fd
         self.request_fd, self.reply_fd = _pipe_fd(self.process.stdin), _pipe_fd(self.process.stdout)
         os.set_blocking(self.request_fd, False)
         os.set_blocking(self.reply_fd, False)
@@ -349,9 +368,9 @@ class _Worker:
 
     def hang_up(self) -> None:
         """Tell the supervisor to end the worker and all it started."""
-        if self._lifeline_fd is not None:
-            os.close(self._lifeline_fd)
-            self._lifeline_fd = None
+        lifeline_fd, self._lifeline_fd = self._lifeline_fd, None
+        if lifeline_fd is not None:
+            os.close(lifeline_fd)
 
     def wait(self) -> int:
         """Wait for the end of the process; returns its exit code, negative for a signal."""
