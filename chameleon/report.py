@@ -162,7 +162,7 @@ def plot_replay(summaries: Sequence[ReplaySummary], n_searchers: int, path: Path
     from matplotlib.figure import Figure  # slow to load, and only a plot needs it
 
     groups = [summaries[i : i + n_searchers] for i in range(0, len(summaries), n_searchers)]
-    columns = min(3, len(groups))
+    columns = min(3, math.ceil(math.sqrt(len(groups))))
     rows = math.ceil(len(groups) / columns)
     figure = Figure(figsize=(4.8 * columns, 3.6 * rows + 0.6), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,8 +107,6 @@ def expected_best(fractions: np.ndarray, n: int) -> float:
 
 
 def test_closed_form_against_all_draws() -> None:
-    from itertools import combinations
-
     values = np.array([0.0, 0.2, 0.2, 0.5, 1.0, 0.9])
     for n in (1, 3, 6):
         assert expected_best(values, n) == pytest.approx(np.mean([max(c) for c in combinations(values, n)]))
@@ -142,3 +144,28 @@ def test_processes_change_nothing() -> None:
     for run, alone in zip(runs, expected, strict=True):
         assert (run.landscape, run.searcher, run.seed) == (alone.landscape, alone.searcher, alone.seed)
         np.testing.assert_array_equal(run.seconds, alone.seconds)
+
+
+LONG_JOB = """
+import sys
+from pathlib import Path
+from tuners.replay import load_landscape, replay_all
+if __name__ == "__main__":
+    landscape = load_landscape(Path(sys.argv[1]))
+    replay_all([landscape], ["genetic"], trials=1000, seeds=10000, jobs=1, done=lambda: print("done", flush=True))
+"""
+
+
+def test_a_killed_parent_leaves_no_process(tmp_path: Path) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(LONG_JOB)
+    root = str(Path(__file__).parents[2])
+    command = [sys.executable, str(script), str(DATA / "small_cache.json.gz")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root, env={"PYTHONPATH": root}) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "done\n"
+        children = psutil.Process(parent.pid).children(recursive=True)
+        assert children
+        parent.kill()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
