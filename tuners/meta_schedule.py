@@ -168,7 +168,7 @@ class ChameleonStrategy(PySearchStrategy):
             return None
         run.issued += len(found)
         run.pending = [config for config, _ in found]
-        return [MeasureCandidate(schedule, run.traces.args_info) for _, schedule in found]
+        return [MeasureCandidate(schedule, args_info_of(schedule)) for _, schedule in found]
 
     def notify_runner_results(
         self, measure_candidates: Sequence[MeasureCandidate], results: Sequence[ms.runner.RunnerResult]
@@ -197,6 +197,11 @@ class ChameleonStrategy(PySearchStrategy):
         named = Counter({f"invalid: {reason}": count for reason, count in fresh.items()})
         run.failures.update(named)
         self.failures.update(named)
+
+
+def args_info_of(schedule: Schedule) -> list[ms.arg_info.ArgInfo]:
+    """The arguments of a finished schedule: post-processing may have given a constant weight another layout."""
+    return ms.arg_info.ArgInfo.from_entry_func(schedule.mod, remove_preproc=True)
 
 
 def failure_status(message: str) -> Status:

@@ -31,6 +31,7 @@ from tvm.s_tir.schedule import Trace
 from tvm.target import Target
 
 from chameleon.search.space import Digits, Knob, KnobSpace, location, option, split
+from tuners.tune_context import tune_context
 
 INLINE, ROOT, DEEPEST = -2, -1, 1 << 20
 """TVM's codes of a compute location: inlined, at the root, and one deeper than any loop nest (it takes the deepest)."""
@@ -80,9 +81,7 @@ class TraceSpace:
         space_generator: ms.SpaceGenerator.SpaceGeneratorType = "post-order-apply",
         seed: int = 0,
     ) -> None:
-        context = ms.TuneContext(
-            mod=mod, target=target, space_generator=space_generator, rand_state=_tvm_seed(seed), num_threads=1
-        )
+        context = tune_context(mod, target, space_generator, _tvm_seed(seed))
         postprocs = context.space_generator.postprocs if context.space_generator else None
         self._build(context.mod or mod, context.generate_design_space(), postprocs or ())
 
@@ -97,7 +96,6 @@ class TraceSpace:
         if not schedules:
             raise ValueError("the space generator gave no design space: nothing in this module can be scheduled")
         self.mod = mod
-        self.args_info = ms.arg_info.ArgInfo.from_entry_func(mod, remove_preproc=True)
         self._postprocs = tuple(postprocs)
         traces: dict[str, Trace] = {}
         for schedule in schedules:

@@ -28,7 +28,7 @@ class TuneConfig:
     time_budget_s: float | None = 600.0  # seconds of tuning, earlier runs included; None: no bound
     batch: int = 16  # candidates built together
     first_batch: int = 8  # candidates of a task's first batch
-    max_refusals: int = 256  # candidates that TVM may refuse in a row before a task is given up
+    max_refusals: int = 2000  # candidates that TVM may refuse in a row before a task is given up
     allocation: AllocationConfig = field(default_factory=AllocationConfig)
     options: dict[str, Any] = field(default_factory=dict)  # for the searcher
 

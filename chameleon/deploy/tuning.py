@@ -6,6 +6,7 @@ them, and every result is on disk before the next candidate is timed.
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -14,16 +15,17 @@ from dataclasses import dataclass
 import numpy as np
 from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
-from tvm.s_tir.meta_schedule.arg_info import ArgInfo
 from tvm.target import Target
 
 from chameleon.deploy.allocate import Progress, next_task
 from chameleon.deploy.config import TuneConfig
-from chameleon.deploy.measure import failure_status
+from chameleon.deploy.measure import failure_reason, failure_status
 from chameleon.deploy.records import Records
 from chameleon.deploy.tasks import Task
 from chameleon.search import Status, Trial, make_searcher
-from tuners.trace_space import Refused, TraceSpace
+from tuners.meta_schedule import args_info_of
+from tuners.proposals import Config, Proposals
+from tuners.trace_space import TraceSpace
 
 
 class TaskTuner:
@@ -42,50 +44,38 @@ class TaskTuner:
         self.traces = traces
         self.shared = shared
         self.failures: Counter[str] = Counter()
-        self.refusals: Counter[str] = Counter()
         self.best: Trial | None = None
         self.best_s: list[float] = []
         self._given_up = False
-        self._config = config
         self._searcher = make_searcher(config.searcher, traces.space, rng, **config.options)
-        self._searcher.tell(history)
-        for trial in history:
-            self._note(trial)
+        self._proposals = Proposals(traces, self._searcher, config.max_refusals)
+        self.tell(history)
 
     @property
     def progress(self) -> Progress:
         done = self.shared or self._given_up or self._searcher.exhausted
-        return Progress(self.task.kind, self.task.weight, self.task.flop, self.best_s, exhausted=done)
+        return Progress(operator_of(self.task.name), self.task.weight, self.task.flop, self.best_s, exhausted=done)
 
-    def propose(self, n: int) -> list[tuple[tuple[int, ...], Schedule]]:
-        """Up to `n` configurations with their schedules, none when the space is exhausted or everything is refused.
+    @property
+    def refusals(self) -> Counter[str]:
+        """What TVM refused before anything was built, by reason."""
+        return self._proposals.refusals
 
-        A refusal by TVM's post-processors costs nothing; the searcher learns of it and proposes others.
-        """
-        out: list[tuple[tuple[int, ...], Schedule]] = []
-        refused = 0
-        while not out and refused < self._config.max_refusals:
-            configs = self._searcher.ask(n)
-            if len(configs) == 0:
-                break
-            for config in configs:
-                digits = tuple(int(d) for d in config)
-                try:
-                    out.append((digits, self.traces.schedule(config)))
-                except Refused as refusal:
-                    refused += 1
-                    self.refusals[str(refusal)] += 1
-                    self._searcher.tell([Trial(digits, Status.INVALID, message=str(refusal))])
-        self._given_up = not out
-        return out
+    def propose(self, n: int) -> list[tuple[Config, Schedule]]:
+        """Up to `n` configurations with their schedules; none when the space is exhausted or everything is refused."""
+        found = self._proposals.next(n)
+        self._given_up = not found
+        return found
 
-    def tell(self, trial: Trial) -> None:
-        self._searcher.tell([trial])
-        self._note(trial)
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Take what came of proposals, or of earlier runs."""
+        self._proposals.tell(trials)
+        for trial in trials:
+            self._note(trial)
 
     def _note(self, trial: Trial) -> None:
         if trial.status is not Status.OK:
-            self.failures[trial.status.value] += 1
+            self.failures[failure_reason(trial.message)] += 1
         elif self.best is None or trial.seconds < self.best.seconds:
             self.best = trial
         self.best_s.append(self.best.seconds if self.best else float("inf"))
@@ -105,29 +95,29 @@ class Measurer:
         self._runner = runner
         self._together = together
 
-    def __call__(self, task: Task, candidates: Sequence[tuple[tuple[int, ...], Schedule]]) -> Iterator[Trial]:
+    def __call__(self, candidates: Sequence[tuple[Config, Schedule]]) -> Iterator[Trial]:
         """Build all candidates, then time them; a trial is yielded as soon as it is known, failures included."""
         start = time.perf_counter()
         built = self._builder.build([ms.builder.BuilderInput(s.mod, self._target) for _, s in candidates])
         build_s = (time.perf_counter() - start) / len(candidates)
-        args_info = ArgInfo.from_entry_func(task.mod, remove_preproc=True)
         ready = []
-        for (config, _), result in zip(candidates, built, strict=True):
+        for (config, schedule), result in zip(candidates, built, strict=True):
             if result.error_msg is None:
-                ready.append((config, ms.runner.RunnerInput(result.artifact_path, self._target.kind.name, args_info)))
+                run_input = ms.runner.RunnerInput(result.artifact_path, self._target.kind.name, args_info_of(schedule))
+                ready.append((config, run_input))
             else:
-                yield _failed(config, result.error_msg, Status.BUILD_ERROR, {"build": build_s})
+                yield _failed(config, result.error_msg, {"build": round(build_s, 4)}, building=True)
         for i in range(0, len(ready), self._together):
             yield from self._run(ready[i : i + self._together], build_s)
 
-    def _run(self, ready: Sequence[tuple[tuple[int, ...], ms.runner.RunnerInput]], build_s: float) -> Iterator[Trial]:
+    def _run(self, ready: Sequence[tuple[Config, ms.runner.RunnerInput]], build_s: float) -> Iterator[Trial]:
         start = time.perf_counter()
         futures = self._runner.run([run_input for _, run_input in ready])
         for (config, _), future in zip(ready, futures, strict=True):
             result = future.result()
             timings = {"build": round(build_s, 4), "run": round((time.perf_counter() - start) / len(ready), 4)}
             if result.error_msg is not None:
-                yield _failed(config, result.error_msg, Status.RUN_ERROR, timings)
+                yield _failed(config, result.error_msg, timings, building=False)
             else:
                 seconds = float(np.mean([float(s) for s in result.run_secs]))
                 yield Trial(config, Status.OK, seconds, timings=timings)
@@ -198,10 +188,10 @@ def tune(session: Session, measurer: Measurer, records: Records, model: str, wat
         tuner = session.tasks[session.current]
         watch(session)
         candidates = tuner.propose(_batch_size(session, tuner))
-        for trial in measurer(tuner.task, candidates) if candidates else ():
+        for trial in measurer(candidates) if candidates else ():
             session.elapsed_s = before_s + time.monotonic() - start
             records.append(tuner.task.key, trial, model=model, elapsed_s=session.elapsed_s)
-            tuner.tell(trial)
+            tuner.tell([trial])
             made += 1
             watch(session)
     session.current = None
@@ -214,17 +204,23 @@ def database_of(tasks: Sequence[TaskTuner], target: Target) -> ms.database.Datab
     for tuner in tasks:
         if tuner.best is None:
             continue
-        trace = tuner.traces.schedule(np.array(tuner.best.config)).trace
+        schedule = tuner.traces.schedule(tuner.best.config)
         database.commit_tuning_record(
             ms.database.TuningRecord(
-                trace,
+                schedule.trace,
                 database.commit_workload(tuner.task.mod),
                 [tuner.best.seconds],
                 target,
-                ArgInfo.from_entry_func(tuner.task.mod, remove_preproc=True),
+                args_info_of(schedule),
             )
         )
     return database
+
+
+def operator_of(name: str) -> str:
+    """The leading operator of a task: `conv2d` of `fused_conv2d12_add_relu`."""
+    match = re.match(r"(?:fused_)?([a-z_]+?(?:[123]d)?)\d*(?:_|$)", name)
+    return match[1] if match else name
 
 
 def _batch_size(session: Session, tuner: TaskTuner) -> int:
@@ -232,6 +228,5 @@ def _batch_size(session: Session, tuner: TaskTuner) -> int:
     return n if session.config.trials is None else min(n, session.config.trials - session.trials)
 
 
-def _failed(config: tuple[int, ...], message: str, default: Status, timings: dict[str, float]) -> Trial:
-    status = failure_status(message)
-    return Trial(config, default if status is Status.OK else status, message=message.strip()[:2000], timings=timings)
+def _failed(config: Config, message: str, timings: dict[str, float], *, building: bool) -> Trial:
+    return Trial(config, failure_status(message, building=building), message=message.strip()[:2000], timings=timings)
