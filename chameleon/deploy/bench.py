@@ -1,0 +1,171 @@
+"""Latency of one network, untuned, tuned and under ONNX Runtime, measured side by side in one process."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+from tvm import relax
+from tvm.target import Target
+
+from chameleon.deploy.compile import Compiled
+from chameleon.deploy.export import write_onnx
+from chameleon.deploy.model import Model, ModelError, input_arrays
+
+Arrays = Sequence[NDArray[Any]]
+Run = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """How long to measure. The contenders take turns, so that a change of the machine's clock meets all of them."""
+
+    rounds: int = 8
+    runs: int = 8  # timed runs of a contender in a round, after one that is not timed
+    slow_s: float = 0.25  # a contender with slower runs gets one run a round
+    turn_s: float = 0.02  # pause between two contenders: thread pools spin for a while
+    tolerance: float = 1e-4  # largest difference of outputs relative to the largest output, float32
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one inference: the median and the quartiles over the timed runs."""
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two networks' outputs lie apart, at most: absolute, and relative to the largest output."""
+
+    absolute: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Latencies, and how far the outputs of the tuned network are from the others'."""
+
+    untuned: Latency
+    tuned: Latency
+    onnxruntime: Latency | None
+    difference: dict[str, Difference] = field(default_factory=dict)
+    tolerance: float = BenchConfig.tolerance
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every difference is within the tolerance (a NaN is not)."""
+        return all(d.relative <= self.tolerance for d in self.difference.values())
+
+
+def bench_model(
+    model: Model,
+    target: Target,
+    compiled: Compiled,
+    *,
+    onnxruntime: bool = True,
+    config: BenchConfig | None = None,
+    seed: int = 0,
+) -> BenchResult:
+    """Time a tuned network against what a user gets without tuning (plain `tvm.compile` of the model as it was written).
+
+    Raises:
+        ModelError: if ONNX Runtime is asked for and cannot run the model.
+    """
+    config = config or BenchConfig()
+    inputs = input_arrays(model, np.random.default_rng(seed))
+    untuned = tvm.compile(model.mod, target)
+    runs = {"untuned": _virtual_machine(untuned, target, inputs), "tuned": _virtual_machine(compiled.executable, target, inputs)}
+    with tempfile.TemporaryDirectory(prefix="chameleon-") as folder:
+        if onnxruntime:
+            runs["onnxruntime"] = _onnxruntime(model, target, inputs, Path(folder))
+        latencies = interleaved(runs, config)
+        outputs = {name: _arrays(run()) for name, run in runs.items()}
+    differences = {name: difference(outputs["tuned"], other) for name, other in outputs.items() if name != "tuned"}
+    latency = latencies.get("onnxruntime")
+    return BenchResult(latencies["untuned"], latencies["tuned"], latency, differences, config.tolerance)
+
+
+def interleaved(runs: dict[str, Run], config: BenchConfig) -> dict[str, Latency]:
+    """Time each contender in turns, several rounds long."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    slow = {name: _timed(run) > config.slow_s for name, run in runs.items()}
+    gc.collect()
+    for _ in range(config.rounds):
+        for name, run in runs.items():
+            time.sleep(config.turn_s)
+            if not slow[name]:
+                run()
+            times[name] += [_timed(run) for _ in range(1 if slow[name] else config.runs)]
+    return {name: _latency(seconds) for name, seconds in times.items()}
+
+
+def difference(ours: Arrays, theirs: Arrays) -> Difference:
+    """The largest difference between two lists of arrays; relative to the largest number in `theirs`."""
+    if [a.shape for a in ours] != [b.shape for b in theirs]:
+        raise ValueError(f"outputs differ in shape: {[a.shape for a in ours]} against {[b.shape for b in theirs]}")
+    pairs = [(a.astype("float64"), b.astype("float64")) for a, b in zip(ours, theirs, strict=True) if b.size]
+    absolute = max((float(np.abs(a - b).max()) for a, b in pairs), default=0.0)
+    size = max((float(np.abs(b).max()) for _, b in pairs), default=0.0)
+    return Difference(absolute, absolute / size if size else absolute)
+
+
+def _virtual_machine(executable: Any, target: Target, inputs: Arrays) -> Run:
+    device = tvm.cpu() if target.kind.name == "llvm" else tvm.device(target.kind.name)
+    machine = relax.VirtualMachine(executable, device)
+    tensors = [tvm.runtime.tensor(x, device=device) for x in inputs]
+
+    def run() -> Any:
+        result = machine["main"](*tensors)
+        device.sync()
+        return result
+
+    return run
+
+
+def _onnxruntime(model: Model, target: Target, inputs: Arrays, folder: Path) -> Run:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ModelError(f"comparing with ONNX Runtime needs onnxruntime (pip install 'chameleon-tvm[onnx]'): {error}") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(target.attrs.get("num-cores", 0))
+    options.log_severity_level = 3
+    path = write_onnx(model.source, folder)
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ModelError(f"{model.name}: ONNX Runtime cannot load this network: {error}") from error
+    feed = {i.name: x for i, x in zip(session.get_inputs(), inputs, strict=True)}
+    return lambda: session.run(None, feed)
+
+
+def _arrays(result: Any) -> list[NDArray[Any]]:
+    """The arrays in what a network returned, nested tuples flattened."""
+    if isinstance(result, np.ndarray):
+        return [result]
+    if hasattr(result, "numpy"):
+        return [result.numpy()]
+    return [array for part in result for array in _arrays(part)]
+
+
+def _timed(run: Run) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def _latency(seconds: list[float]) -> Latency:
+    low, median, high = (float(q) * 1e3 for q in np.percentile(seconds, [25, 50, 75]))
+    return Latency(median, low, high, len(seconds))

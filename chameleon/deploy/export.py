@@ -1,0 +1,47 @@
+"""Write the network that a model came from as an ONNX file, for other runtimes."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+
+from chameleon.deploy.frontends import ModelError, load_program, zoo_module
+from chameleon.deploy.model import Source
+
+
+def write_onnx(source: Source, folder: Path) -> Path:
+    """The path of an ONNX file with the source's network: the file itself, or one written into `folder`.
+
+    Raises:
+        ModelError: if PyTorch cannot write this network as ONNX.
+    """
+    if source.kind == "onnx":
+        return Path(source.spec)
+    if source.kind == "zoo":
+        module, _ = zoo_module(source.spec, source.seed)
+        inputs = tuple(torch.zeros(shape) for shape in source.shapes.values())
+    else:
+        program = load_program(Path(source.spec))
+        module, inputs = program.module(), _example_inputs(program, source)
+    path = folder / "network.onnx"
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    try:
+        logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            # The newer exporter needs onnxscript; tracing is enough for a network with static shapes.
+            torch.onnx.export(module, inputs, path, dynamo=False)
+    except Exception as error:
+        raise ModelError(f"{source.spec}: PyTorch cannot write this network as ONNX: {error}") from error
+    finally:
+        logger.setLevel(level)
+    return path
+
+
+def _example_inputs(program: torch.export.ExportedProgram, source: Source) -> tuple[torch.Tensor, ...]:
+    dtypes = {n.name: n.meta["val"].dtype for n in program.graph.nodes if n.op == "placeholder" and n.name in source.shapes}
+    return tuple(torch.zeros(shape, dtype=dtypes[name]) for name, shape in source.shapes.items())
