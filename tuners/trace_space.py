@@ -161,11 +161,10 @@ class TraceSpace:
             Refused: if the trace does not apply with these decisions.
             ValueError: if the configuration is not of this space.
         """
-        row = self.space.canonical(np.asarray(config, dtype=np.int64)[None])[0]
-        if not self.space.is_valid(row[None])[0]:
-            raise ValueError(
-                f"configuration {list(config)} is outside of a space with {self.space.cardinalities.tolist()} values"
-            )
+        row = np.asarray(config, dtype=np.int64)
+        if row.shape != self.space.cardinalities.shape or not self.space.is_valid(row[None])[0]:
+            cards = self.space.cardinalities.tolist()
+            raise ValueError(f"configuration {row.tolist()} is outside of the space: expected digits below {cards}")
         sketch = self._sketches[int(row[0]) if self._leading else 0]
         decisions = dict(sketch.defaults)
         for position, column in zip(sketch.sampling, sketch.columns, strict=True):
@@ -344,7 +343,14 @@ def _decisions(trace: Trace) -> dict[int, Any]:
 
 def _signature(trace: Trace) -> str:
     """The instructions of a trace without decisions and post-processing, as text: equal for the same sketch."""
-    return json.dumps(trace.as_json(remove_postproc=True)[0], default=str)
+    return json.dumps(_numbers(trace.as_json(remove_postproc=True)[0]))
+
+
+def _numbers(value: Any) -> Any:
+    """The same nested lists with plain numbers: a number is a TVM node in a fresh trace and plain in a loaded one."""
+    if isinstance(value, list):
+        return [_numbers(v) for v in value]
+    return value if value is None or isinstance(value, str) else _number(value)
 
 
 def _plain(value: Any) -> Any:

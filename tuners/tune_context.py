@@ -1,0 +1,60 @@
+"""A MetaSchedule context without the import of every tensor intrinsic.
+
+`ms.TuneContext()` imports `tvm.s_tir.tensor_intrin`, which parses some sixty kernels of all kinds of hardware: 16 s of
+CPU time and more, in every process that only wants the design spaces of a float convolution. Here the context is made
+first; the intrinsics are imported only where the schedule rules of the target ask for them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+
+import tvm_ffi
+from tvm.ir import IRModule
+from tvm.s_tir import meta_schedule as ms
+from tvm.s_tir.meta_schedule.logging import get_logging_func
+from tvm.target import Target
+
+Generator = ms.SpaceGenerator.SpaceGeneratorType
+
+X86_INTRINSICS = "dot_16x4"
+"""The int8 dot products that the rules for x86 with VNNI or AVX-512 register; no other data type can use them."""
+
+
+def tune_context(mod: IRModule, target: Target, space_generator: Generator, seed: int) -> ms.TuneContext:
+    """A context to generate design spaces with; it gives the same spaces as `ms.TuneContext`.
+
+    On x86 the rules differ from the plain ones of `llvm` by the int8 dot products alone, so a workload without int8
+    arguments takes the plain ones.
+
+    Args:
+        seed: of the generator's sampling, from 1 to 2^31 - 1.
+    """
+    try:
+        return _without_import(mod, target, space_generator, seed)
+    except Exception as error:  # TVM's own error class for this is not exported
+        if "TensorIntrin" not in str(error):
+            raise
+        if X86_INTRINSICS in str(error) and space_generator == "post-order-apply" and not _has_int8(mod):
+            return _without_import(mod, target, ms.SpaceGenerator.create("llvm"), seed)  # type: ignore[arg-type]
+    importlib.import_module("tvm.s_tir.tensor_intrin")
+    return _without_import(mod, target, space_generator, seed)
+
+
+def _without_import(mod: IRModule, target: Target, space_generator: Generator, seed: int) -> ms.TuneContext:
+    """What `TuneContext.__init__` does, less its import."""
+    generator = (
+        space_generator if isinstance(space_generator, ms.SpaceGenerator) else ms.SpaceGenerator.create(space_generator)  # type: ignore[arg-type]
+    )
+    log = get_logging_func(logging.getLogger(__name__))
+    context = ms.TuneContext.__new__(ms.TuneContext)
+    make = tvm_ffi.get_global_func("s_tir.meta_schedule.TuneContext")
+    context.__init_handle_by_constructor__(make, mod, target, generator, None, "main", 1, seed, log)
+    tvm_ffi.get_global_func("s_tir.meta_schedule.TuneContextInitialize")(context)
+    return context
+
+
+def _has_int8(mod: IRModule) -> bool:
+    buffers = [b for _, f in mod.functions_items() for b in getattr(f, "buffer_map", {}).values()]
+    return any("int8" in str(b.dtype) for b in buffers)
