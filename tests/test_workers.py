@@ -78,7 +78,8 @@ def test_a_bad_payload_costs_itself_only(make_pool: MakePool, payload: str, reas
 
 def test_a_payload_that_cannot_be_sent_fails_alone(make_pool: MakePool) -> None:
     outcomes = make_pool().map([("echo", threading.Lock()), ("echo", 1)])
-    assert outcomes[0].reason == "error" and "cannot be sent" in outcomes[0].message
+    assert outcomes[0].reason == "error"
+    assert "cannot be sent" in outcomes[0].message
     assert outcomes[1].value == 1
 
 
@@ -194,7 +195,7 @@ def test_a_worker_that_cannot_start_is_an_error_with_its_cause(
 
 
 def test_a_worker_that_does_not_start_in_time_is_an_error(make_pool: MakePool) -> None:
-    with pytest.raises(WorkerStartError, match="did not start in 0.01 s"):
+    with pytest.raises(WorkerStartError, match=r"did not start in 0\.01 s"):
         make_pool(start_timeout_s=0.01).map([("echo", 1)])
 
 
@@ -208,7 +209,8 @@ def test_closing_ends_a_map_in_another_thread(make_pool: MakePool) -> None:
     pool.close()
     thread.join(timeout=10)
     assert not thread.is_alive()
-    assert [o.reason for o in results] == ["error", "error"] and "closed" in results[0].message
+    assert [o.reason for o in results] == ["error", "error"]
+    assert "closed" in results[0].message
     assert pool.map([("echo", 2)])[0].value == 2
 
 
