@@ -24,7 +24,7 @@ class AgentConfig:
     walkers: int = 64  # walkers that step together (paper: 128 episodes)
     steps: int = 24  # steps of a rollout (paper: at most 500)
     elite: float = 0.5  # share of walkers that start at the best measured configurations (paper: none)
-    rollouts: int = 2  # rollouts, each followed by one PPO update, in one exploration
+    rollouts: int = 1  # rollouts, each followed by one PPO update, in one exploration
     hidden: int = 64  # tanh units in each of the two layers of both nets (paper: 20)
     changes: float = 1.5  # knobs that an untrained walker changes in a step, on average (paper: two thirds of all)
     learning_rate: float = 3e-3  # Adam (paper: 1e-3)
@@ -33,7 +33,7 @@ class AgentConfig:
     clip: float = 0.2  # (paper: 0.3)
     entropy: float = 0.01  # (paper: 0.1)
     value_coefficient: float = 0.5  # (paper: 1.0)
-    epochs: int = 3  # passes over a rollout in its update
+    epochs: int = 1  # passes over a rollout in its update (paper: 3)
     minibatches: int = 4  # pieces of a pass
 
 
@@ -207,6 +207,8 @@ class Agent:
     """
 
     def __init__(self, space: KnobSpace, config: AgentConfig) -> None:
+        self.walkers = config.walkers
+        self.elite = round(config.elite * config.walkers)
         self._config = config
         self._moves = Moves(space)
         self._observe = Observer(space)

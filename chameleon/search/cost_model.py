@@ -32,6 +32,10 @@ class CostModel:
         self._config = config
         self._boosters: list[Any] = []
 
+    @property
+    def fitted(self) -> bool:
+        return bool(self._boosters)
+
     def fit(self, features: NDArray[np.float32], targets: NDArray[np.float64], seed: int) -> None:
         """Learns `targets` `[n]` from `features` `[n, f]`; a pure function of its arguments."""
         import xgboost

@@ -12,12 +12,15 @@ from chameleon.search.history import History
 from chameleon.search.space import Digits, KnobSpace
 
 Featurize = Callable[[Digits], NDArray[np.floating]]
+Floats = NDArray[np.float64]
 
 
 class Learner:
     """Keeps the cost model fitted to the history.
 
-    The fit is a pure function of the history and of the seed drawn once, so nothing of it needs saving.
+    Throughput is learnt from what was measured, failures being zero; whether a configuration is refused or fails at all is
+    learnt apart, from all trials, and scales the prediction. The fits are pure functions of the history and of a seed drawn
+    once, so nothing of them needs saving.
     """
 
     def __init__(self, space: KnobSpace, config: CostModelConfig, seed: int, featurize: Featurize | None = None) -> None:
@@ -25,23 +28,71 @@ class Learner:
         self._config = config
         self._seed = seed
         self._featurize = featurize
-        self._model = CostModel(config)
-        self._fitted = -1
+        self._host_features: dict[bytes, NDArray[np.float32]] = {}
+        self._throughput = CostModel(config)
+        self._success = CostModel(config)
+        self._second = CostModel(config)
+        self._fitted = self._second_fitted = -1
+
+    @property
+    def has_second_look(self) -> bool:
+        return self._featurize is not None
 
     def ready(self, history: History) -> bool:
         """Whether there is anything to learn: two trials that differ in throughput."""
         return len(np.unique(history.throughput())) > 1
 
-    def predict(self, history: History, configs: Digits) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def predict(self, history: History, configs: Digits) -> tuple[Floats, Floats]:
         """Expected relative throughput of `[n, n_knobs]` and its spread, both `[n]`."""
-        if self._fitted != len(history):
-            self._model.fit(self._space.features(history.configs), history.throughput(), self._seed)
-            self._fitted = len(history)
-        return self._model.predict(self._space.features(configs))
+        self._fit(history)
+        features = self._space.features(configs)
+        mean, spread = self._throughput.predict(features)
+        chance = np.clip(self._success.predict(features)[0], 0.0, 1.0) if self._success.fitted else 1.0
+        return mean * chance, spread * chance
+
+    def second_look(self, history: History, configs: Digits) -> Floats:
+        """Expected relative throughput of `[n, n_knobs]` by a model that sees the host's features as well, `[n]`."""
+        if self._second_fitted != len(history):
+            rows = self._rows(history)
+            self._second.fit(self._rich(history.configs[rows]), history.throughput()[rows], self._seed)
+            self._second_fitted = len(history)
+        return self._second.predict(self._rich(configs))[0]
+
+    def _fit(self, history: History) -> None:
+        if self._fitted == len(history):
+            return
+        rows = self._rows(history)
+        throughput = history.throughput()
+        self._throughput.fit(self._space.features(history.configs[rows]), throughput[rows], self._seed)
+        success = (throughput > 0).astype(np.float64)
+        newest = slice(max(len(history) - self._config.newest, 0), None)
+        if 0 < success[newest].sum() < len(success[newest]):
+            self._success.fit(self._space.features(history.configs[newest]), success[newest], self._seed + 1)
+        self._fitted = len(history)
+
+    def _rows(self, history: History) -> NDArray[np.int64]:
+        """Positions of the measured trials to learn from: all, or half the best and half the newest of many."""
+        rows = np.flatnonzero(~history.refused)
+        half = self._config.newest // 2
+        if len(rows) <= self._config.newest:
+            return rows
+        best = rows[np.argsort(-history.throughput()[rows], kind="stable")[:half]]
+        return np.union1d(best, rows[-half:])
+
+    def _rich(self, configs: Digits) -> NDArray[np.float32]:
+        """Knob features and the host's, the latter computed once per configuration, `[n, f]`."""
+        keys = KnobSpace.keys(configs)
+        missing = [i for i, key in enumerate(keys) if key not in self._host_features]
+        if missing and self._featurize:
+            for i, row in zip(missing, self._featurize(configs[missing]), strict=True):
+                self._host_features[keys[i]] = np.asarray(row, dtype=np.float32)
+        host = np.array([self._host_features[key] for key in keys], dtype=np.float32)
+        return np.hstack([self._space.features(configs), host])
 
     def state(self) -> dict[str, int]:
         return {"seed": self._seed}
 
     def restore(self, state: dict[str, int]) -> None:
         self._seed = int(state["seed"])
-        self._fitted = -1
+        self._fitted = self._second_fitted = -1
+        self._success = CostModel(self._config)

@@ -17,6 +17,8 @@ from chameleon.search.learner import Learner
 from chameleon.search.moves import Moves, ranked, unique_rows
 from chameleon.search.space import ENUMERABLE, Digits, KnobSpace
 
+Floats = NDArray[np.float64]
+
 _DRAWS = 1 << 18
 """So many random draws without a new valid configuration mean that a space too large to list has none left."""
 
@@ -123,28 +125,28 @@ class GeneticPlanner:
         """The history is all the state there is."""
 
 
-class Explorer:
-    """One of the two ways to look for good predictions: the agent or the annealer."""
+class Explorer(Protocol):
+    """Looks for good predictions: the agent or the annealer."""
 
-    def __init__(self, space: KnobSpace, config: AgentConfig | AnnealingConfig) -> None:
-        self._agent = Agent(space, config) if isinstance(config, AgentConfig) else None
-        self._annealer = Annealer(space, config) if isinstance(config, AnnealingConfig) else None
-        self._walkers = config.walkers if isinstance(config, AgentConfig) else config.chains
-        self._elite = round(config.elite * config.walkers) if isinstance(config, AgentConfig) else 0
+    walkers: int  # starting points wanted
+    elite: int  # how many of them at the best measured configurations
 
-    def explore(self, score: Score, view: View) -> tuple[Digits, NDArray[np.float64]]:
-        """Candidates, best-scored first, `[m, n_knobs]`, and their scores `[m]`."""
-        starts = view.starts(self._walkers, self._elite)
-        if self._agent:
-            return self._agent.explore(score, starts, view.known, view.rng)
-        assert self._annealer
-        return self._annealer.explore(score, starts, view.known, view.rng)
+    def explore(self, score: Score, starts: Digits, known: set[bytes], rng: np.random.Generator) -> tuple[Digits, Floats]:
+        """Candidates that are not `known`, best-scored first, `[m, n_knobs]`, and their scores `[m]`."""
+        ...
 
-    def state(self) -> dict[str, Any]:
-        return (self._agent or self._annealer).state()
+    def state(self) -> dict[str, Any]: ...
 
-    def restore(self, state: dict[str, Any]) -> None:
-        (self._agent or self._annealer).restore(state)
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+def explorer(space: KnobSpace, config: AgentConfig | AnnealingConfig) -> Explorer:
+    """The explorer that `config` belongs to."""
+    return Agent(space, config) if isinstance(config, AgentConfig) else Annealer(space, config)
+
+
+def _explored(explorer: Explorer, score: Score, view: View) -> tuple[Digits, Floats]:
+    return explorer.explore(score, view.starts(explorer.walkers, explorer.elite), view.known, view.rng)
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ class GreedyPlanner:
         n = self._config.plan
         if view.history.measured < min(n, view.space.size // 2) or not self._learner.ready(view.history):
             return view.draw(n)
-        candidates, _ = self._explorer.explore(lambda c: self._learner.predict(view.history, c)[0], view)
+        candidates, _ = _explored(self._explorer, lambda c: self._learner.predict(view.history, c)[0], view)
         return sampling.epsilon_greedy(candidates, n, self._config.epsilon, view.draw(n), view.rng)
 
     def state(self) -> dict[str, Any]:
@@ -195,7 +197,7 @@ class AdaptivePlanner:
         history = view.history
         if history.measured < self._config.first or not self._learner.ready(history):
             return self._spread(view)
-        candidates, scores = self._explorer.explore(lambda c: self._score(history, c), view)
+        candidates, scores = _explored(self._explorer, lambda c: self._score(history, c), view)
         best = history.configs[np.argsort(-history.throughput(), kind="stable")[: self._config.around]]
         near = self._moves.around(best, view.rng)
         if len(near):
@@ -203,9 +205,13 @@ class AdaptivePlanner:
             candidates, scores = ranked(every, np.concatenate([scores, self._score(history, near)]), view.known)
         if not len(candidates):
             return self._spread(view)
-        return self._pick(view, candidates[: self._config.candidates], scores[: self._config.candidates])
+        candidates, scores = candidates[: self._config.candidates], scores[: self._config.candidates]
+        if self._learner.has_second_look:
+            candidates = candidates[: self._config.finalists]
+            scores = self._learner.second_look(history, candidates)
+        return self._pick(view, candidates, scores)
 
-    def _score(self, history: History, configs: Digits) -> NDArray[np.float64]:
+    def _score(self, history: History, configs: Digits) -> Floats:
         mean, spread = self._learner.predict(history, configs)
         return mean + self._config.optimism * spread
 
@@ -218,7 +224,7 @@ class AdaptivePlanner:
         labels = sampling.clusters(points, [self._config.least], 1.0, int(view.rng.integers(1 << 31)))
         return rows[sampling.snap(labels, -sampling.distances(points, labels))]
 
-    def _pick(self, view: View, candidates: Digits, scores: NDArray[np.float64]) -> Digits:
+    def _pick(self, view: View, candidates: Digits, scores: Floats) -> Digits:
         points = sampling.normalised(self._space.features(candidates))
         config = self._config
         most = int(np.clip(view.history.measured // config.growth, config.least, config.most))

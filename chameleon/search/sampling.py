@@ -21,10 +21,11 @@ class SamplerConfig:
     candidates: int = 256  # the best-scored candidates that are clustered
     least: int = 8  # clusters tried at least, and the step between numbers tried
     most: int = 64  # clusters at most
+    finalists: int = 64  # of these, how many get a second look with the host's features, where there are such
     growth: int = 4  # and at most this fraction of the trials measured so far
     first: int = 16  # trials measured before the cost model is trusted
     around: int = 3  # best measured configurations whose neighbours are candidates as well
-    optimism: float = 0.5  # score = mean + optimism * spread
+    optimism: float = 1.0  # score = mean + optimism * spread
     knee: float = 2.5  # stop at the first k whose loss is no better than the previous one divided by this
 
 

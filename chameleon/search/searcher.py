@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections import deque
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,6 @@ from chameleon.search.learner import Featurize, Learner
 from chameleon.search.moves import unique_rows
 from chameleon.search.planners import (
     AdaptivePlanner,
-    Explorer,
     GeneticPlanner,
     GreedyConfig,
     GreedyPlanner,
@@ -28,6 +27,7 @@ from chameleon.search.planners import (
     Planner,
     RandomPlanner,
     View,
+    explorer,
 )
 from chameleon.search.sampling import SamplerConfig
 from chameleon.search.space import Digits, KnobSpace
@@ -56,7 +56,7 @@ class Searcher:
         self._planner = planner
         self._rng = rng
         self._history = History(space)
-        self._queue: deque[Digits] = deque()
+        self._queue: dict[bytes, Digits] = {}  # the rest of the plan, in order
         self._known: set[bytes] = set()  # told, asked or planned
 
     @property
@@ -74,7 +74,7 @@ class Searcher:
             raise ValueError(f"ask for at least 1 configuration, got n={n}")
         if not self._queue:
             self._replan()
-        rows = [self._queue.popleft() for _ in range(min(n, len(self._queue)))]
+        rows = [self._queue.pop(key) for key in list(itertools.islice(self._queue, n))]
         return np.array(rows, dtype=np.int64).reshape(len(rows), self.space.n_knobs)
 
     def tell(self, trials: Sequence[Trial]) -> None:
@@ -84,12 +84,10 @@ class Searcher:
             ValueError: if a configuration is not of this space or was told before; then nothing is taken.
         """
         self._history.add(trials)
-        keys = {np.array(t.config, dtype=np.int64).tobytes() for t in trials}
-        if not keys <= self._known:
-            self._queue = deque(row for row in self._queue if row.tobytes() not in keys)
-            self._known |= keys
-        elif self._queue:
-            self._queue = deque(row for row in self._queue if row.tobytes() not in keys)
+        for trial in trials:
+            key = np.array(trial.config, dtype=np.int64).tobytes()
+            self._known.add(key)
+            self._queue.pop(key, None)
 
     def _replan(self) -> None:
         view = View(self.space, self._history, self._known, self._rng)
@@ -97,8 +95,8 @@ class Searcher:
         plan = unique_rows(plan[self.space.is_valid(plan)], self._known) if len(plan) else plan
         if not len(plan):
             plan = view.draw(8)
-        self._queue.extend(plan)
-        self._known.update(KnobSpace.keys(plan))
+        self._queue = dict(zip(KnobSpace.keys(plan), plan, strict=True))
+        self._known.update(self._queue)
         self.exhausted = not len(plan)
 
     def state(self) -> dict[str, Any]:
@@ -109,7 +107,7 @@ class Searcher:
             "rng": self._rng.bit_generator.state,
             "trials": [[list(t.config), t.status.value, t.seconds, t.message, dict(t.timings)] for t in self._history.trials],
             "known": [np.frombuffer(k, dtype=np.int64).tolist() for k in sorted(self._known)],
-            "queue": [row.tolist() for row in self._queue],
+            "queue": [row.tolist() for row in self._queue.values()],
             "planner": self._planner.state(),
             "exhausted": self.exhausted,
         }
@@ -129,7 +127,8 @@ class Searcher:
         self._history = History(self.space)
         self._history.add([Trial(tuple(c), Status(s), sec, message, dict(t)) for c, s, sec, message, t in state["trials"]])
         self._known = {np.array(row, dtype=np.int64).tobytes() for row in state["known"]}
-        self._queue = deque(np.array(row, dtype=np.int64) for row in state["queue"])
+        queue = np.array(state["queue"], dtype=np.int64).reshape(-1, self.space.n_knobs)
+        self._queue = dict(zip(KnobSpace.keys(queue), queue, strict=True))
         self._planner.restore(state["planner"])
         self.exhausted = bool(state["exhausted"])
 
@@ -151,13 +150,13 @@ class Recipe:
 
 def _greedy(space: KnobSpace, rng: np.random.Generator, featurize: Featurize | None, parts: Mapping[str, Any]) -> Planner:
     learner = Learner(space, parts["model"], int(rng.integers(1 << 31)), featurize)
-    return GreedyPlanner(space, learner, Explorer(space, parts["explorer"]), parts["picker"])
+    return GreedyPlanner(space, learner, explorer(space, parts["explorer"]), parts["picker"])
 
 
 def _adaptive(synthesis: bool) -> Callable[..., Planner]:
     def build(space: KnobSpace, rng: np.random.Generator, featurize: Featurize | None, parts: Mapping[str, Any]) -> Planner:
         learner = Learner(space, parts["model"], int(rng.integers(1 << 31)), featurize)
-        return AdaptivePlanner(space, learner, Explorer(space, parts["explorer"]), parts["sampler"], synthesis)
+        return AdaptivePlanner(space, learner, explorer(space, parts["explorer"]), parts["sampler"], synthesis)
 
     return build
 

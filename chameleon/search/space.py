@@ -78,12 +78,17 @@ def split_of(name: str, values: Sequence[Sequence[int]]) -> Knob:
 
 
 def option(name: str, values: Sequence[Any]) -> Knob:
-    """An ordered list of alternatives; numbers are described by their size as well as by their position."""
-    numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+    """An ordered list of alternatives; numbers are described by their size as well as by their position.
+
+    Of integers the power of two that divides them counts as well: vectors, warps and cache lines come in such sizes.
+    """
+    numeric = bool(values) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
     position = np.arange(len(values), dtype=np.float32)[:, None]
     columns = [position]
     if numeric:
         columns.append(np.array([[math.copysign(math.log2(1 + abs(v)), v)] for v in values], dtype=np.float32))
+        if all(isinstance(v, int) for v in values) and max(abs(v) for v in values) > 2:
+            columns.append(np.array([[math.log2(v & -v) if v else 0.0] for v in values], dtype=np.float32))
     elif 2 < len(values) <= 16:
         columns.append(np.eye(len(values), dtype=np.float32))
     return Knob(name, "option", tuple(values), np.hstack(columns), _line_moves(len(values)))
