@@ -101,8 +101,8 @@ def bench_command(
 
     _check_output(json_out)
     result = bench_tuned(_spec(model, target, out, input_shape), _say)
-    _print_bench(result)
     _write_json(json_out, result.to_json())
+    _print_bench(result)
 
 
 @app.command("models")
@@ -219,12 +219,17 @@ def _print_report(report: TuneReport, folder: Path) -> None:
 
 def _print_bench(result: BenchResult) -> None:
     table = Table("", "median ms", "quartiles ms", "times the tuned")
-    tuned = result.tuned.median_ms
-    for name, timing in result.rows():
-        quartiles = f"{timing.q1_ms:.2f} - {timing.q3_ms:.2f}"
-        table.add_row(name, f"{timing.median_ms:.2f}", quartiles, f"{timing.median_ms / tuned:.2f}")
+    names = {"onnxruntime": "ONNX Runtime"}
+    for name, t in result.latencies().items():
+        times = f"{t.median_ms / result.tuned.median_ms:.2f}"
+        table.add_row(names.get(name, name), f"{t.median_ms:.2f}", f"{t.low_ms:.2f} - {t.high_ms:.2f}", times)
     console.print(table)
-    console.print(f"largest difference of the outputs: {result.max_abs_difference:.2e}")
+    for name, d in result.difference.items():
+        console.print(
+            f"outputs differ from {names.get(name, name)}'s by {d.absolute:.1e} at most, {d.relative:.1e} of the largest"
+        )
+    if not result.agrees:
+        raise ChameleonError(f"the tuned network's outputs are not within {result.tolerance:g} of the others'")
 
 
 def _say(text: str) -> None:

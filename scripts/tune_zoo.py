@@ -43,7 +43,9 @@ def summary(results: list[ZooResult]) -> Table:
         times = f"{before / after:.1f}" if before and after else "-"
         numbers = [f"{v:.2f}" if v else "-" for v in (before, after)]
         failures = str(sum(r.failures.values()))
-        table.add_row(r.model, str(r.trials), f"{r.tuning_s:.0f}", *numbers, times, failures, "skipped" if result.skipped else "")
+        table.add_row(
+            r.model, str(r.trials), f"{r.tuning_s:.0f}", *numbers, times, failures, "skipped" if result.skipped else ""
+        )
     return table
 
 

@@ -19,6 +19,7 @@ from tvm.target import Target
 from chameleon.deploy.compile import Compiled
 from chameleon.deploy.export import write_onnx
 from chameleon.deploy.model import Model, ModelError, input_arrays
+from chameleon.deploy.target import set_threads, usable_cores
 
 Arrays = Sequence[NDArray[Any]]
 Run = Callable[[], Any]
@@ -68,6 +69,23 @@ class BenchResult:
         """Whether every difference is within the tolerance (a NaN is not)."""
         return all(d.relative <= self.tolerance for d in self.difference.values())
 
+    def latencies(self) -> dict[str, Latency]:
+        """What was timed, by name."""
+        timed = {"untuned": self.untuned, "tuned": self.tuned, "onnxruntime": self.onnxruntime}
+        return {name: latency for name, latency in timed.items() if latency is not None}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for `chameleon bench --json`."""
+        return {
+            "latency_ms": {
+                name: {"median": t.median_ms, "low": t.low_ms, "high": t.high_ms, "runs": t.runs}
+                for name, t in self.latencies().items()
+            },
+            "difference": {name: {"absolute": d.absolute, "relative": d.relative} for name, d in self.difference.items()},
+            "tolerance": self.tolerance,
+            "agrees": self.agrees,
+        }
+
 
 def bench_model(
     model: Model,
@@ -85,6 +103,8 @@ def bench_model(
     """
     config = config or BenchConfig()
     inputs = input_arrays(model, np.random.default_rng(seed))
+    if target.kind.name == "llvm":
+        set_threads(int(target.attrs.get("num-cores", usable_cores())))  # TVM itself takes half of the cores
     untuned = tvm.compile(model.mod, target)
     runs = {"untuned": _virtual_machine(untuned, target, inputs), "tuned": _virtual_machine(compiled.executable, target, inputs)}
     with tempfile.TemporaryDirectory(prefix="chameleon-") as folder:

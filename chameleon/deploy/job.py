@@ -1,12 +1,12 @@
 """`chameleon tune` and `chameleon compile`: one folder a run, holding everything that was measured and made.
 
-    runs/resnet18-llvm-znver4/
-        run.json        which model and target the folder belongs to, and the resolved configuration
-        manifest.json   commit, platform and versions of the last run
-        trials.jsonl    every measurement (docs/records.md)
-        database/       the best schedules as a MetaSchedule JSON database
-        network.so      the compiled network with the best schedules
-        report.json     what `--json` prints
+runs/resnet18-llvm-znver4/
+    run.json        which model and target the folder belongs to, and the resolved configuration
+    manifest.json   commit, platform and versions of the last run
+    trials.jsonl    every measurement (docs/records.md)
+    database/       the best schedules as a MetaSchedule JSON database
+    network.so      the compiled network with the best schedules
+    report.json     what `--json` prints
 """
 
 from __future__ import annotations
@@ -21,20 +21,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tvm
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
 from chameleon.deploy.bench import BenchResult, bench_model
-from chameleon.deploy.config import TuneConfig
 from chameleon.deploy.compile import compile_model
-from chameleon.deploy.measure import WarmBuilder, WarmRunner, rpc_runner
+from chameleon.deploy.config import TuneConfig
+from chameleon.deploy.measure import WarmBuilder, WarmRunner
 from chameleon.deploy.model import Model, load_model
 from chameleon.deploy.records import Records
+from chameleon.deploy.remote import rpc_runner
+from chameleon.deploy.runner import device_name
 from chameleon.deploy.target import detect_target, parse_target
 from chameleon.deploy.tasks import extract_tasks, lower
 from chameleon.deploy.tuning import Measurer, Session, TaskTuner, database_of, open_session, tune
-from chameleon.errors import ChameleonError, UsageError
+from chameleon.errors import ChameleonError, UsageError, unknown
 from chameleon.manifest import write_manifest
+from chameleon.search import SEARCHERS
 
 Watch = Callable[[Session], None]
 Say = Callable[[str], None]
@@ -102,6 +106,7 @@ def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tup
     Raises:
         ChameleonError: with a message for people, on anything that the user can mend.
     """
+    _check_config(spec, config)
     job = open_job(spec, say)
     _claim(job, spec, config, finished=False)
     with Records(spec.records or job.out / "trials.jsonl", str(job.target)) as records:
@@ -195,9 +200,10 @@ def recorded_database(job: Opened, spec: JobSpec) -> ms.database.Database:
 
 def _measurer(spec: JobSpec, target: Target, stack: ExitStack) -> Measurer:
     if spec.tracker is None:
+        if not tvm.device(device_name(target.kind.name)).exist:
+            raise ChameleonError(f"this machine has no {target.kind.name} device; measure on another one: --tracker host:port")
         return Measurer(target, stack.enter_context(WarmBuilder()), stack.enter_context(WarmRunner()))
-    if spec.device_key is None:
-        raise UsageError("--tracker needs --device-key: the key under which the devices registered")
+    assert spec.device_key is not None  # _check_config saw to it
     builder = stack.enter_context(WarmBuilder(export="tar"))
     runner = stack.enter_context(rpc_runner(spec.tracker, spec.device_key))
     return Measurer(target, builder, runner, together=16)
@@ -240,6 +246,18 @@ def _report(job: Opened, session: Session) -> TuneReport:
         {"untuned": None, "tuned": None},
         tasks,
     )
+
+
+def _check_config(spec: JobSpec, config: TuneConfig) -> None:
+    """What is wrong with the names is said before the model is loaded.
+
+    Raises:
+        UsageError: on an unknown searcher or option, or a tracker without a device key.
+    """
+    if config.searcher not in SEARCHERS:
+        raise unknown("searcher", config.searcher, SEARCHERS)
+    if spec.tracker is not None and spec.device_key is None:
+        raise UsageError("--tracker needs --device-key: the key under which the devices registered")
 
 
 def _make_folder(out: Path) -> None:

@@ -119,7 +119,9 @@ class Records:
             except ValueError:
                 line = None
             if not isinstance(line, dict):
-                raise RecordsError(f"{self.path}:{number}: expected a JSON object, got {text[:80]!r}; remove the line or the file")
+                raise RecordsError(
+                    f"{self.path}:{number}: expected a JSON object, got {text[:80]!r}; remove the line or the file"
+                )
             yield number, line
 
     def _check_header(self, lines: list[tuple[int, dict[str, Any]]], target: str) -> None:
@@ -127,7 +129,9 @@ class Records:
             return
         header = lines[0][1]
         if header.get("chameleon") != FORMAT or header.get("kind") != "tuning":
-            raise RecordsError(f"{self.path}:1: expected the header of tuning records (format {FORMAT}), got {str(header)[:120]}")
+            raise RecordsError(
+                f"{self.path}:1: expected the header of tuning records (format {FORMAT}), got {str(header)[:120]}"
+            )
         if header.get("target") != target:
             raise RecordsError(
                 f"{self.path} holds records of target {header.get('target')}, expected {target}; give another --out or that --target"
@@ -141,7 +145,9 @@ class Records:
             self.tasks[line["task"]].trials.append((Trial.from_json(line), line["model"]))
             self.elapsed_s[line["model"]] = max(self.elapsed_s.get(line["model"], 0.0), float(line["elapsed_s"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise RecordsError(f"{self.path}:{number}: not a line of tuning records ({error!r}); remove the line or the file") from error
+            raise RecordsError(
+                f"{self.path}:{number}: not a line of tuning records ({error!r}); remove the line or the file"
+            ) from error
 
     def _write(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")

@@ -38,7 +38,13 @@ class TaskTuner:
     """
 
     def __init__(
-        self, task: Task, traces: TraceSpace, config: TuneConfig, rng: np.random.Generator, history: Sequence[Trial], shared: bool
+        self,
+        task: Task,
+        traces: TraceSpace,
+        config: TuneConfig,
+        rng: np.random.Generator,
+        history: Sequence[Trial],
+        shared: bool,
     ) -> None:
         self.task = task
         self.traces = traces

@@ -115,7 +115,9 @@ def test_a_trial_survives_its_line(config, seconds, message, timings):
         assert Trial.from_json(json.loads(line)) == trial
 
 
-@pytest.mark.parametrize("line", [{}, {"config": [1]}, {"config": 3, "status": "ok", "seconds": 1.0}, {"config": [1], "status": "odd"}])
+@pytest.mark.parametrize(
+    "line", [{}, {"config": [1]}, {"config": 3, "status": "ok", "seconds": 1.0}, {"config": [1], "status": "odd"}]
+)
 def test_what_is_no_trial_is_refused(line):
     with pytest.raises(ValueError, match=r"trial|odd"):
         Trial.from_json(line)
