@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from chameleon.errors import ChameleonError, UsageError
@@ -169,6 +170,11 @@ def guarded(command: typer.Typer, argv: Sequence[str]) -> int:
     return 0
 
 
+def _fail(message: str, code: int) -> int:
+    notes.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    return code
+
+
 def _spec(
     model: str,
     target: str | None,
@@ -233,7 +239,7 @@ def _print_bench(result: BenchResult) -> None:
 
 
 def _say(text: str) -> None:
-    notes.print(text, highlight=False, soft_wrap=True)
+    notes.print(escape(text), highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

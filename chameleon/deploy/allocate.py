@@ -45,7 +45,7 @@ class Progress:
         return self.best_s[-1] if self.best_s else float("inf")
 
 
-def next_task(tasks: Sequence[Progress], config: AllocationConfig = AllocationConfig()) -> int | None:  # noqa: B008 (frozen)
+def next_task(tasks: Sequence[Progress], config: AllocationConfig = AllocationConfig()) -> int | None:
     """The position of the task to measure next, `None` if every task is exhausted or barren.
 
     Tasks that have not been measured come first, the heaviest in floating-point operations before the others.

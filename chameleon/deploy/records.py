@@ -134,7 +134,8 @@ class Records:
             )
         if header.get("target") != target:
             raise RecordsError(
-                f"{self.path} holds records of target {header.get('target')}, expected {target}; give another --out or that --target"
+                f"{self.path} holds records of target {header.get('target')}, expected {target}; "
+                "give another --out or that --target"
             )
 
     def _load(self, number: int, line: dict[str, Any]) -> None:

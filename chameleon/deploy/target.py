@@ -54,9 +54,13 @@ def set_threads(n_threads: int) -> None:
     """Let TVM's kernels of this process use so many threads.
 
     By default TVM takes half of the logical cores of an x86 machine, which are not always hyper-threads: a kernel that was
-    tuned for all cores then runs on half of them.
+    tuned for all cores then runs on half of them. TVM also binds the calling thread to one core; that is undone, since
+    whatever this process starts later would inherit it.
     """
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     tvm.get_global_func("runtime.config_threadpool")(1, n_threads)
+    if cores is not None:
+        os.sched_setaffinity(0, cores)
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -230,8 +230,14 @@ def operator_of(name: str) -> str:
 
 
 def _batch_size(session: Session, tuner: TaskTuner) -> int:
-    n = session.config.batch if tuner.best_s else session.config.first_batch
-    return n if session.config.trials is None else min(n, session.config.trials - session.trials)
+    """The next batch of a task; a first batch leaves a share of a small budget to the other tasks."""
+    config = session.config
+    n = config.batch if tuner.best_s else config.first_batch
+    if config.trials is None:
+        return n
+    if not tuner.best_s:
+        n = max(1, min(n, config.trials // len(session.tasks)))
+    return min(n, config.trials - session.trials)
 
 
 def _failed(config: Config, message: str, timings: dict[str, float], *, building: bool) -> Trial:
