@@ -1,15 +1,17 @@
 # Everything sets itself up: only Python 3.11, a C++ compiler and make are needed.
 PYTHON ?= python3.11
+MODEL ?= resnet18
+BUDGET ?= 10m
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: tune test check format clean
 
-# Tune ResNet-18 for this machine, then time it beside untuned TVM and ONNX Runtime. Run again: it resumes.
+# Tune a network (ResNet-18) for this machine, then time it beside untuned TVM and ONNX Runtime. Run again: it resumes.
 tune: $(READY)
-	$(BIN)/chameleon tune resnet18
-	$(BIN)/chameleon bench resnet18
+	$(BIN)/chameleon tune $(MODEL) --time-budget $(BUDGET)
+	$(BIN)/chameleon bench $(MODEL)
 
 # Everything: lint, types, layers, fast tests, then the tests that tune with the real TVM.
 test: check
