@@ -16,20 +16,19 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 import warnings
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import tvm
-from tvm.ir.utils import derived_object
 from tvm.runtime import Module, load_param_dict, save_param_dict
-from tvm.s_tir.meta_schedule.builder import BuilderInput, BuilderResult, PyBuilder
+from tvm.s_tir.meta_schedule.builder import BuilderInput, BuilderResult
+from tvm.s_tir.meta_schedule.builder.builder import _PyBuilder
 
-from chameleon.deploy.derived import as_context
 from chameleon.deploy.target import usable_cores
 from chameleon.deploy.worker_child import resolve
 from chameleon.deploy.workers import Outcome, PoolConfig, WorkerPool
@@ -67,30 +66,65 @@ class BuildRequest:
     f_build: str | None
 
 
-@as_context
-@derived_object
-class WarmBuilder(PyBuilder):
+class WarmBuilder(_PyBuilder):
     """Builds candidates in warm workers; for any MetaSchedule call that takes a builder.
 
     An artifact lies alone in a folder of its own, which whoever ran it removes (MetaSchedule does); what is left goes
-    with the builder. `last_build_s` holds the seconds each candidate of the last call took inside its worker.
+    with the builder.
+
+    A direct subclass of the class below TVM's `PyBuilder`: `derived_object`, the usual way, forwards no special methods, hides
+    the type, and its call through C++ turns Ctrl-C into a RuntimeError without a word.
     """
 
+    __slots__ = ("__dict__",)
+
     def __init__(self, config: BuildConfig | None = None, **options: Any) -> None:
-        """Args:
-        config: the settings; or give its fields as keywords (`export="tar"`).
+        """Take the settings.
+
+        Args:
+            config: the settings; or give its fields as keywords (`export="tar"`).
         """
-        super().__init__()
-        self.config = config or BuildConfig(**options)
-        n_workers = self.config.n_workers or usable_cores()
+        self._engine = _BuildEngine(config or BuildConfig(**options))
+        super().__init__(self._engine.build)
+
+    def __enter__(self) -> WarmBuilder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the workers and remove artifacts that are left. A later `build` starts anew."""
+        self._engine.close()
+
+    def build(self, build_inputs: Sequence[BuilderInput]) -> list[BuilderResult]:
+        """One result an input, in order; a failure's `error_msg` begins with its reason."""
+        return self._engine.build(build_inputs)
+
+    @property
+    def last_build_s(self) -> list[float]:
+        """Seconds that each candidate of the last call took, from its sending to its outcome."""
+        return self._engine.last_build_s
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers' supervisors."""
+        return self._engine.pool.pids()
+
+
+class _BuildEngine:
+    """What a builder does; TVM's object holds it and it does not hold TVM's object, so that neither keeps the other alive."""
+
+    def __init__(self, config: BuildConfig) -> None:
+        self.config = config
+        n_workers = config.n_workers or usable_cores()
         self.last_build_s: list[float] = []
-        self._pool = WorkerPool(
+        self.pool = WorkerPool(
             PoolConfig(
                 target="chameleon.deploy.builder:build_candidate",
                 n_workers=n_workers,
-                timeout_s=self.config.timeout_s,
-                memory_limit_bytes=self.config.memory_limit_bytes or psutil.virtual_memory().total * 3 // 4 // n_workers,
-                recycle_after=self.config.recycle_after,
+                timeout_s=config.timeout_s,
+                memory_limit_bytes=config.memory_limit_bytes or psutil.virtual_memory().total * 3 // 4 // n_workers,
+                recycle_after=config.recycle_after,
                 environment={"OMP_NUM_THREADS": "1", "TVM_NUM_THREADS": "1"},
             )
         )
@@ -98,17 +132,13 @@ class WarmBuilder(PyBuilder):
 
     def close(self) -> None:
         """Stop the workers and remove artifacts that are left."""
-        self._pool.close()
+        self.pool.close()
         self._workspace.remove()
 
-    def worker_pids(self) -> list[int]:
-        """Process ids of the workers' supervisors."""
-        return self._pool.pids()
-
-    def build(self, build_inputs: list[BuilderInput]) -> list[BuilderResult]:
-        """One result an input, in order; a failure's `error_msg` begins with its reason."""
+    def build(self, build_inputs: Sequence[BuilderInput]) -> list[BuilderResult]:
+        """One result an input."""
         requests = [self._request(build_input) for build_input in build_inputs]
-        outcomes = self._pool.map(requests)
+        outcomes = self.pool.map(requests)
         self.last_build_s = [outcome.wall_s for outcome in outcomes]
         return [_result(request, outcome) for request, outcome in zip(requests, outcomes, strict=True)]
 
@@ -222,12 +252,11 @@ def _linker() -> tuple[str | None, tuple[str, ...]]:
     linker, compiler = shutil.which("ld"), shutil.which("gcc") or shutil.which("cc")
     if linker is None or compiler is None or os.name != "posix" or not os.path.exists("/proc"):
         return None, ()
-    started = time.monotonic()
     found = []
     for question in ("-print-file-name=libm.so.6", "-print-libgcc-file-name"):
         answer = subprocess.run([compiler, question], capture_output=True, text=True, timeout=10)
         path = answer.stdout.strip()
-        if answer.returncode != 0 or not os.path.isabs(path) or time.monotonic() - started > 10:
+        if answer.returncode != 0 or not os.path.isabs(path):
             return None, ()
         found.append(path)
     return linker, tuple(found)

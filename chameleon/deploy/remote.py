@@ -10,23 +10,15 @@ from __future__ import annotations
 import queue
 import threading
 import weakref
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from tvm.ir.utils import derived_object
-from tvm.s_tir.meta_schedule.runner import (
-    EvaluatorConfig,
-    PyRunner,
-    PyRunnerFuture,
-    RPCConfig,
-    RunnerFuture,
-    RunnerInput,
-    RunnerResult,
-)
+from tvm.s_tir.meta_schedule.runner import EvaluatorConfig, RPCConfig, RunnerFuture, RunnerInput, RunnerResult
 from tvm.s_tir.meta_schedule.runner import rpc_runner as stock
+from tvm.s_tir.meta_schedule.runner.runner import _PyRunner
 
-from chameleon.deploy.derived import as_context
 from chameleon.deploy.runner import device_name
 from chameleon.deploy.workers import Outcome, PoolConfig, WorkerPool
 from chameleon.errors import UsageError
@@ -55,7 +47,7 @@ class RemoteRequest:
     evaluator: EvaluatorConfig
     artifact_path: str
     device: str
-    args_info: tuple[Any, ...]
+    args_info: tuple[list[Any], ...]
 
 
 def rpc_runner(tracker: str, device_key: str, **options: Any) -> RemoteRunner:
@@ -84,18 +76,44 @@ def parse_tracker(tracker: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-@as_context
-@derived_object
-class RemoteRunner(PyRunner):
+class RemoteRunner(_PyRunner):
     """Times candidates on remote devices; for any MetaSchedule call that takes a runner.
 
     `run` returns at once with futures: what is built meanwhile does not disturb the device. Candidates must be exported in a
-    form the server links or loads (`WarmBuilder(export="tar")`). The result is one number of seconds a repeat.
+    form the server links or loads (`WarmBuilder(export="tar")`). The result is one number of seconds a repeat. As to the base
+    class, see `WarmBuilder`.
     """
 
+    __slots__ = ("__dict__",)
+
     def __init__(self, config: RemoteConfig) -> None:
-        super().__init__()
-        self.config = config
+        self._engine = _RemoteEngine(config)
+        super().__init__(self._engine.run)
+
+    def __enter__(self) -> RemoteRunner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the workers; candidates that still wait fail."""
+        self._engine.desk.close()
+
+    def run(self, runner_inputs: Sequence[RunnerInput]) -> list[RunnerFuture]:
+        """One future an input, in order; a failure's `error_msg` begins with its reason."""
+        return self._engine.run(runner_inputs)
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers' supervisors."""
+        return self._engine.desk.pids()
+
+
+class _RemoteEngine:
+    """What a remote runner does; as with the builder's, nothing here holds TVM's object."""
+
+    def __init__(self, config: RemoteConfig) -> None:
+        self._key = config.device_key
         host, port = parse_tracker(config.tracker)
         self._rpc = RPCConfig(host, port, config.device_key, session_timeout_sec=config.session_timeout_s)
         self._evaluator = EvaluatorConfig(config.number, config.repeats, config.min_repeat_ms, False)
@@ -105,46 +123,52 @@ class RemoteRunner(PyRunner):
             recycle_after=config.recycle_after,
             environment={"TVM_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
         )
-        self._desk = _Desk([WorkerPool(pool) for _ in range(config.n_devices)])
+        self.desk = _Desk([WorkerPool(pool) for _ in range(config.n_devices)])
 
-    def close(self) -> None:
-        """Stop the workers; candidates that still wait fail."""
-        self._desk.close()
-
-    def worker_pids(self) -> list[int]:
-        """Process ids of the workers' supervisors."""
-        return self._desk.pids()
-
-    def run(self, runner_inputs: list[RunnerInput]) -> list[RunnerFuture]:
-        """One future an input, in order; a failure's `error_msg` begins with its reason."""
-        return [RemoteFuture(self._desk.submit(self._request(i)), self.config.device_key) for i in runner_inputs]
+    def run(self, runner_inputs: Sequence[RunnerInput]) -> list[RunnerFuture]:
+        """One future an input."""
+        return [_RemoteFuture(_Answer(self.desk.submit(self._request(i)), self._key)) for i in runner_inputs]
 
     def _request(self, runner_input: RunnerInput) -> RemoteRequest:
+        args = [info.as_json() for info in runner_input.args_info]
         return RemoteRequest(
             self._rpc,
             self._evaluator,
             str(runner_input.artifact_path),
             device_name(str(runner_input.device_type)),
-            tuple((str(a[0]), str(a[1]), [int(n) for n in a[2]]) for a in (i.as_json() for i in runner_input.args_info)),
+            tuple([str(kind), str(dtype), [int(n) for n in shape]] for kind, dtype, shape in args),
         )
 
 
-@derived_object
-class RemoteFuture(PyRunnerFuture):
-    """A result that is still being measured."""
+class _RemoteFuture(RunnerFuture):
+    """A result that is still being measured. Python waits for it without a detour through C++, for the sake of Ctrl-C."""
 
-    def __init__(self, future: Future[Outcome], device_key: str) -> None:
-        super().__init__()
-        self._future, self._key = future, device_key
+    __slots__ = ("__dict__",)
+
+    def __init__(self, answer: _Answer) -> None:
+        super().__init__(answer.done, answer.result)
+        self._answer = answer
+
+    def result(self) -> RunnerResult:
+        """Wait for the seconds, or the message of the failure."""
+        return self._answer.result()
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """The future of a worker's outcome, as a future of MetaSchedule's result."""
+
+    future: Future[Outcome]
+    device_key: str
 
     def done(self) -> bool:
         """Whether `result` would return at once."""
-        return self._future.done()
+        return self.future.done()
 
     def result(self) -> RunnerResult:
         """Wait for the seconds, or the message of the failure."""
         try:
-            outcome = self._future.result()
+            outcome = self.future.result()
         except Exception as error:  # a worker that does not start: no candidate's fault, but the batch must end
             return RunnerResult(None, f"run_error: {error}")
         if outcome.ok:
@@ -154,7 +178,7 @@ class RemoteFuture(PyRunnerFuture):
     def _message(self, outcome: Outcome) -> str:
         detail = outcome.message.partition(":")[2]
         if outcome.reason == "timeout":
-            return f"timeout:{detail}: no device with key {self._key!r} became free, or the candidate hung there"
+            return f"timeout:{detail}: no device with key {self.device_key!r} became free, or the candidate hung there"
         if "session has expired" in detail or "RPCSessionTimeout" in detail:
             return f"timeout:{detail}"
         return f"{'run_error' if outcome.reason == 'error' else outcome.reason}:{detail}"
@@ -224,6 +248,6 @@ def run_remote(request: RemoteRequest) -> list[float]:
         1,
         request.artifact_path,
         request.device,
-        request.args_info,
+        list(request.args_info),
     )
     return [float(cost) for cost in costs]

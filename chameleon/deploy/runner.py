@@ -6,17 +6,16 @@ import math
 import statistics
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import tvm
-from tvm.ir.utils import derived_object
 from tvm.runtime import Device
-from tvm.s_tir.meta_schedule.runner import PyRunner, PyRunnerFuture, RunnerFuture, RunnerInput, RunnerResult
+from tvm.s_tir.meta_schedule.runner import RunnerFuture, RunnerInput, RunnerResult
+from tvm.s_tir.meta_schedule.runner.runner import _PyRunner
 
-from chameleon.deploy.derived import as_context
 from chameleon.deploy.target import usable_cores
 from chameleon.deploy.workers import Outcome, PoolConfig, WorkerPool
 
@@ -60,26 +59,7 @@ class RunRequest:
     timing: TimingConfig
 
 
-@derived_object
-class ReadyFuture(PyRunnerFuture):
-    """A result that is already there."""
-
-    def __init__(self, run_secs: list[float] | None, error_msg: str | None) -> None:
-        super().__init__()
-        self._result = RunnerResult(run_secs, error_msg)
-
-    def done(self) -> bool:
-        """Always."""
-        return True
-
-    def result(self) -> RunnerResult:
-        """The seconds, or the message of the failure."""
-        return self._result
-
-
-@as_context
-@derived_object
-class WarmRunner(PyRunner):
+class WarmRunner(_PyRunner):
     """Times candidates one after the other; for any MetaSchedule call that takes a runner.
 
     `run` returns when all are timed, so nothing of the same tuning loop is built meanwhile. The result is one number of
@@ -87,62 +67,93 @@ class WarmRunner(PyRunner):
     `slow_factor` times the best so far with the same arguments, that estimate. Tasks whose arguments have equal shapes share
     this best; `forget` starts anew. The same random inputs serve all candidates with the same arguments.
 
-    The stock runner takes the mean of one repeat of at least 100 ms, for every candidate.
+    The stock runner takes the mean of one repeat of at least 100 ms, for every candidate. As to the base class, see
+    `WarmBuilder`.
     """
 
+    __slots__ = ("__dict__",)
+
     def __init__(self, config: RunConfig | None = None, **options: Any) -> None:
-        """Args:
-        config: the settings; or give its fields as keywords.
+        """Take the settings.
+
+        Args:
+            config: the settings; or give its fields as keywords.
         """
-        super().__init__()
-        self.config = config or RunConfig(**options)
-        threads = str(self.config.n_threads or usable_cores())
+        self._engine = _RunEngine(config or RunConfig(**options))
+        super().__init__(self._engine.run)
+
+    def __enter__(self) -> WarmRunner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the worker. A later `run` starts a new one."""
+        self._engine.pool.close()
+
+    def forget(self) -> None:
+        """Forget the best times: the next candidates are measured at full length."""
+        self._engine.best_s.clear()
+
+    def run(self, runner_inputs: Sequence[RunnerInput]) -> list[RunnerFuture]:
+        """One finished future an input, in order; a failure's `error_msg` begins with its reason."""
+        return self._engine.run(runner_inputs)
+
+    @property
+    def last_run_s(self) -> list[float]:
+        """Seconds that each candidate of the last call took, from its sending to its outcome."""
+        return self._engine.last_run_s
+
+    def worker_pids(self) -> list[int]:
+        """Process id of the worker's supervisor."""
+        return self._engine.pool.pids()
+
+
+class _RunEngine:
+    """What a runner does; as with the builder's, nothing here holds TVM's object."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        threads = str(config.n_threads or usable_cores())
         self.last_run_s: list[float] = []
-        self._best_s: dict[Signature, float] = {}
-        self._pool = WorkerPool(
+        self.best_s: dict[Signature, float] = {}
+        self.pool = WorkerPool(
             PoolConfig(
                 target="chameleon.deploy.runner:Timer",
                 factory=True,
-                timeout_s=self.config.timeout_s,
-                memory_limit_bytes=self.config.memory_limit_bytes or psutil.virtual_memory().total * 3 // 4,
-                recycle_after=self.config.recycle_after,
+                timeout_s=config.timeout_s,
+                memory_limit_bytes=config.memory_limit_bytes or psutil.virtual_memory().total * 3 // 4,
+                recycle_after=config.recycle_after,
                 environment={"TVM_NUM_THREADS": threads, "OMP_NUM_THREADS": threads},  # else TVM takes half the cores
             )
         )
 
-    def close(self) -> None:
-        """Stop the worker."""
-        self._pool.close()
-
-    def forget(self) -> None:
-        """Forget the best times: the next candidates are measured at full length."""
-        self._best_s.clear()
-
-    def worker_pids(self) -> list[int]:
-        """Process id of the worker's supervisor."""
-        return self._pool.pids()
-
-    def run(self, runner_inputs: list[RunnerInput]) -> list[RunnerFuture]:
-        """One finished future an input, in order; a failure's `error_msg` begins with its reason."""
+    def run(self, runner_inputs: Sequence[RunnerInput]) -> list[RunnerFuture]:
+        """One finished future an input."""
         self.last_run_s = []
-        return [self._run_one(runner_input) for runner_input in runner_inputs]
+        return [ready(self._run_one(runner_input)) for runner_input in runner_inputs]
 
-    def _run_one(self, runner_input: RunnerInput) -> RunnerFuture:
+    def _run_one(self, runner_input: RunnerInput) -> RunnerResult:
         try:
             signature = signature_of(runner_input)
         except ValueError as error:
-            return ReadyFuture(None, f"run_error: {error}")
-        best_s, timing = self._best_s.get(signature), self.config.timing
+            return RunnerResult(None, f"run_error: {error}")
+        best_s, timing = self.best_s.get(signature), self.config.timing
         slow_above_s = None if best_s is None else best_s * timing.slow_factor
-        request = RunRequest(
-            str(runner_input.artifact_path), device_name(str(runner_input.device_type)), signature, slow_above_s, timing
-        )
-        outcome = self._pool.map([request])[0]
+        device = device_name(str(runner_input.device_type))
+        request = RunRequest(str(runner_input.artifact_path), device, signature, slow_above_s, timing)
+        outcome = self.pool.map([request])[0]
         self.last_run_s.append(outcome.wall_s)
         if not outcome.ok:
-            return ReadyFuture(None, _error_message(outcome))
-        self._best_s[signature] = min(outcome.value, best_s or math.inf)
-        return ReadyFuture([outcome.value], None)
+            return RunnerResult(None, _error_message(outcome))
+        self.best_s[signature] = min(outcome.value, best_s or math.inf)
+        return RunnerResult([outcome.value], None)
+
+
+def ready(result: RunnerResult) -> RunnerFuture:
+    """A future whose result is there."""
+    return RunnerFuture(lambda: True, lambda: result)
 
 
 def _error_message(outcome: Outcome) -> str:
@@ -184,7 +195,7 @@ class Timer:
     def __call__(self, request: RunRequest) -> float:
         """Seconds of one run."""
         device = tvm.runtime.device(request.device_type, 0)
-        module = tvm.runtime.load_module(request.artifact_path)
+        module: Any = tvm.runtime.load_module(request.artifact_path)
         arguments = self._arguments_for(device, request)
         function = module[module.entry_name]
         give_up_s = math.inf if request.slow_above_s is None else 2 * request.slow_above_s
@@ -222,7 +233,7 @@ def quick_estimate_s(run: Callable[[], Any], device: Device, timing: TimingConfi
     """
     seconds: list[float] = []
     begin_s = time.perf_counter()
-    while len(seconds) <= timing.quick_runs and time.perf_counter() - begin_s < timing.quick_budget_s:
+    while not seconds or (len(seconds) <= timing.quick_runs and time.perf_counter() - begin_s < timing.quick_budget_s):
         device.sync()
         start_s = time.perf_counter()
         run()
@@ -230,4 +241,4 @@ def quick_estimate_s(run: Callable[[], Any], device: Device, timing: TimingConfi
         seconds.append(time.perf_counter() - start_s)
         if len(seconds) == 2 and min(seconds) > give_up_s:
             break
-    return max(min(seconds), 1e-9)
+    return max(min(seconds), 1e-9)  # a clock may stand still
