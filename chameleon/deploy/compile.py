@@ -12,6 +12,8 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 from tvm.tirx import PrimFunc
 
+from chameleon.deploy.defaults import is_scheduled, schedule_defaults
+
 
 @dataclass(frozen=True)
 class Compiled:
@@ -38,8 +40,8 @@ def compile_model(lowered: IRModule, target: Target, database: ms.database.Datab
         untuned = tuple(sorted(_unscheduled(mod)))
         # Weights whose order in memory was tuned are rewritten now, not at every run.
         mod = transform.SplitLayoutRewritePreproc()(mod)
-        mod = transform.FoldConstant()(mod)
-        mod = transform.DeadCodeElimination()(mod)
+        mod = tvm.transform.Sequential([transform.FoldConstant(), transform.CanonicalizeBindings()])(mod)
+        mod = schedule_defaults(mod, target)
     return Compiled(build(mod, target), untuned)
 
 
@@ -50,8 +52,4 @@ def build(mod: IRModule, target: Target) -> relax.VMExecutable:
 
 
 def _unscheduled(mod: IRModule) -> list[str]:
-    return [
-        var.name_hint
-        for var, func in mod.functions_items()
-        if isinstance(func, PrimFunc) and not func.attrs.get("tirx.is_scheduled", False)
-    ]
+    return [v.name_hint for v, f in mod.functions_items() if isinstance(f, PrimFunc) and not is_scheduled(f)]

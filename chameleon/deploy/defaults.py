@@ -1,0 +1,108 @@
+"""Schedules for kernels that nobody tuned: far from the best, but many times faster than the loops as written."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tvm import relax
+from tvm.ir import IRModule
+from tvm.s_tir import Schedule, ScheduleError
+from tvm.s_tir import dlight as dl
+from tvm.s_tir.dlight.analysis import normalize_prim_func
+from tvm.target import Target
+from tvm.tirx import PrimFunc
+
+LANES = 16
+"""Vector length: 16 floats are one AVX-512 register, and four of NEON."""
+
+PARALLEL = 64
+"""Outer iterations shared among the threads, at least, where there are as many."""
+
+
+def schedule_defaults(mod: IRModule, target: Target) -> IRModule:
+    """Give a schedule to each kernel that has none; kernels that resist stay as they are."""
+    if target.kind.name != "llvm":
+        gpu = dl.gpu
+        rules = [gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback()]
+        with target:
+            return dl.ApplyDefaultSchedule(*rules)(mod)
+    scheduled = dict(mod.functions_items())
+    for var, func in scheduled.items():
+        if isinstance(func, PrimFunc) and not is_scheduled(func):
+            scheduled[var] = _cpu_schedule(func)
+    return relax.transform.DeadCodeElimination()(IRModule(scheduled, attrs=mod.attrs))
+
+
+def is_scheduled(func: PrimFunc) -> bool:
+    """Whether a database's schedule or a default has been applied."""
+    return bool(func.attrs.get("tirx.is_scheduled", False))
+
+
+def _cpu_schedule(func: PrimFunc) -> PrimFunc:
+    """Element-wise producers inlined; outer loops parallel; the innermost spatial loop vectorised, inside the reductions."""
+    sch = Schedule(func)
+    blocks = normalize_prim_func(sch)
+    if not blocks:
+        return func
+    try:
+        kept = [b for b in blocks if not _inlined(sch, b)]
+        for block in kept:
+            _schedule_block(sch, block)
+    except ScheduleError:
+        return func
+    return sch.mod["main"].with_attr("tirx.is_scheduled", True)
+
+
+def _inlined(sch: Schedule, block: Any) -> bool:
+    """Inline an element-wise block, unless a reduction would compute it again and again (the padding of a convolution)."""
+    consumers = sch.get_consumers(block.block_rv)
+    if not block.is_injective() or not consumers or any(_reduces(sch, c) for c in consumers):
+        return False
+    try:
+        sch.compute_inline(block.block_rv)
+    except ScheduleError:
+        return False
+    return True
+
+
+def _schedule_block(sch: Schedule, block: Any) -> None:
+    loops = sch.get_loops(block.block_rv)
+    kinds = block.dom_kind()
+    spatial = [loop for loop, kind in zip(loops, kinds, strict=False) if kind == "S"]
+    reduction = [loop for loop, kind in zip(loops, kinds, strict=False) if kind == "R"]
+    if not spatial or len(loops) != len(kinds):
+        return
+    *outer, inner = spatial
+    lanes = _extent(sch, inner)
+    vector = None
+    if lanes is not None and lanes % LANES == 0:
+        chunks, vector = sch.split(inner, factors=[None, LANES])
+        outer.append(chunks)
+    else:
+        outer.append(inner)
+    if reduction:
+        sch.reorder(*outer, *reduction, *([vector] if vector is not None else []))
+    _parallel(sch, outer)
+    if vector is not None:
+        sch.vectorize(vector)
+    if reduction:
+        sch.decompose_reduction(block.block_rv, reduction[0])  # keeps the vector loop for both halves
+
+
+def _parallel(sch: Schedule, loops: list[Any]) -> None:
+    """Fuse outer loops until there is work for every thread."""
+    extents = [_extent(sch, loop) for loop in loops]
+    count = 1
+    while count < len(loops) and math.prod(e or 1 for e in extents[:count]) < PARALLEL:
+        count += 1
+    sch.parallel(sch.fuse(*loops[:count]) if count > 1 else loops[0])
+
+
+def _extent(sch: Schedule, loop: Any) -> int | None:
+    extent = sch.get(loop).extent
+    return int(extent) if hasattr(extent, "value") else None
+
+
+def _reduces(sch: Schedule, block: Any) -> bool:
+    return any(int(v.iter_type) == 2 for v in sch.get(block).iter_vars)
