@@ -204,7 +204,7 @@ def args_info_of(schedule: Schedule) -> list[ms.arg_info.ArgInfo]:
     return ms.arg_info.ArgInfo.from_entry_func(schedule.mod, remove_preproc=True)
 
 
-def failure_status(message: str) -> Status:
+def _failure_status(message: str) -> Status:
     """What kind of failure a builder's or runner's error message tells of.
 
     Understood are the messages of TVM's own local and RPC builder and runner, and messages that begin with the
@@ -219,7 +219,7 @@ def failure_status(message: str) -> Status:
 def _trial(config: Config, result: ms.runner.RunnerResult) -> Trial:
     if result.error_msg is not None:
         message = str(result.error_msg)
-        return Trial(config, failure_status(message), message=message.strip()[:2000])
+        return Trial(config, _failure_status(message), message=message.strip()[:2000])
     return _timed(config, [float(s) for s in result.run_secs or ()])
 
 
