@@ -24,7 +24,9 @@ class AgentConfig:
     walkers: int = 64  # walkers that step together (paper: 128 episodes)
     steps: int = 24  # steps of a rollout (paper: at most 500)
     elite: float = 0.5  # share of walkers that start at the best measured configurations (paper: none)
-    rollouts: int = 1  # rollouts, each followed by one PPO update, in one exploration
+    rollouts: int = 6  # rollouts at most, each followed by one PPO update, in one exploration
+    watched: int = 16  # an exploration goes on while the mean score of so many best candidates
+    least_gain: float = 0.005  # grows by this share from one rollout to the next
     hidden: int = 64  # tanh units in each of the two layers of both nets (paper: 20)
     changes: float = 1.5  # knobs that an untrained walker changes in a step, on average (paper: two thirds of all)
     learning_rate: float = 3e-3  # Adam (paper: 1e-3)
@@ -226,15 +228,21 @@ class Agent:
         Returns:
             What was visited and is not `known`, once each, best first, `[m, n_knobs]`, and the scores `[m]`.
         """
-        visited, scores = [], []
+        found, scores = np.empty((0, starts.shape[1]), dtype=np.int64), np.empty(0)
+        points, level = starts, -np.inf
         with one_thread():
             policy = self._ready(rng)
             for _ in range(self._config.rollouts):
-                rollout = self.rollout(starts, rng)
-                visited.append(rollout.visited.reshape(-1, starts.shape[1]))
-                scores.append(score(visited[-1]))
-                policy.update(rollout, scores[-1].reshape(rollout.log_probs.shape).astype(np.float32), rng)
-        return ranked(np.vstack(visited), np.concatenate(scores), known)
+                rollout = self.rollout(points, rng)
+                visited = rollout.visited.reshape(-1, starts.shape[1])
+                rewards = score(visited)
+                policy.update(rollout, rewards.reshape(rollout.log_probs.shape).astype(np.float32), rng)
+                found, scores = ranked(np.vstack([found, visited]), np.concatenate([scores, rewards]), known)
+                before, level = level, float(scores[: self._config.watched].mean()) if len(scores) else 0.0
+                if level < before + self._config.least_gain * abs(before):
+                    break
+                points = np.vstack([found[: self.elite], starts])[: len(starts)]
+        return found, scores
 
     def rollout(self, starts: Digits, rng: np.random.Generator) -> Rollout:
         """All walkers step together, `steps` times."""

@@ -23,7 +23,7 @@ class AnnealingConfig:
     steps: int = 500  # steps at most in one exploration
     patience: int = 50  # steps without a better candidate before it stops early
     temperature: float = 1.0  # at the start; falls linearly to 0
-    keep: int = 256  # best-scored configurations that are handed on
+    keep: int = 64  # best-scored configurations that are handed on
 
 
 class Annealer:

@@ -172,8 +172,8 @@ SEARCHERS: Mapping[str, Recipe] = {
         _greedy,
     ),
     "annealing+adaptive": Recipe(
-        "parallel annealing + adaptive sampling",
-        {"explorer": AnnealingConfig(), "sampler": SamplerConfig(), "model": CostModelConfig()},
+        "parallel annealing + adaptive sampling",  # it plans four times as often, on a quarter of the steps
+        {"explorer": AnnealingConfig(steps=125, keep=256), "sampler": SamplerConfig(), "model": CostModelConfig()},
         _adaptive(False),
     ),
     "agent": Recipe(

@@ -35,7 +35,7 @@ def test_advantages_of_constant_rewards_have_a_closed_form() -> None:
 def test_the_policy_finds_the_best_arms_of_a_bandit() -> None:
     """Two knobs with three and four actions; the best are 2 and 3. Uniform play finds both in one of twelve pulls."""
     rng = np.random.default_rng(0)
-    config = AgentConfig(discount=0.0, hidden=16)
+    config = AgentConfig(discount=0.0, hidden=16, epochs=3)
     policy = Policy(1, np.array([3, 4]), config, rng)
     seen, active = np.ones((64, 1), np.float32), np.ones((64, 2), dtype=bool)
     with one_thread():
@@ -70,7 +70,7 @@ def test_an_untrained_walker_changes_as_many_knobs_as_configured(changes: float)
     assert (actions > 0).sum(axis=1).mean() == pytest.approx(changes, rel=0.15)
 
 
-def walk(space: KnobSpace, steps: int, seed: int, score) -> float:  # noqa: ANN001
+def walk(space: KnobSpace, steps: int, seed: int, score) -> float:
     """The best score of 32 walkers that take uniform actions."""
     rng, moves = np.random.default_rng(seed), Moves(space)
     points, best = space.sample(32, rng), -np.inf
@@ -87,12 +87,12 @@ def test_the_agent_learns_a_known_optimum_much_faster_than_uniform_walking() -> 
     def score(configs: np.ndarray) -> np.ndarray:
         return 1.0 - np.abs(configs - 7).mean(axis=1) / 7
 
-    config = AgentConfig(walkers=32, steps=16, rollouts=12, elite=0.0, hidden=32)
+    config = AgentConfig(walkers=32, steps=24, rollouts=20, elite=0.0, epochs=3, least_gain=-1.0)
     for seed in (0, 1):
         rng = np.random.default_rng(seed)
         agent = Agent(space, config)
         found = max(float(agent.explore(score, space.sample(32, rng), set(), rng)[1][0]) for _ in range(2))
-        uniform = walk(space, 16 * 12 * 2 * 2, seed, score)  # twice as many visits
+        uniform = walk(space, 24 * 20 * 2 * 2, seed, score)  # twice as many visits
         assert found > 0.9
         assert found > uniform + 0.05
 
@@ -100,7 +100,7 @@ def test_the_agent_learns_a_known_optimum_much_faster_than_uniform_walking() -> 
 def test_the_trained_agent_scores_higher_on_average_than_the_untrained_one() -> None:
     space, cost = tiled_matmul()
     rng = np.random.default_rng(0)
-    agent = Agent(space, AgentConfig(walkers=32, steps=16, rollouts=1))
+    agent = Agent(space, AgentConfig(walkers=32, steps=16, rollouts=1, epochs=3))
 
     def score(configs: np.ndarray) -> np.ndarray:
         return -np.log(cost(configs) * 1e3) / 5
@@ -123,7 +123,7 @@ def test_the_rollout_follows_the_actions_and_the_model_is_asked_once() -> None:
         return configs.sum(axis=1).astype(float)
 
     rng = np.random.default_rng(0)
-    config = AgentConfig(walkers=8, steps=5, rollouts=2)
+    config = AgentConfig(walkers=8, steps=5, rollouts=2, least_gain=-1.0)
     known = set(KnobSpace.keys(space.rows(0, 10)))
     found, scores = Agent(space, config).explore(score, space.sample(8, rng), known, rng)
     assert calls == [40, 40]
@@ -131,6 +131,18 @@ def test_the_rollout_follows_the_actions_and_the_model_is_asked_once() -> None:
     assert not known & set(KnobSpace.keys(found))
     assert len(set(KnobSpace.keys(found))) == len(found)
     assert scores.tolist() == sorted(found.sum(axis=1).tolist(), reverse=True)
+
+
+def test_the_agent_stops_when_its_candidates_no_longer_improve() -> None:
+    space, calls = KnobSpace([option(f"o{i}", list(range(9))) for i in range(6)]), []
+
+    def constant(configs: np.ndarray) -> np.ndarray:
+        calls.append(len(configs))
+        return np.ones(len(configs))
+
+    rng = np.random.default_rng(0)
+    Agent(space, AgentConfig(walkers=8, steps=5, rollouts=9)).explore(constant, space.sample(8, rng), set(), rng)
+    assert len(calls) == 2
 
 
 def test_a_restored_agent_walks_and_learns_identically() -> None:
@@ -148,4 +160,6 @@ def test_a_restored_agent_walks_and_learns_identically() -> None:
         a = one.explore(score, starts, set(), np.random.default_rng(seed))
         b = two.explore(score, starts, set(), np.random.default_rng(seed))
         assert np.array_equal(a[0], b[0])
-    assert all(np.array_equal(x, y) for x, y in zip(one.state()["policy"]["weights"], two.state()["policy"]["weights"]))
+    assert all(
+        np.array_equal(x, y) for x, y in zip(one.state()["policy"]["weights"], two.state()["policy"]["weights"], strict=True)
+    )

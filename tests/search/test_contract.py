@@ -25,12 +25,22 @@ from tests.search.synthetic import bowl, constrained, listed, measure, sketched
 
 NAMES = list(SEARCHERS)
 SMALL = {
-    "agent": {"explorer": {"walkers": 12, "steps": 5, "rollouts": 1, "epochs": 1, "minibatches": 1, "hidden": 16}, "picker": {"plan": 12}, "model": {"trees": 8, "members": 2}},
+    "agent": {
+        "explorer": {"walkers": 12, "steps": 5, "rollouts": 1, "epochs": 1, "minibatches": 1, "hidden": 16},
+        "picker": {"plan": 12},
+        "model": {"trees": 8, "members": 2},
+    },
     "annealing": {"explorer": {"chains": 16, "steps": 12}, "picker": {"plan": 12}, "model": {"trees": 8, "members": 2}},
     "annealing+adaptive": {"explorer": {"chains": 16, "steps": 12}, "model": {"trees": 8, "members": 2}},
-    "chameleon": {"explorer": {"walkers": 12, "steps": 5, "rollouts": 1, "epochs": 1, "minibatches": 1, "hidden": 16}, "model": {"trees": 8, "members": 2}},
+    "chameleon": {
+        "explorer": {"walkers": 12, "steps": 5, "rollouts": 1, "epochs": 1, "minibatches": 1, "hidden": 16},
+        "model": {"trees": 8, "members": 2},
+    },
     "genetic": {"genetic": {"population": 12}},
-    "release": {"explorer": {"walkers": 12, "steps": 5, "rollouts": 1, "epochs": 1, "minibatches": 1, "hidden": 16}, "model": {"trees": 8, "members": 2}},
+    "release": {
+        "explorer": {"walkers": 12, "steps": 5, "rollouts": 1, "epochs": 1, "minibatches": 1, "hidden": 16},
+        "model": {"trees": 8, "members": 2},
+    },
 }
 SPACES = {
     "plain": lambda: KnobSpace([split("s", 12, 2), option("o", [0, 4, 16]), option("p", ["a", "b", "c", "d"])]),

@@ -159,8 +159,8 @@ def test_fingerprints_tell_spaces_apart() -> None:
         lambda: split("s", 0, 2),
     ],
 )
-def test_senseless_spaces_are_refused(make) -> None:  # noqa: ANN001
-    with pytest.raises(ValueError, match="expected|needs"):
+def test_senseless_spaces_are_refused(make) -> None:
+    with pytest.raises(ValueError, match=r"expected|needs"):
         make()
 
 
