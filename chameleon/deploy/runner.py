@@ -12,7 +12,6 @@ from typing import Any
 
 import psutil
 import tvm
-from tvm.runtime import Device
 from tvm.s_tir.meta_schedule.runner import RunnerFuture, RunnerInput, RunnerResult
 from tvm.s_tir.meta_schedule.runner.runner import _PyRunner
 
@@ -194,7 +193,7 @@ class Timer:
 
     def __call__(self, request: RunRequest) -> float:
         """Seconds of one run."""
-        device = tvm.runtime.device(request.device_type, 0)
+        device: Any = tvm.runtime.device(request.device_type, 0)
         module: Any = tvm.runtime.load_module(request.artifact_path)
         arguments = self._arguments_for(device, request)
         function = module[module.entry_name]
@@ -206,7 +205,7 @@ class Timer:
         evaluator = module.time_evaluator(module.entry_name, device, number=number, repeat=request.timing.repeats)
         return statistics.median(float(s) for s in evaluator(*arguments).results)
 
-    def _arguments_for(self, device: Device, request: RunRequest) -> list[Any]:
+    def _arguments_for(self, device: Any, request: RunRequest) -> list[Any]:
         key = (request.device_type, request.signature)
         if key not in self._arguments:
             size = _size_bytes(request.signature)
@@ -216,7 +215,7 @@ class Timer:
         self._arguments.move_to_end(key)
         return self._arguments[key]
 
-    def _random(self, device: Device, dtype: str, shape: tuple[int, ...]) -> Any:
+    def _random(self, device: Any, dtype: str, shape: tuple[int, ...]) -> Any:
         tensor = tvm.runtime.empty(shape, dtype, device)
         self._fill(tensor)
         return tensor
@@ -226,7 +225,7 @@ def _size_bytes(signature: Signature) -> int:
     return sum(math.prod(shape) * max(1, tvm.DataType(dtype).bits // 8) for dtype, shape in signature)
 
 
-def quick_estimate_s(run: Callable[[], Any], device: Device, timing: TimingConfig, give_up_s: float) -> float:
+def quick_estimate_s(run: Callable[[], Any], device: Any, timing: TimingConfig, give_up_s: float) -> float:
     """Shortest of a few runs, the first of them cold.
 
     Stops early when the time for it is used up, and when a second run, too, took longer than `give_up_s`.
