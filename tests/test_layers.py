@@ -38,7 +38,7 @@ import numpy as np
 from chameleon.search import KnobSpace, Status, Trial, make_searcher, option
 space = KnobSpace([option("a", range(20)), option("b", range(20))])
 searcher = make_searcher("chameleon", space, np.random.default_rng(0))
-for _ in range(6):
+for _ in range(3):
     searcher.tell([Trial(tuple(c), Status.OK, 1e-3 * (1 + abs(c[0] - 7) + c[1])) for c in searcher.ask(8)])
 """
     names = loaded(code)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 import numpy as np
@@ -154,14 +155,18 @@ def replay_all(
     tasks = [(landscape, name, seed) for landscape in landscapes for name in searchers for seed in range(seeds)]
     workers = max(1, min(jobs or usable_cores(), len(tasks)))
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:
-        futures = [pool.submit(replay, landscape, name, trials=trials, seed=seed) for landscape, name, seed in tasks]
+    life, holder = context.Pipe(duplex=False)  # the workers live as long as this process holds the other end
+    pool = ProcessPoolExecutor(workers, context, _prepare_worker, (life,))
+    with life, holder, pool:
         try:
+            futures = [pool.submit(replay, landscape, name, trials=trials, seed=seed) for landscape, name, seed in tasks]
             return _collect(futures, done)
-        except BrokenProcessPool as error:
-            raise ChameleonError("a replay process died, perhaps for lack of memory; try fewer --jobs") from error
-        finally:
+        except BaseException as error:  # Ctrl-C included: nobody waits for runs whose result is not wanted
             pool.shutdown(wait=False, cancel_futures=True)
+            holder.close()
+            if isinstance(error, BrokenProcessPool):
+                raise ChameleonError("a replay process died, perhaps for lack of memory; try fewer --jobs") from error
+            raise
 
 
 def usable_cores() -> int:
@@ -176,18 +181,16 @@ def _collect(futures: Sequence[Future[ReplayRun]], done: Callable[[], None]) -> 
     return [future.result() for future in futures]
 
 
-def _prepare_worker() -> None:
-    """One thread, the engine's libraries loaded before anything is timed, and an end when the parent ends."""
+def _prepare_worker(life: Connection) -> None:
+    """One thread, the engine's libraries loaded before anything is timed, and an end when the parent ends or gives up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with, args=(life,), daemon=True).start()
     torch, _, threadpoolctl = (importlib.import_module(name) for name in ("torch", "sklearn.cluster", "threadpoolctl"))
     importlib.import_module("xgboost")
     torch.set_num_threads(1)
     threadpoolctl.threadpool_limits(1)
 
 
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _exit_with(life: Connection) -> None:
+    life.poll(None)  # nothing is ever sent: it returns when the other end is closed, by hand or by the parent's death
+    os._exit(1)
