@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import tvm
 from tvm import relax
+from tvm.ir import IRModule
 from tvm.target import Target
 
+from chameleon.deploy.simplify import fold_transposes
 
-def layout_passes(target: Target) -> list[tvm.transform.Pass]:
-    """Passes that move a network written in NCHW to the layout that its target tunes best in."""
+
+def to_target_layout(mod: IRModule, target: Target) -> IRModule:
+    """Move a network written in NCHW to the layout that its target tunes best in (docs/decisions/nhwc-on-cpu.md).
+
+    Operators that have no such layout (transposed convolutions, dense layers) keep theirs, between transposes.
+    """
     if target.kind.name != "llvm":
-        return []
-    convert = relax.transform.ConvertLayout({"relax.nn.conv2d": ["NHWC", "HWIO"]})
-    return [convert, relax.transform.FoldConstant(), relax.transform.CanonicalizeBindings()]
+        return mod
+    mod = relax.transform.ConvertLayout({"relax.nn.conv2d": ["NHWC", "HWIO"]})(mod)
+    return fold_transposes(mod)

@@ -26,10 +26,24 @@ def inference_form(mod: IRModule) -> IRModule:
     return tvm.transform.Sequential([relax.transform.DecomposeOpsForInference(), fold, *clean])(mod)
 
 
+def fold_transposes(mod: IRModule) -> IRModule:
+    """Transposes of constants, done in numpy: `FoldConstant` would compile a kernel for each shape."""
+    main = _Transposer(mod).visit_expr(mod["main"])
+    return relax.transform.CanonicalizeBindings()(IRModule({"main": main}, attrs=mod.attrs))
+
+
+@mutator
+class _Transposer(PyExprMutator):
+    def visit_call_(self, op: Call) -> relax.Expr:
+        if not (_is_call(op, "relax.permute_dims") and isinstance(op.args[0], GenericConst)):
+            return super().visit_call_(op)
+        axes = None if op.attrs.axes is None else [int(a) for a in op.attrs.axes]
+        return relax.const(np.ascontiguousarray(op.args[0].value.numpy().transpose(axes)))
+
+
 def _fold_batch_norms(mod: IRModule) -> IRModule:
-    folder = _Folder(mod["main"], mod)
-    mod.update_func(mod.get_global_var("main"), folder.visit_expr(mod["main"]))
-    return relax.transform.DeadCodeElimination()(folder.builder_.get())
+    main = _Folder(mod["main"], mod).visit_expr(mod["main"])
+    return relax.transform.DeadCodeElimination()(IRModule({"main": main}, attrs=mod.attrs))
 
 
 @mutator

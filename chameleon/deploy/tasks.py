@@ -11,7 +11,7 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 from tvm_ffi import structural_hash
 
-from chameleon.deploy.layouts import layout_passes
+from chameleon.deploy.layouts import to_target_layout
 from chameleon.deploy.model import Model
 
 
@@ -42,7 +42,6 @@ def lower(model: Model, target: Target) -> IRModule:
     """
     transform = relax.transform
     passes = [
-        *layout_passes(target),
         transform.LegalizeOps(),
         transform.AnnotateTIROpPattern(),
         transform.FoldConstant(),
@@ -54,7 +53,7 @@ def lower(model: Model, target: Target) -> IRModule:
         transform.AttachAttrLayoutFreeBuffers(),
     ]
     with target, tvm.transform.PassContext(opt_level=3):
-        return tvm.transform.Sequential(passes)(model.mod)
+        return tvm.transform.Sequential(passes)(to_target_layout(model.mod, target))
 
 
 def extract_tasks(lowered: IRModule, target: Target) -> list[Task]:
