@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -156,14 +155,13 @@ def guarded(command: typer.Typer, argv: Sequence[str]) -> int:
     """Run any typer application and return its exit code; people see messages, never a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        command(list(argv), standalone_mode=False)
+        command(list(argv))
     except ChameleonError as error:
         return _fail(str(error), error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted; everything measured is in the records, the same command goes on from there", 130)
+    except SystemExit as ended:  # typer's own end: it has shown what is wrong with the usage; 130 is its word for Ctrl-C
+        if ended.code == 130:
+            return _fail("interrupted; everything measured is in the records, the same command goes on from there", 130)
+        return ended.code if isinstance(ended.code, int) else 0
     except OSError as error:
         what = "the disk is full" if error.errno == errno.ENOSPC else str(error)
         return _fail(f"{what}; everything measured before is in the records", 1)
