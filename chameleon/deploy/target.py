@@ -41,7 +41,7 @@ def parse_target(text: str) -> Target:
         return detect_target()
     if text.startswith("{"):
         return _from_options(_json_object(text))
-    kind, *options = text.split()
+    kind, *options = text.split() or [""]
     known = [*map(str, Target.list_kinds()), *map(str, tvm.target.list_tags() or ())]
     if kind not in known:
         raise unknown("target", kind, [*known, "native"])
@@ -50,17 +50,30 @@ def parse_target(text: str) -> Target:
     return _with_cores(Target(kind))
 
 
-def set_threads(n_threads: int) -> None:
-    """Let TVM's kernels of this process use so many threads.
+def set_threads(n_threads: int) -> int:
+    """Let TVM's kernels use so many threads when this thread calls them; to be called before its first kernel.
 
     By default TVM takes half of the logical cores of an x86 machine, which are not always hyper-threads: a kernel that was
-    tuned for all cores then runs on half of them. TVM also binds the calling thread to one core; that is undone, since
-    whatever this process starts later would inherit it.
+    tuned for all cores then runs on half of them. How many there can be is settled when a thread's pool is made, by a
+    variable of the environment; configuring the pool only lowers it. TVM also binds the calling thread to one core; that is
+    undone, since whatever this process starts later would inherit it.
+
+    Returns:
+        The number of threads there are now: fewer than asked for, if this thread ran a kernel before.
     """
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-    tvm.get_global_func("runtime.config_threadpool")(1, n_threads)
-    if cores is not None:
-        os.sched_setaffinity(0, cores)
+    before = os.environ.get("TVM_NUM_THREADS")
+    os.environ["TVM_NUM_THREADS"] = str(n_threads)
+    try:
+        tvm.get_global_func("runtime.config_threadpool")(1, n_threads)
+        return int(tvm.get_global_func("runtime.NumThreads")())
+    finally:
+        if before is None:
+            del os.environ["TVM_NUM_THREADS"]
+        else:
+            os.environ["TVM_NUM_THREADS"] = before
+        if cores is not None:
+            os.sched_setaffinity(0, cores)
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -264,7 +265,8 @@ def test_they_serve_stock_tuning(tmp_path: Path) -> None:
     assert len(database.get_all_tuning_records()) == 4
     schedule = database.query_schedule(mod, target, "main")
     ours, stock = default_build(schedule.mod, target), stock_build(schedule.mod, target, None)
-    assert ours.inspect_source() == stock.inspect_source()
+    without_addresses = [re.sub("0x[0-9a-f]+", "", m.inspect_source()) for m in (ours, stock)]  # of TVM's own objects
+    assert without_addresses[0] == without_addresses[1]
 
 
 # a plain script: no guard around what it does, which a worker that imported it would do again
