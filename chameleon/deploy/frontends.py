@@ -40,6 +40,8 @@ def import_zoo(name: str, seed: int, input_shape: Any) -> Imported:
     """A network of pytorchcv with random weights."""
     module, shape = zoo_module(name, seed, input_shape)
     with _explained(name), torch.no_grad():
+        if input_shape is not None:
+            module(torch.zeros(shape))  # a shape that does not fit fails here; the exporter would log a traceback first
         program = torch.export.export(module, (torch.zeros(shape),))
     return _import_program(program, name, None)
 

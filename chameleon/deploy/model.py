@@ -21,6 +21,7 @@ from tvm.tirx import IntImm
 
 from chameleon.deploy.frontends import Imported, ModelError, import_exported, import_onnx, import_zoo, model_names
 from chameleon.deploy.simplify import inference_form
+from chameleon.errors import UsageError
 
 __all__ = ["Model", "ModelError", "Source", "TensorSpec", "input_arrays", "load_model", "model_names"]
 
@@ -74,7 +75,8 @@ def load_model(spec: str, *, seed: int = 0, input_shape: InputShape | None = Non
         input_shape: the shape of the only input, or shapes by input name; for files that leave them open.
 
     Raises:
-        ModelError: if there is no such model, or it cannot be read, has dynamic shapes or an unsupported operator.
+        UsageError: if there is no such model or file.
+        ModelError: if it cannot be read, has dynamic shapes or an unsupported operator.
     """
     path = Path(spec)
     kind = _FILES.get(path.suffix.lower(), "zoo")
@@ -87,7 +89,7 @@ def load_model(spec: str, *, seed: int = 0, input_shape: InputShape | None = Non
         imported = import_zoo(spec, seed, input_shape)
     else:
         if not path.is_file():
-            raise ModelError(f"{spec}: no such file; expected an .onnx or a .pt2 file or a name that `chameleon models` lists")
+            raise UsageError(f"{spec}: no such file; expected an .onnx or a .pt2 file or a name that `chameleon models` lists")
         imported = (import_onnx if kind == "onnx" else import_exported)(path, input_shape)
     name = spec.lower() if kind == "zoo" else path.stem
     return _model(name, imported, Source(kind, name if kind == "zoo" else spec, seed, imported.shapes))

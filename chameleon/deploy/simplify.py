@@ -28,8 +28,7 @@ def inference_form(mod: IRModule) -> IRModule:
 
 def fold_transposes(mod: IRModule) -> IRModule:
     """Transposes of constants, done in numpy: `FoldConstant` would compile a kernel for each shape."""
-    main = _Transposer(mod).visit_expr(mod["main"])
-    return relax.transform.CanonicalizeBindings()(IRModule({"main": main}, attrs=mod.attrs))
+    return relax.transform.CanonicalizeBindings()(_with_main(mod, _Transposer(mod).visit_expr(mod["main"])))
 
 
 @mutator
@@ -42,8 +41,14 @@ class _Transposer(PyExprMutator):
 
 
 def _fold_batch_norms(mod: IRModule) -> IRModule:
-    main = _Folder(mod["main"], mod).visit_expr(mod["main"])
-    return relax.transform.DeadCodeElimination()(IRModule({"main": main}, attrs=mod.attrs))
+    return relax.transform.DeadCodeElimination()(_with_main(mod, _Folder(mod["main"], mod).visit_expr(mod["main"])))
+
+
+def _with_main(mod: IRModule, main: relax.Function) -> IRModule:
+    """A copy with another `main`; the kernels that importers write themselves stay."""
+    functions = dict(mod.functions_items())
+    functions[mod.get_global_var("main")] = main
+    return IRModule(functions, attrs=mod.attrs)
 
 
 @mutator
