@@ -56,16 +56,19 @@ class Observer:
 
     def __init__(self, space: KnobSpace) -> None:
         self._space = space
-        low = np.concatenate([k.features.min(axis=0) for k in space.knobs])
-        high = np.concatenate([k.features.max(axis=0) for k in space.knobs])
-        self._centre = (low + high) / 2
-        self._scale = 2 / np.maximum(high - low, 1e-6)
-        self.width = len(low)
+        widest = max(k.features.shape[1] for k in space.knobs)
+        self._offsets = np.concatenate([[0], np.cumsum(space.cardinalities)[:-1]])
+        self._table = np.zeros((int(space.cardinalities.sum()), widest), dtype=np.float32)
+        for knob, start in zip(space.knobs, self._offsets.tolist(), strict=True):
+            low, high = knob.features.min(axis=0), knob.features.max(axis=0)
+            scaled = (2 * knob.features - low - high) / np.maximum(high - low, 1e-6)
+            self._table[start : start + knob.cardinality, : scaled.shape[1]] = scaled
+        self.width = space.n_knobs * widest
 
     def __call__(self, configs: Digits) -> Floats:
         """`[n, n_knobs]` to `[n, n_features]`."""
-        scaled = (self._space.features(configs) - self._centre) * self._scale
-        return np.nan_to_num(scaled, nan=0.0).astype(np.float32)
+        seen = self._table[self._offsets + configs] * self._space.mask(configs)[..., None]
+        return seen.reshape(len(configs), self.width)
 
 
 def gae(rewards: Floats, values: Floats, discount: float, lam: float) -> Floats:
@@ -114,22 +117,33 @@ class Policy:
             tensors.append(np.zeros(b, dtype=np.float32))
         return [self._torch.tensor(t, requires_grad=True) for t in tensors]
 
-    def _forward(self, observations: Any) -> tuple[Any, Any]:
-        """Log-probabilities `[n, n_knobs, n_actions]` and values `[n]`."""
+    def _log_probs(self, observations: Any) -> Any:
+        """Of all actions, `[n, n_knobs, n_actions]`."""
         torch, p = self._torch, self.parameters
         h = torch.tanh(torch.tanh(observations @ p[0] + p[1]) @ p[2] + p[3])
         logits = (h @ p[4] + p[5]).reshape(-1, *self._shape).masked_fill(self._impossible, -1e9)
-        v = torch.tanh(torch.tanh(observations @ p[6] + p[7]) @ p[8] + p[9])
-        return torch.log_softmax(logits, dim=-1), (v @ p[10] + p[11]).squeeze(-1)
+        return torch.log_softmax(logits, dim=-1)
 
-    def act(self, observations: Floats, active: NDArray[np.bool_], rng: np.random.Generator) -> tuple[Any, Floats, Floats]:
-        """Sampled actions `[n, n_knobs]`, their log-probabilities `[n]` and the values `[n]` of the states."""
+    def _values(self, observations: Any) -> Any:
+        torch, p = self._torch, self.parameters
+        h = torch.tanh(torch.tanh(observations @ p[6] + p[7]) @ p[8] + p[9])
+        return (h @ p[10] + p[11]).squeeze(-1)
+
+    def values(self, observations: Floats) -> Floats:
+        """What the states `[n, n_features]` are worth, `[n]`."""
         with self._torch.no_grad():
-            log_probs, values = (x.numpy() for x in self._forward(self._torch.from_numpy(observations)))
-        gumbel = -np.log(-np.log(rng.random(log_probs.shape) + 1e-12) + 1e-12)
+            return self._values(self._torch.from_numpy(observations)).numpy()
+
+    def act(
+        self, observations: Floats, active: NDArray[np.bool_], rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], Floats]:
+        """Sampled actions `[n, n_knobs]` and their log-probabilities `[n]`."""
+        with self._torch.no_grad():
+            log_probs = self._log_probs(self._torch.from_numpy(observations)).numpy()
+        gumbel = -np.log(-np.log(rng.random(log_probs.shape, dtype=np.float32) + 1e-12) + 1e-12)
         actions = np.where(active, np.argmax(log_probs + gumbel, axis=-1), 0)
         chosen = np.take_along_axis(log_probs, actions[..., None], axis=-1)[..., 0]
-        return actions, (chosen * active).sum(axis=-1).astype(np.float32), values.astype(np.float32)
+        return actions, (chosen * active).sum(axis=-1).astype(np.float32)
 
     def update(self, rollout: Rollout, rewards: Floats, rng: np.random.Generator) -> None:
         """One PPO update (Schulman 2017, eq. 7 and 9) on a rollout with `rewards` `[steps, walkers]`."""
@@ -149,7 +163,7 @@ class Policy:
 
     def _loss(self, observations: Any, actions: Any, old: Any, advantages: Any, returns: Any, active: Any) -> Any:
         torch, config = self._torch, self._config
-        log_probs, values = self._forward(observations)
+        log_probs, values = self._log_probs(observations), self._values(observations)
         chosen = (log_probs.gather(-1, actions[..., None]).squeeze(-1) * active).sum(dim=-1)
         ratio = torch.exp(chosen - old)
         clipped = torch.clamp(ratio, 1 - config.clip, 1 + config.clip)
@@ -249,14 +263,14 @@ class Agent:
         policy, points = self._ready(rng), starts
         steps = []
         for _ in range(self._config.steps):
-            seen = self._observe(points)
-            active = self._moves.space.mask(points)
-            actions, log_probs, values = policy.act(seen, active, rng)
+            seen, active = self._observe(points), self._moves.space.mask(points)
+            actions, log_probs = policy.act(seen, active, rng)
             points = self._moves.step(points, actions, rng)
-            steps.append((seen, actions, log_probs, values, points, active))
-        seen, actions, log_probs, values, visited, active = (np.stack(x) for x in zip(*steps, strict=True))
-        last = policy.act(self._observe(points), self._moves.space.mask(points), rng)[2]
-        return Rollout(seen, actions, log_probs, np.vstack([values, last[None]]), visited, active)
+            steps.append((seen, actions, log_probs, points, active))
+        seen, actions, log_probs, visited, active = (np.stack(x) for x in zip(*steps, strict=True))
+        states = np.vstack([seen.reshape(-1, self._observe.width), self._observe(points)])
+        values = policy.values(states).reshape(len(steps) + 1, len(starts))
+        return Rollout(seen, actions, log_probs, values, visited, active)
 
     def _ready(self, rng: np.random.Generator) -> Policy:
         if self._policy is None:

@@ -59,9 +59,9 @@ def clusters(points: Floats, sizes: Sequence[int], ratio: float, seed: int) -> N
     labels: list[NDArray[np.int64]] = []
     with threadpool_limits(limits=1):
         for k in sizes:
-            fitted = KMeans(n_clusters=k, n_init=1, random_state=seed, max_iter=50).fit(points)
-            losses.append(float(fitted.inertia_))
-            labels.append(fitted.labels_.astype(np.int64))
+            fitted = KMeans(k, init="k-means++", n_init="auto", random_state=seed, max_iter=50).fit(points)
+            labels.append(np.asarray(fitted.labels_, dtype=np.int64))
+            losses.append(float(distances(points, labels[-1]).sum()))
             if len(losses) > 1 and losses[-1] >= losses[-2] / ratio:
                 break
     return labels[knee(losses, ratio)]
@@ -99,7 +99,7 @@ def synthesise(picks: Digits, groups: Sequence[Digits], bad: NDArray[np.bool_], 
     """
     taken = known | set(KnobSpace.keys(picks))
     out = picks.copy()
-    for i in np.flatnonzero(bad):
+    for i in np.flatnonzero(bad).tolist():
         made = space.canonical(mode(groups[i])[None])
         key = KnobSpace.keys(made)[0]
         if key not in taken and space.is_valid(made)[0]:

@@ -131,7 +131,7 @@ class KnobSpace:
             raise ValueError(f"{knobs[0].cardinality} sketches expected (values of {names[0]!r}), got {len(sketches)}")
         self.knobs = tuple(knobs)
         self.cardinalities = np.array([k.cardinality for k in knobs], dtype=np.int64)
-        self.active = np.ones((len(sketches) if sketches else 1, len(knobs)), dtype=bool)
+        self.active: NDArray[np.bool_] = np.ones((len(sketches) if sketches else 1, len(knobs)), dtype=bool)
         if sketches:
             for row, positions in zip(self.active, sketches, strict=True):
                 row[1:] = False
@@ -194,7 +194,7 @@ class KnobSpace:
     def is_valid(self, configs: Digits) -> NDArray[np.bool_]:
         """Which of `[n, n_knobs]` are canonical configurations that may be measured, `[n]`."""
         configs = np.asarray(configs, dtype=np.int64)
-        inside = ((configs >= 0) & (configs < self.cardinalities)).all(axis=1)
+        inside = np.all((configs >= 0) & (configs < self.cardinalities), axis=1)
         safe = np.where(inside[:, None], configs, 0)
         ok = inside & (self.canonical(safe) == safe).all(axis=1)
         if self.listed is not None:
@@ -244,6 +244,8 @@ class KnobSpace:
 
     def features(self, configs: Digits) -> NDArray[np.float32]:
         """What a cost model sees of `[n, n_knobs]`: per knob what its value means, `[n, n_features]`; inactive is NaN."""
+        if not self._has_sketches:
+            return np.hstack([knob.features[configs[:, i]] for i, knob in enumerate(self.knobs)])
         mask = self.mask(configs)
         parts = [
             np.where(mask[:, i, None], knob.features[configs[:, i]], np.float32(np.nan)) for i, knob in enumerate(self.knobs)

@@ -40,13 +40,13 @@ def test_the_policy_finds_the_best_arms_of_a_bandit() -> None:
     seen, active = np.ones((64, 1), np.float32), np.ones((64, 2), dtype=bool)
     with one_thread():
         for _ in range(40):
-            actions, log_probs, values = policy.act(seen, active, rng)
+            (actions, log_probs), values = policy.act(seen, active, rng), policy.values(seen)
             rewards = ((actions[:, 0] == 2) * 0.5 + (actions[:, 1] == 3) * 0.5).astype(np.float32)[None]
             rollout = Rollout(
                 seen[None], actions[None], log_probs[None], np.stack([values, values]), actions[None], active[None]
             )
             policy.update(rollout, rewards, rng)
-        actions, _, values = policy.act(seen, active, rng)
+        (actions, _), values = policy.act(seen, active, rng), policy.values(seen)
     assert (actions == [2, 3]).all(axis=1).mean() > 0.8
     assert abs(float(values.mean()) - 1.0) < 0.25  # the value net knows what is to be had
 
@@ -55,7 +55,7 @@ def test_impossible_actions_are_never_taken_and_inactive_knobs_stay() -> None:
     rng = np.random.default_rng(0)
     policy = Policy(1, np.array([1, 3]), AgentConfig(changes=9.0), rng)
     active = np.tile([[True, True], [True, False]], (200, 1))
-    actions, log_probs, _ = policy.act(np.ones((400, 1), np.float32), active, rng)
+    actions, log_probs = policy.act(np.ones((400, 1), np.float32), active, rng)
     assert (actions[:, 0] == 0).all()
     assert set(actions[::2, 1]) == {0, 1, 2}
     assert (actions[1::2, 1] == 0).all()
@@ -66,7 +66,7 @@ def test_impossible_actions_are_never_taken_and_inactive_knobs_stay() -> None:
 def test_an_untrained_walker_changes_as_many_knobs_as_configured(changes: float) -> None:
     policy = Policy(3, np.array([3, 3, 13, 25, 3]), AgentConfig(changes=changes), np.random.default_rng(0))
     seen = np.random.default_rng(1).normal(size=(4000, 3)).astype(np.float32)
-    actions, _, _ = policy.act(seen, np.ones((4000, 5), dtype=bool), np.random.default_rng(2))
+    actions, _ = policy.act(seen, np.ones((4000, 5), dtype=bool), np.random.default_rng(2))
     assert (actions > 0).sum(axis=1).mean() == pytest.approx(changes, rel=0.15)
 
 

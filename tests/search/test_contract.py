@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from chameleon.search import (
 from tests.search.synthetic import bowl, constrained, listed, measure, sketched
 
 NAMES = list(SEARCHERS)
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "agent": {
         "explorer": {"walkers": 12, "steps": 5, "rollouts": 1, "epochs": 1, "minibatches": 1, "hidden": 16},
         "picker": {"plan": 12},
@@ -67,7 +68,7 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize("kind", SPACES)
 def test_asks_for_every_configuration_of_the_space_exactly_once(name: str, kind: str) -> None:
     space = SPACES[kind]()
-    searcher, cost, seen = make(name, space), bowl(space, np.ones(space.n_knobs)), []
+    searcher, cost, seen = make(name, space), bowl(space, np.ones(space.n_knobs, dtype=np.int64)), []
     while len(configs := searcher.ask(9)):
         assert len(configs) <= 9
         seen += [tuple(c) for c in configs.tolist()]
@@ -170,13 +171,13 @@ def test_the_same_seed_gives_the_same_sequence_and_another_seed_another(name: st
 def test_global_random_state_is_left_alone(name: str) -> None:
     import torch
 
-    torch.manual_seed(3)
-    np.random.seed(3)
-    random.seed(3)
-    before = (torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate(), torch.get_num_threads())
+    def everything_global() -> list[object]:
+        numpy_state = str(np.random.get_state())  # noqa: NPY002
+        return [torch.get_rng_state().tolist(), numpy_state, random.getstate(), torch.get_num_threads()]
+
+    before = everything_global()
     trace(name, 5)
-    after = (torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate(), torch.get_num_threads())
-    assert before == after
+    assert everything_global() == before
 
 
 def test_a_constant_landscape(name: str) -> None:
@@ -228,7 +229,7 @@ def test_a_state_of_another_space_is_refused(name: str) -> None:
 def test_a_space_too_large_to_list(name: str) -> None:
     space = KnobSpace([split(f"s{i}", 1024, 4) for i in range(8)])
     assert space.size > 2**64
-    searcher, cost = make(name, space), bowl(space, np.ones(8))
+    searcher, cost = make(name, space), bowl(space, np.ones(8, dtype=np.int64))
     for _ in range(3):
         configs = searcher.ask(12)
         assert space.is_valid(configs).all()

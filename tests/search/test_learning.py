@@ -52,7 +52,7 @@ def test_the_learner_expects_little_where_others_failed(status: Status) -> None:
     rng = np.random.default_rng(0)
     configs = GRID.rows(0, GRID.size)[rng.permutation(GRID.size)[:150]]
     history = History(GRID)
-    history.add([Trial(tuple(c), status) if c[0] >= 5 else Trial(tuple(c), "ok", 1.0 + 0.01 * c[1]) for c in configs])
+    history.add([Trial(tuple(c), status) if c[0] >= 5 else Trial(tuple(c), Status.OK, 1.0 + 0.01 * c[1]) for c in configs])
     learner = Learner(GRID, CostModelConfig(), seed=0)
     mean, _ = learner.predict(history, GRID.rows(0, GRID.size))
     fails = GRID.rows(0, GRID.size)[:, 0] >= 5
