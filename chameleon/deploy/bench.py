@@ -106,7 +106,10 @@ def bench_model(
     if target.kind.name == "llvm":
         set_threads(int(target.attrs.get("num-cores", usable_cores())))  # TVM itself takes half of the cores
     untuned = tvm.compile(model.mod, target)
-    runs = {"untuned": _virtual_machine(untuned, target, inputs), "tuned": _virtual_machine(compiled.executable, target, inputs)}
+    runs = {
+        "untuned": _virtual_machine(untuned, target, inputs),
+        "tuned": _virtual_machine(compiled.executable, target, inputs),
+    }
     with tempfile.TemporaryDirectory(prefix="chameleon-") as folder:
         if onnxruntime:
             runs["onnxruntime"] = _onnxruntime(model, target, inputs, Path(folder))
@@ -158,7 +161,9 @@ def _onnxruntime(model: Model, target: Target, inputs: Arrays, folder: Path) -> 
     try:
         import onnxruntime
     except ImportError as error:
-        raise ModelError(f"comparing with ONNX Runtime needs onnxruntime (pip install 'chameleon-tvm[onnx]'): {error}") from error
+        raise ModelError(
+            f"comparing with ONNX Runtime needs onnxruntime (pip install 'chameleon-tvm[onnx]'): {error}"
+        ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = int(target.attrs.get("num-cores", 0))
     options.log_severity_level = 3

@@ -25,7 +25,7 @@ def write_onnx(source: Source, folder: Path) -> Path:
         inputs = tuple(torch.zeros(shape) for shape in source.shapes.values())
     else:
         program = load_program(Path(source.spec))
-        module, inputs = program.module(), _example_inputs(program, source)
+        module, inputs = _Traceable(program), _example_inputs(program, source)
     path = folder / "network.onnx"
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -40,6 +40,17 @@ def write_onnx(source: Source, folder: Path) -> Path:
     finally:
         logger.setLevel(level)
     return path
+
+
+class _Traceable(torch.nn.Module):
+    """An exported program as a module that the tracer takes: it asks modules for `train()`, which programs refuse."""
+
+    def __init__(self, program: torch.export.ExportedProgram) -> None:
+        super().__init__()
+        self._run = [program.module().requires_grad_(False)]  # in a list, so that it is no submodule
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self._run[0](*inputs)
 
 
 def _example_inputs(program: torch.export.ExportedProgram, source: Source) -> tuple[torch.Tensor, ...]:

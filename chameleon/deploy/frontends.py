@@ -105,9 +105,7 @@ def import_onnx(path: Path, input_shape: Any) -> Imported:
     return Imported(mod, shapes, tuple(o.name for o in proto.graph.output))
 
 
-def static_shapes(
-    model: str, declared: Mapping[str, Sequence[int | str]], input_shape: Any
-) -> dict[str, tuple[int, ...]]:
+def static_shapes(model: str, declared: Mapping[str, Sequence[int | str]], input_shape: Any) -> dict[str, tuple[int, ...]]:
     """The inputs' shapes with every open dimension filled from `input_shape`.
 
     Args:
@@ -212,7 +210,9 @@ def _explained(name: str) -> Iterator[None]:
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"{name}: PyTorch cannot build or export this network with this input shape: {_line(error)}") from error
+        raise ModelError(
+            f"{name}: PyTorch cannot build or export this network with this input shape: {_line(error)}"
+        ) from error
 
 
 def _line(error: Exception) -> str:

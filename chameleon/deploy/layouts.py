@@ -16,5 +16,6 @@ def to_target_layout(mod: IRModule, target: Target) -> IRModule:
     """
     if target.kind.name != "llvm":
         return mod
-    mod = relax.transform.ConvertLayout({"relax.nn.conv2d": ["NHWC", "HWIO"]})(mod)
+    wanted = {"relax.nn.conv2d": ["NHWC", "HWIO"], "relax.nn.conv2d_transpose": ["NCHW", "IOHW"]}
+    mod = relax.transform.ConvertLayout(wanted)(mod)
     return fold_transposes(mod)

@@ -107,7 +107,13 @@ def input_arrays(model: Model, rng: np.random.Generator) -> list[NDArray[np.gene
 
 
 def _model(name: str, imported: Imported, source: Source) -> Model:
-    mod = inference_form(imported.mod)
+    try:
+        mod = inference_form(imported.mod)
+    except Exception as error:  # TVM raises anything from AssertionError to InternalError here
+        reason = str(error).strip().splitlines()[-1][:300]
+        raise ModelError(
+            f"{name}: TVM cannot simplify this network, perhaps for a shape that depends on data: {reason}"
+        ) from error
     main = mod["main"]
     inputs = tuple(_spec(name, p.name, p.ty) for p in main.params)
     result = main.ret_ty

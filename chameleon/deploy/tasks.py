@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 import tvm
 from tvm import relax
-from tvm.ir import IRModule
+from tvm.ir import Call, IRModule, Op
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 from tvm_ffi import structural_hash
 
 from chameleon.deploy.layouts import to_target_layout
-from chameleon.deploy.model import Model
+from chameleon.deploy.model import Model, ModelError
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,20 @@ def lower(model: Model, target: Target) -> IRModule:
 
     Tasks are extracted from this very module and schedules are applied to it: a module that is fused again has other
     kernels, for which no record exists.
+
+    Raises:
+        ModelError: if TVM has no kernel for an operator.
     """
+    lowered = _kernels(to_target_layout(model.mod, target), target)
+    if _operators_left(lowered):  # one that has no kernel in the new layout
+        lowered = _kernels(model.mod, target)
+    left = _operators_left(lowered)
+    if left:
+        raise ModelError(f"{model.name}: TVM has no kernel for the operators {', '.join(left)} as they are used here")
+    return lowered
+
+
+def _kernels(mod: IRModule, target: Target) -> IRModule:
     transform = relax.transform
     passes = [
         transform.LegalizeOps(),
@@ -53,7 +66,21 @@ def lower(model: Model, target: Target) -> IRModule:
         transform.AttachAttrLayoutFreeBuffers(),
     ]
     with target, tvm.transform.PassContext(opt_level=3):
-        return tvm.transform.Sequential(passes)(to_target_layout(model.mod, target))
+        return tvm.transform.Sequential(passes)(mod)
+
+
+def _operators_left(mod: IRModule) -> list[str]:
+    """Operators that should have become kernels, sorted."""
+    left: set[str] = set()
+
+    def visit(node: object) -> None:
+        if isinstance(node, Call) and isinstance(node.op, Op) and node.op.get_attr("FLegalize") is not None:
+            left.add(node.op.name)
+
+    for func in mod.functions.values():
+        if isinstance(func, relax.Function):
+            relax.analysis.post_order_visit(func, visit)
+    return sorted(left)
 
 
 def extract_tasks(lowered: IRModule, target: Target) -> list[Task]:
