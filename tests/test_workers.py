@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from chameleon.deploy.cores import usable_cores
 from chameleon.deploy.workers import PoolConfig, WorkerPool, WorkerStartError
 
 HERE = Path(__file__).parent
@@ -214,6 +215,24 @@ def test_closing_ends_a_map_in_another_thread(make_pool: MakePool) -> None:
     assert pool.map([("echo", 2)])[0].value == 2
 
 
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two cores and Linux"
+)
+def test_workers_may_use_all_cores_even_if_their_starter_is_bound_to_one(make_pool: MakePool) -> None:
+    every = os.sched_getaffinity(0)
+    stop = threading.Event()
+    unbound = threading.Thread(target=stop.wait)
+    unbound.start()
+    try:
+        os.sched_setaffinity(0, {min(every)})  # as TVM does to the thread that runs a kernel
+        assert usable_cores() == len(every)
+        assert make_pool().map(["cores"])[0].value == every
+    finally:
+        os.sched_setaffinity(0, every)
+        stop.set()
+        unbound.join()
+
+
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="n_workers must be positive, got 0"):
         PoolConfig("a:b", n_workers=0)
@@ -222,6 +241,7 @@ def test_bad_settings_are_refused() -> None:
 OWNER = """
 import os, signal, sys, threading, time
 print("main runs", flush=True)
+from chameleon.deploy.cores import usable_cores
 from chameleon.deploy.workers import PoolConfig, WorkerPool
 how = sys.argv[1]
 pool = WorkerPool(PoolConfig("worker_targets:serve", n_workers=2, timeout_s=100))

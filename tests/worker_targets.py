@@ -77,6 +77,7 @@ KEPT: list[bytes] = []
 
 ACTIONS = {
     "echo": lambda value: value,
+    "cores": lambda _: os.sched_getaffinity(0),
     "pid": lambda _: os.getpid(),
     "sleep": time.sleep,
     "segfault": lambda _: ctypes.string_at(0),

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from chameleon.deploy.cores import usable_cores
+
 PROBE_TIMEOUT_S = 180.0
 MIN_FREE_BYTES = 1 << 30
 _NEWEST_FFI = "pip install 'apache-tvm-ffi==0.1.14.post1'"
@@ -108,8 +110,7 @@ def _tools() -> Iterator[Check]:
 
 
 def _cores() -> Check:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Check("cores", True, f"{usable} usable of {os.cpu_count()}")
+    return Check("cores", True, f"{usable_cores()} usable of {os.cpu_count()}")
 
 
 def _disk() -> Check:

@@ -9,14 +9,10 @@ from typing import Any
 import tvm
 from tvm.target import Target
 
+from chameleon.deploy.cores import allowed_cores, usable_cores
 from chameleon.errors import UsageError, unknown
 
-
-def usable_cores() -> int:
-    """Cores this process may run on: fewer than the machine has inside containers and under taskset."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1
+__all__ = ["detect_target", "parse_target", "set_threads", "usable_cores"]
 
 
 def detect_target() -> Target:
@@ -61,7 +57,7 @@ def set_threads(n_threads: int) -> int:
     Returns:
         The number of threads there are now: fewer than asked for, if this thread ran a kernel before.
     """
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    cores = allowed_cores()
     before = os.environ.get("TVM_NUM_THREADS")
     os.environ["TVM_NUM_THREADS"] = str(n_threads)
     try:
@@ -72,7 +68,7 @@ def set_threads(n_threads: int) -> int:
             del os.environ["TVM_NUM_THREADS"]
         else:
             os.environ["TVM_NUM_THREADS"] = before
-        if cores is not None:
+        if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, cores)
 
 

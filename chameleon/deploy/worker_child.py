@@ -38,10 +38,12 @@ def main(settings_json: str) -> None:
 
     Args:
         settings_json: JSON object with `owner_pid`, `lifeline_fd`, `memory_limit_bytes` (or null), `target`
-            (`module:function`) and `factory` (whether the target makes the function).
+            (`module:function`), `factory` (whether the target makes the function) and `cores` (to run on).
     """
     settings = json.loads(settings_json)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash of a candidate writes no core file
+    if hasattr(os, "sched_setaffinity"):  # the thread that started us may be bound to one of them
+        os.sched_setaffinity(0, settings["cores"])
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     supervisor_pid = os.getpid()
     worker_pid = os.fork()

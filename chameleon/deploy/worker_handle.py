@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from chameleon.deploy.cores import allowed_cores
 from chameleon.deploy.worker_child import EXIT_OUT_OF_MEMORY, HEADER
 
 _BOOT = (
@@ -187,6 +188,7 @@ def _spawn(config: PoolConfig, stderr_fd: int) -> tuple[subprocess.Popen[bytes],
         "memory_limit_bytes": config.memory_limit_bytes,
         "target": config.target,
         "factory": config.factory,
+        "cores": sorted(allowed_cores()),
     }
     path = [os.path.abspath(entry) for entry in sys.path]
     try:
