@@ -31,6 +31,7 @@ class View:
     history: History
     known: set[bytes]  # keys of all that was told, asked or is planned
     rng: np.random.Generator
+    wanted: int  # configurations that the host asked for just now
 
     def draw(self, n: int) -> Digits:
         """Up to `n` different valid configurations that are not known, uniform; fewer only when no more can be found."""
@@ -227,7 +228,8 @@ class AdaptivePlanner:
     def _pick(self, view: View, candidates: Digits, scores: Floats) -> Digits:
         points = sampling.normalised(self._space.features(candidates))
         config = self._config
-        most = int(np.clip(view.history.measured // config.growth, config.least, config.most))
+        most = int(np.clip(view.history.measured // config.growth, config.least, max(config.least, view.wanted)))
+        most = min(most, config.most)  # a host that measures a few at a time gets each of them from a fresh plan
         labels = sampling.clusters(
             points, range(config.least, most + 1, config.least), config.knee, int(view.rng.integers(1 << 31))
         )

@@ -22,7 +22,7 @@ class SamplerConfig:
     least: int = 8  # clusters tried at least, and the step between numbers tried
     most: int = 64  # clusters at most
     finalists: int = 64  # of these, how many get a second look with the host's features, where there are such
-    growth: int = 4  # and at most this fraction of the trials measured so far
+    growth: int = 4  # and at most this fraction of the trials measured so far, and about what the host asks for
     first: int = 16  # trials measured before the cost model is trusted
     around: int = 3  # best measured configurations whose neighbours are candidates as well
     optimism: float = 1.0  # score = mean + optimism * spread

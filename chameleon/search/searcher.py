@@ -73,7 +73,7 @@ class Searcher:
         if n < 1:
             raise ValueError(f"ask for at least 1 configuration, got n={n}")
         if not self._queue:
-            self._replan()
+            self._replan(n)
         rows = [self._queue.pop(key) for key in list(itertools.islice(self._queue, n))]
         return np.array(rows, dtype=np.int64).reshape(len(rows), self.space.n_knobs)
 
@@ -89,8 +89,8 @@ class Searcher:
             self._known.add(key)
             self._queue.pop(key, None)
 
-    def _replan(self) -> None:
-        view = View(self.space, self._history, self._known, self._rng)
+    def _replan(self, wanted: int) -> None:
+        view = View(self.space, self._history, self._known, self._rng, wanted)
         plan = self._planner.plan(view)
         plan = unique_rows(plan[self.space.is_valid(plan)], self._known) if len(plan) else plan
         if not len(plan):
