@@ -1,5 +1,7 @@
 """Latency of one network, untuned, tuned and under ONNX Runtime, measured side by side in one process."""
 
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 import gc

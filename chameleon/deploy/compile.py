@@ -1,9 +1,12 @@
 """Build a network with the best schedules found."""
 
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import tvm
 from tvm import relax
@@ -24,7 +27,7 @@ class Compiled:
         untuned: the kernels for which the database has no schedule, sorted.
     """
 
-    executable: relax.VMExecutable = field(repr=False)
+    executable: Any = field(repr=False)
     untuned: tuple[str, ...]
 
     def export(self, path: str | Path) -> None:
@@ -45,7 +48,7 @@ def compile_model(lowered: IRModule, target: Target, database: ms.database.Datab
     return Compiled(build(mod, target), untuned)
 
 
-def build(mod: IRModule, target: Target) -> relax.VMExecutable:
+def build(mod: IRModule, target: Target) -> Any:
     """Build a module whose kernels are final: the default pipeline of a target would fuse them again."""
     with tvm.transform.PassContext(opt_level=3):
         return tvm.compile(mod, target, relax_pipeline="default_build")

@@ -1,5 +1,7 @@
 """Schedules for kernels that nobody tuned: far from the best, but many times faster than the loops as written."""
 
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 import math

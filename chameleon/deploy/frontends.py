@@ -1,5 +1,7 @@
 """Import networks into Relax with TVM's frontends, and turn what can go wrong into messages for people."""
 
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 import contextlib
@@ -84,7 +86,7 @@ def load_program(path: Path) -> torch.export.ExportedProgram:
             return torch.export.load(path)
     except Exception as error:
         raise ModelError(
-            f"{path}: not a program of torch.export.save, or cut off, or of another torch (here {torch.__version__}): {_line(error)}"
+            f"{path}: not a program of torch.export.save, cut off, or of another torch than {torch.__version__}: {_line(error)}"
         ) from error
 
 

@@ -1,5 +1,7 @@
 """How the tensors of convolutions lie in memory, by target."""
 
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 from tvm import relax

@@ -4,6 +4,8 @@ Whatever the source, a `Model` is one Relax function `main` in inference form: s
 constants, NCHW as its author wrote it. `chameleon.deploy.tasks.lower` chooses layouts.
 """
 
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 import hashlib

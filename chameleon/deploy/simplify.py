@@ -1,5 +1,7 @@
 """Inference form of an imported network: batch norms folded into convolutions, dropouts gone, constants folded."""
 
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 from collections import Counter

@@ -1,5 +1,7 @@
 """From a model to the kernels that are worth tuning."""
 
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 from dataclasses import dataclass, field
