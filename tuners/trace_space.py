@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tvm.ir import IRModule
 from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
@@ -31,6 +32,7 @@ from tvm.s_tir.schedule import Trace
 from tvm.target import Target
 
 from chameleon.search.space import Digits, Knob, KnobSpace, location, option, split
+from tuners.thread_limits import ThreadLimit, thread_limit
 from tuners.tune_context import tune_context
 
 INLINE, ROOT, DEEPEST = -2, -1, 1 << 20
@@ -107,13 +109,27 @@ class TraceSpace:
         self._leading = len(traces) > 1 or not shared.knobs
         lead = [option("sketch", range(len(traces)))] if self._leading else []
         columns = [tuple(c + len(lead) for c in cs) for cs in sharing]
-        self.space = KnobSpace([*lead, *shared.knobs], sketches=columns if self._leading else None)
         self._sketches = tuple(
             _Sketch(tuple(t.insts), dict(t.decisions.items()), tuple(i for i, _, _ in found), cs)
             for t, found, cs in zip(traces.values(), specs, columns, strict=True)
         )
+        self._limits = [_thread_limit(t, s) for t, s in zip(traces.values(), self._sketches, strict=True)]
+        self.space = KnobSpace(
+            [*lead, *shared.knobs],
+            sketches=columns if self._leading else None,
+            valid=self._within_limits if any(self._limits) else None,
+        )
         self._sketch_of = {signature: i for i, signature in enumerate(traces)}
         self._digit_of = [{_plain(v): i for i, v in enumerate(k.values)} for k in self.space.knobs]
+
+    def _within_limits(self, configs: Digits) -> NDArray[np.bool_]:
+        """Which of `[n, n_knobs]` ask for a number of GPU threads that is allowed, `[n]`."""
+        ok = np.ones(len(configs), dtype=bool)
+        for sketch, limit in enumerate(self._limits):
+            mine = configs[:, 0] == sketch if self._leading else ok.copy()
+            if limit is not None and mine.any():
+                ok[mine] = limit.holds(configs[mine], self.space.knobs)
+        return ok
 
     def _specs(self, trace: Trace) -> list[tuple[int, str, tuple[Any, ...]]]:
         """The searched instructions of a trace: position, role, and what `_knob` needs to make its knob."""
@@ -162,9 +178,10 @@ class TraceSpace:
             ValueError: if the configuration is not of this space.
         """
         row = np.asarray(config, dtype=np.int64)
-        if row.shape != self.space.cardinalities.shape or not self.space.is_valid(row[None])[0]:
-            cards = self.space.cardinalities.tolist()
-            raise ValueError(f"configuration {row.tolist()} is outside of the space: expected digits below {cards}")
+        cards = self.space.cardinalities
+        inside = row.shape == cards.shape and bool(((row >= 0) & (row < cards)).all())
+        if not inside or (self.space.canonical(row[None])[0] != row).any():
+            raise ValueError(f"configuration {row.tolist()} is outside of the space: expected digits below {cards.tolist()}")
         sketch = self._sketches[int(row[0]) if self._leading else 0]
         decisions = dict(sketch.defaults)
         for position, column in zip(sketch.sampling, sketch.columns, strict=True):
@@ -327,6 +344,13 @@ def _prime_factors(n: int) -> Iterator[int]:
         prime += 1
     if n > 1:
         yield n
+
+
+def _thread_limit(trace: Trace, sketch: _Sketch) -> ThreadLimit | None:
+    kinds = [inst.kind.name for inst in sketch.instructions]
+    tiles = {i: _plain(sketch.defaults[sketch.instructions[i]]) for i, kind in enumerate(kinds) if kind == "SamplePerfectTile"}
+    rows = trace.as_json(remove_postproc=True)[0]
+    return thread_limit(rows, dict(zip(sketch.sampling, sketch.columns, strict=True)), tiles)
 
 
 def _trace(schedule: Schedule) -> Trace:

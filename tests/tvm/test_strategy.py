@@ -248,7 +248,7 @@ def test_gpu_candidates_are_found_within_the_limits() -> None:
     candidates = open_task(strategy, "dense", Target("nvidia/nvidia-a100")).generate_measure_candidates()
     assert candidates
     assert all("threadIdx.x" in c.sch.mod.script() for c in candidates)
-    assert strategy.failures["invalid: VerifyGPUCode"] > 0
+    assert strategy.failures["invalid: VerifyGPUCode"] < len(candidates), "most refusals are known without a replay"
 
 
 def test_a_strategy_belongs_to_one_task_at_a_time() -> None:
