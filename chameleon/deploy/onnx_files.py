@@ -10,6 +10,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from chameleon.deploy.frontends import ModelError, static_shapes
+from chameleon.deploy.onnx_fold import fold_constants
 
 
 def read_onnx(path: Path, input_shape: Any) -> tuple[onnx.ModelProto, dict[str, tuple[int, ...]]]:
@@ -25,6 +26,7 @@ def read_onnx(path: Path, input_shape: Any) -> tuple[onnx.ModelProto, dict[str, 
     if any(not isinstance(d, int) for i in inputs for d in _dims(path, i)):
         _fix_shapes(proto, shapes)
     _split_sums(proto.graph)
+    fold_constants(proto)
     return proto, shapes
 
 

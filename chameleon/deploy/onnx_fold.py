@@ -1,0 +1,106 @@
+"""Fold what is constant in an ONNX graph once its input shapes are: shape arithmetic, and weights that the file computes.
+
+TVM's importer keeps a shape that the graph computes as a value of run time, which no kernel can be tuned for; and its
+`FoldConstant` compiles a kernel for each constant expression. Here ONNX's reference evaluator computes them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+ROUNDS = 8
+"""A fold may make further shapes known, which allow further folds."""
+
+_NEVER = (
+    "Random",
+    "Multinomial",
+    "Bernoulli",
+    "Dropout",
+    "If",
+    "Loop",
+    "Scan",
+    "Sequence",
+    "Optional",
+    "Quantize",
+    "Dequantize",
+)
+
+
+def fold_constants(proto: onnx.ModelProto) -> None:
+    """Replace, in place, the nodes whose outputs are known by constants."""
+    for _ in range(ROUNDS):
+        if not _fold_once(proto):
+            return
+
+
+def _fold_once(proto: onnx.ModelProto) -> bool:
+    shapes = _known_shapes(proto)
+    known = {w.name: w for w in proto.graph.initializer}
+    arrays: dict[str, NDArray[Any]] = {}
+    kept = []
+    for node in proto.graph.node:
+        values = _evaluated(proto, node, known, arrays, shapes)
+        if values is None:
+            kept.append(node)
+        for name, value in zip(node.output, values or [], strict=False):
+            arrays[name] = value
+    if len(kept) == len(proto.graph.node):
+        return False
+    read = {i for n in kept for i in n.input} | {o.name for o in proto.graph.output}
+    proto.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in arrays.items() if k in read)
+    del proto.graph.node[:]
+    proto.graph.node.extend(kept)
+    del proto.graph.value_info[:]
+    return True
+
+
+def _evaluated(
+    proto: onnx.ModelProto, node: Any, known: dict[str, Any], arrays: dict[str, NDArray[Any]], shapes: dict[str, list[int]]
+) -> list[NDArray[Any]] | None:
+    """The outputs of a node, or `None` where they depend on the network's inputs or cannot be computed here."""
+    if (
+        node.domain not in ("", "ai.onnx")
+        or node.op_type.startswith(_NEVER)
+        or {o.name for o in proto.graph.output} & {*node.output}
+    ):
+        return None
+    if node.op_type == "Shape" and node.input[0] in shapes:
+        bounds = {a.name: a.i for a in node.attribute}
+        return [np.array(shapes[node.input[0]][bounds.get("start", 0) : bounds.get("end")], dtype=np.int64)]
+    names = [i for i in node.input if i]
+    if not all(n in arrays or n in known for n in names):
+        return None
+    feed = {n: arrays[n] if n in arrays else numpy_helper.to_array(known[n]) for n in names}
+    inputs = [
+        onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for n, v in feed.items()
+    ]
+    outputs = [onnx.ValueInfoProto(name=o) for o in node.output if o]
+    single = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "fold", inputs, outputs), opset_imports=proto.opset_import, ir_version=proto.ir_version
+    )
+    try:
+        values = ReferenceEvaluator(single).run(None, feed)
+    except Exception:  # an operator without a reference implementation stays where it is
+        return None
+    return [np.asarray(v) for v in values] if all(isinstance(v, (np.ndarray, np.generic)) for v in values) else None
+
+
+def _known_shapes(proto: onnx.ModelProto) -> dict[str, list[int]]:
+    """The static shapes that ONNX can infer; none of them for files beyond its limit of 2 GiB."""
+    try:
+        graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    except (ValueError, onnx.shape_inference.InferenceError):
+        graph = proto.graph
+    shapes = {}
+    for value in [*graph.input, *graph.value_info]:
+        if value.type.tensor_type.HasField("shape"):
+            dims = value.type.tensor_type.shape.dim
+            if all(d.HasField("dim_value") for d in dims):
+                shapes[value.name] = [d.dim_value for d in dims]
+    return shapes
