@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from chameleon.errors import ChameleonError, UsageError
+from chameleon.errors import ChameleonError
+from chameleon.report import check_writable
 
 if TYPE_CHECKING:
     from chameleon.deploy.bench import BenchResult
@@ -63,7 +64,7 @@ def tune_command(
 
     flags = {"trials": trials, "time_budget": time_budget, "searcher": searcher, "seed": seed}
     resolved = tune_config(read_yaml(config) if config else {}, flags)
-    _check_output(json_out)
+    check_writable(json_out)
     with Watcher(console) as watch:
         report, folder = tune_model(_spec(model, target, out, input_shape, tracker, device_key), resolved, watch, _say)
     _print_report(report, folder)
@@ -81,7 +82,7 @@ def compile_command(
     """Build a network with the best schedules that were found; plain TVM runs the result."""
     from chameleon.deploy.job import compile_tuned
 
-    _check_output(output)
+    check_writable(output)
     untuned = compile_tuned(_spec(model, target, out, input_shape), output, _say)
     console.print(f"wrote {output}", soft_wrap=True)
     if untuned:
@@ -99,7 +100,7 @@ def bench_command(
     """Time a network untuned, tuned and in ONNX Runtime, interleaved in one process."""
     from chameleon.deploy.job import bench_tuned
 
-    _check_output(json_out)
+    check_writable(json_out)
     result = bench_tuned(_spec(model, target, out, input_shape), _say)
     _write_json(json_out, result.to_json())
     _print_bench(result)
@@ -184,19 +185,6 @@ def _spec(
     from chameleon.deploy.job import JobSpec, parse_shape
 
     return JobSpec(model, target, out, parse_shape(input_shape) if input_shape else None, tracker, device_key)
-
-
-def _check_output(path: Path | None) -> None:
-    """Fail before the work, not after it, where a result could not be written."""
-    if path is None:
-        return
-    new = not path.exists()
-    try:
-        path.open("ab").close()
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
-    if new:
-        path.unlink()
 
 
 def _write_json(path: Path | None, content: dict[str, Any]) -> None:

@@ -1,4 +1,7 @@
-"""Tune a list of models, skipping what is finished and sharing what is common: python scripts/tune_zoo.py configs/zoo-small.yaml"""
+"""Tune a list of models: what is finished is skipped, what they share is tuned once.
+
+python scripts/tune_zoo.py configs/zoo-small.yaml
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chameleon.deploy.cores import usable_cores
+from chameleon.cores import usable_cores
 from chameleon.deploy.workers import PoolConfig, WorkerPool, WorkerStartError
 
 HERE = Path(__file__).parent
@@ -241,7 +241,7 @@ def test_bad_settings_are_refused() -> None:
 OWNER = """
 import os, signal, sys, threading, time
 print("main runs", flush=True)
-from chameleon.deploy.cores import usable_cores
+from chameleon.cores import usable_cores
 from chameleon.deploy.workers import PoolConfig, WorkerPool
 how = sys.argv[1]
 pool = WorkerPool(PoolConfig("worker_targets:serve", n_workers=2, timeout_s=100))

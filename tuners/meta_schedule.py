@@ -23,13 +23,11 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate, PySearchStrategy
 
 from chameleon.search import EarlyStopping, KnobSpace, Status, Trial, make_searcher, option
+from tuners.outcomes import FAILED_S, measured_trial
 from tuners.proposals import Config, Proposals
 from tuners.trace_space import TraceSpace
 
 logger = logging.getLogger(__name__)
-
-FAILED_S = 1e9
-"""MetaSchedule writes a failure into its database as a run time of 1e10 seconds; nothing real takes this long."""
 
 
 @dataclass
@@ -177,7 +175,7 @@ class ChameleonStrategy(PySearchStrategy):
         run = self._running()
         if len(results) != len(run.pending):
             raise ValueError(f"expected {len(run.pending)} results, one for each candidate of the batch, got {len(results)}")
-        trials = [_trial(config, result) for config, result in zip(run.pending, results, strict=True)]
+        trials = [measured_trial(c, r.run_secs, r.error_msg) for c, r in zip(run.pending, results, strict=True)]
         run.pending = []
         run.proposals.tell(trials)
         failed = Counter(t.status.value for t in trials if t.status is not Status.OK)
@@ -204,33 +202,6 @@ def args_info_of(schedule: Schedule) -> list[ms.arg_info.ArgInfo]:
     return ms.arg_info.ArgInfo.from_entry_func(schedule.mod, remove_preproc=True)
 
 
-def _failure_status(message: str) -> Status:
-    """What kind of failure a builder's or runner's error message tells of.
-
-    Understood are the messages of TVM's own local and RPC builder and runner, and messages that begin with the
-    reason in one word (`timeout: ...`, `build_error: ...`).
-    """
-    first = message.strip().splitlines()[0].lower() if message.strip() else ""
-    if first.startswith("timeout") or "timeout, killed" in first:
-        return Status.TIMEOUT
-    return Status.BUILD_ERROR if first.startswith(("build_error", "localbuilder", "builder")) else Status.RUN_ERROR
-
-
-def _trial(config: Config, result: ms.runner.RunnerResult) -> Trial:
-    if result.error_msg is not None:
-        message = str(result.error_msg)
-        return Trial(config, _failure_status(message), message=message.strip()[:2000])
-    return _timed(config, [float(s) for s in result.run_secs or ()])
-
-
-def _timed(config: Config, run_secs: Sequence[float]) -> Trial:
-    """A trial with the mean of its run times, or a failed one if they say so."""
-    mean = float(np.mean(run_secs)) if len(run_secs) else 0.0
-    if not 0 < mean < FAILED_S:
-        return Trial(config, Status.RUN_ERROR, message=f"no usable run time: {list(run_secs)}")
-    return Trial(config, Status.OK, seconds=mean)
-
-
 def _history(database: ms.Database, mod: IRModule, target: str, traces: TraceSpace) -> list[Trial]:
     """What a database knows of this workload on this target, the best record of each configuration."""
     if not database.has_workload(mod):
@@ -245,7 +216,7 @@ def _history(database: ms.Database, mod: IRModule, target: str, traces: TraceSpa
         if digits is None:
             foreign += 1
             continue
-        trial = _timed(tuple(int(d) for d in digits), [float(s) for s in record.run_secs or ()])
+        trial = measured_trial(tuple(int(d) for d in digits), record.run_secs, None)
         known = best.get(trial.config)
         if known is None or (trial.seconds or FAILED_S) < (known.seconds or FAILED_S):
             best[trial.config] = trial

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from chameleon.cores import usable_cores
 from chameleon.errors import ChameleonError
 from chameleon.search import Digits, Status, Trial, make_searcher
 from tuners.landscape import Landscape, LandscapeError, LandscapeWarning, load_landscape, save_landscape
@@ -167,11 +168,6 @@ def replay_all(
             if isinstance(error, BrokenProcessPool):
                 raise ChameleonError("a replay process died, perhaps for lack of memory; try fewer --jobs") from error
             raise
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _collect(futures: Sequence[Future[ReplayRun]], done: Callable[[], None]) -> list[ReplayRun]:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from chameleon.deploy.cores import usable_cores
+from chameleon.cores import usable_cores
 
 PROBE_TIMEOUT_S = 180.0
 MIN_FREE_BYTES = 1 << 30

@@ -8,6 +8,7 @@ import contextlib
 import io
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ def load_program(path: Path) -> torch.export.ExportedProgram:
         ModelError: if it is none.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), zipfile.ZipFile(path):  # torch logs a traceback where it is no archive
             warnings.simplefilter("ignore")
             return torch.export.load(path)
     except Exception as error:

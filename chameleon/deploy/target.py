@@ -9,7 +9,7 @@ from typing import Any
 import tvm
 from tvm.target import Target
 
-from chameleon.deploy.cores import allowed_cores, usable_cores
+from chameleon.cores import allowed_cores, usable_cores
 from chameleon.errors import UsageError, unknown
 
 __all__ = ["detect_target", "parse_target", "set_threads", "usable_cores"]

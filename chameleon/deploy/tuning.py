@@ -7,10 +7,12 @@ them, and every result is on disk before the next candidate is timed.
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from tvm.s_tir import Schedule
@@ -19,11 +21,11 @@ from tvm.target import Target
 
 from chameleon.deploy.allocate import Progress, next_task
 from chameleon.deploy.config import TuneConfig
-from chameleon.deploy.measure import failure_reason, failure_status
 from chameleon.deploy.records import Records
 from chameleon.deploy.tasks import Task
 from chameleon.search import Status, Trial, make_searcher
 from tuners.meta_schedule import args_info_of
+from tuners.outcomes import failed_trial, failure_reason, measured_trial
 from tuners.proposals import Config, Proposals
 from tuners.trace_space import TraceSpace
 
@@ -112,21 +114,18 @@ class Measurer:
                 run_input = ms.runner.RunnerInput(result.artifact_path, self._target.kind.name, args_info_of(schedule))
                 ready.append((config, run_input))
             else:
-                yield _failed(config, result.error_msg, {"build": round(build_s, 4)}, building=True)
+                yield failed_trial(config, str(result.error_msg), {"build": round(build_s, 4)}, building=True)
         for i in range(0, len(ready), self._together):
             yield from self._run(ready[i : i + self._together], build_s)
 
     def _run(self, ready: Sequence[tuple[Config, ms.runner.RunnerInput]], build_s: float) -> Iterator[Trial]:
         start = time.perf_counter()
         futures = self._runner.run([run_input for _, run_input in ready])
-        for (config, _), future in zip(ready, futures, strict=True):
+        for (config, run_input), future in zip(ready, futures, strict=True):
             result = future.result()
             timings = {"build": round(build_s, 4), "run": round((time.perf_counter() - start) / len(ready), 4)}
-            if result.error_msg is not None:
-                yield _failed(config, result.error_msg, timings, building=False)
-            else:
-                seconds = float(np.mean([float(s) for s in result.run_secs]))
-                yield Trial(config, Status.OK, seconds, timings=timings)
+            shutil.rmtree(Path(run_input.artifact_path).parent, ignore_errors=True)  # as MetaSchedule does; it is ours to do
+            yield measured_trial(config, result.run_secs, result.error_msg, timings)
 
 
 @dataclass
@@ -238,7 +237,3 @@ def _batch_size(session: Session, tuner: TaskTuner) -> int:
     if not tuner.best_s:
         n = max(1, min(n, config.trials // len(session.tasks)))
     return min(n, config.trials - session.trials)
-
-
-def _failed(config: Config, message: str, timings: dict[str, float], *, building: bool) -> Trial:
-    return Trial(config, failure_status(message, building=building), message=message.strip()[:2000], timings=timings)

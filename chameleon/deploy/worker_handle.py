@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from chameleon.deploy.cores import allowed_cores
+from chameleon.cores import allowed_cores
 from chameleon.deploy.worker_child import EXIT_OUT_OF_MEMORY, HEADER
 
 _BOOT = (
