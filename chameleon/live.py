@@ -39,18 +39,17 @@ class Watcher:
                 self._live.update(Group(session_table(session), headline(session)))
         elif now - self._last_s >= self._every_s:
             self._last_s = now
-            self._console.print(headline(session))
+            self._console.print(headline(session), soft_wrap=True)
 
 
 def headline(session: Session) -> Text:
     """Trials, the sum of the best times, failures and the time left, in one line."""
-    measured = [t for t in session.tasks if t.best is not None]
-    total_ms = sum(t.task.weight * t.best.seconds for t in measured if t.best) * 1e3
+    times_s = [t.task.weight * t.now_s for t in session.tasks if t.now_s is not None]
     left = session.left_s
     parts = [
         f"{session.elapsed_s:5.0f} s",
         f"{session.trials} trials",
-        f"{len(measured)}/{len(session.tasks)} tasks measured, together {total_ms:.2f} ms",
+        f"{len(times_s)}/{len(session.tasks)} tasks measured, together {sum(times_s) * 1e3:.2f} ms",
         f"failures: {failures_text(session.failures)}",
     ]
     if left is not None:
@@ -75,7 +74,7 @@ def failures_text(failures: Counter[str]) -> str:
 
 
 def _row(tuner: TaskTuner) -> tuple[str, ...]:
-    seconds = tuner.best.seconds if tuner.best else None
+    seconds = tuner.now_s
     return (
         tuner.task.name,
         str(tuner.task.weight),

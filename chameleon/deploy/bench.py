@@ -105,7 +105,7 @@ def bench_model(
         ModelError: if ONNX Runtime is asked for and cannot run the model.
     """
     untuned = tvm.compile(model.mod, target)
-    # In a thread of its own: TVM's pool belongs to the thread, and an earlier kernel has fixed that of this one at half the cores.
+    # In a thread of its own: TVM's pool belongs to a thread, and this one's, if it ran a kernel, has half the cores for good.
     with ThreadPoolExecutor(1) as fresh:
         return fresh.submit(_bench, model, target, compiled, untuned, onnxruntime, config or BenchConfig(), seed).result()
 

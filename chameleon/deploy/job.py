@@ -9,6 +9,9 @@ runs/resnet18-llvm-znver4/
     report.json     what `--json` prints
 """
 
+# pyright: reportAttributeAccessIssue=false
+# (TVM's attributes come from C++ and have no types)
+
 from __future__ import annotations
 
 import dataclasses
@@ -232,7 +235,7 @@ def _finish(job: Opened, spec: JobSpec, session: Session, made: int, say: Say) -
 
 def _report(job: Opened, session: Session) -> TuneReport:
     tasks = [
-        TaskReport(t.task.name, t.task.weight, t.task.flop, t.best.seconds * 1e6 if t.best else None, len(t.best_s))
+        TaskReport(t.task.name, t.task.weight, t.task.flop, t.now_s * 1e6 if t.now_s else None, len(t.best_s))
         for t in session.tasks
     ]
     return TuneReport(

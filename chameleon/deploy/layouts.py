@@ -12,7 +12,7 @@ from chameleon.deploy.simplify import fold_transposes
 
 
 def to_target_layout(mod: IRModule, target: Target) -> IRModule:
-    """Move a network written in NCHW to the layout that its target tunes best in (docs/decisions/nhwc-on-cpu.md).
+    """Move a network written in NCHW to the layout that its target tunes best in (docs/decisions/0006-nhwc-on-cpu.md).
 
     Operators that have no such layout (transposed convolutions, dense layers) keep theirs, between transposes.
     """

@@ -4,6 +4,9 @@ The engine proposes, `tuners.trace_space` turns proposals into schedules, any Me
 them, and every result is on disk before the next candidate is timed.
 """
 
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# (TVM's attributes come from C++ and have no types)
+
 from __future__ import annotations
 
 import re
@@ -23,7 +26,7 @@ from chameleon.deploy.allocate import Progress, next_task
 from chameleon.deploy.config import TuneConfig
 from chameleon.deploy.records import Records
 from chameleon.deploy.tasks import Task
-from chameleon.search import Status, Trial, make_searcher
+from chameleon.search import Trial, make_searcher
 from tuners.meta_schedule import args_info_of
 from tuners.outcomes import failed_trial, failure_reason, measured_trial
 from tuners.proposals import Config, Proposals
@@ -65,6 +68,11 @@ class TaskTuner:
         return Progress(operator_of(self.task.name), self.task.weight, self.task.flop, self.best_s, exhausted=done)
 
     @property
+    def now_s(self) -> float | None:
+        """Seconds of the best schedule so far, `None` before the first success."""
+        return self.best.seconds if self.best else None
+
+    @property
     def refusals(self) -> Counter[str]:
         """What TVM refused before anything was built, by reason."""
         return self._proposals.refusals
@@ -82,11 +90,12 @@ class TaskTuner:
             self._note(trial)
 
     def _note(self, trial: Trial) -> None:
-        if trial.status is not Status.OK:
+        now_s = self.now_s or float("inf")
+        if trial.seconds is None:
             self.failures[failure_reason(trial.message)] += 1
-        elif self.best is None or trial.seconds < self.best.seconds:
-            self.best = trial
-        self.best_s.append(self.best.seconds if self.best else float("inf"))
+        elif trial.seconds < now_s:
+            self.best, now_s = trial, trial.seconds
+        self.best_s.append(now_s)
 
 
 class Measurer:
@@ -207,14 +216,14 @@ def database_of(tasks: Sequence[TaskTuner], target: Target) -> ms.database.Datab
     """The best schedule of each task as a MetaSchedule database, for `compile_model` or any other use."""
     database = ms.database.MemoryDatabase()
     for tuner in tasks:
-        if tuner.best is None:
+        if tuner.best is None or tuner.now_s is None:
             continue
         schedule = tuner.traces.schedule(tuner.best.config)
         database.commit_tuning_record(
             ms.database.TuningRecord(
                 schedule.trace,
                 database.commit_workload(tuner.task.mod),
-                [tuner.best.seconds],
+                [tuner.now_s],
                 target,
                 args_info_of(schedule),
             )
