@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -83,27 +84,26 @@ def tune(tuner: str, workload: str, trials: int, per_iter: int, seed: int, searc
 
     mod, target, timeline = workload_of(workload), detect_target(), []
     start_s = time.perf_counter()
-    options: dict[str, Any] = {}
-    if tuner == "cured":
-        register_build()
-        options = {"builder": ms.builder.LocalBuilder(f_build="compare.build", initializer=register_build)}
-    elif tuner == "ours":
-        strategy = ChameleonStrategy(searcher, seed=seed)
-        options = {"builder": WarmBuilder(), "runner": WarmRunner(), "strategy": strategy, "cost_model": "random"}
-    ms.tune_tir(
-        mod,
-        target,
-        str(folder),
-        trials,
-        num_trials_per_iter=per_iter,
-        measure_callbacks=[timeline_callback(timeline, start_s), *ms.measure_callback.MeasureCallback.create("default")],
-        seed=seed + 1,
-        **options,
-    )
-    tuning_s = time.perf_counter() - start_s
-    for component in ("builder", "runner"):
-        if tuner == "ours":
-            options[component].close()
+    with ExitStack() as stack:
+        options: dict[str, Any] = {}
+        if tuner == "cured":
+            register_build()
+            options = {"builder": ms.builder.LocalBuilder(f_build="compare.build", initializer=register_build)}
+        elif tuner == "ours":
+            builder, runner = stack.enter_context(WarmBuilder()), stack.enter_context(WarmRunner())
+            strategy = ChameleonStrategy(searcher, seed=seed)
+            options = {"builder": builder, "runner": runner, "strategy": strategy, "cost_model": "random"}
+        ms.tune_tir(
+            mod,
+            target,
+            str(folder),
+            trials,
+            num_trials_per_iter=per_iter,
+            measure_callbacks=[timeline_callback(timeline, start_s), *ms.measure_callback.MeasureCallback.create("default")],
+            seed=seed + 1,
+            **options,
+        )
+        tuning_s = time.perf_counter() - start_s
     return {"tuner": tuner, "tuning_s": tuning_s, "timeline": timeline}
 
 

@@ -88,6 +88,7 @@ class WarmBuilder(_PyBuilder):
         super().__init__(self._engine.build)
 
     def __enter__(self) -> WarmBuilder:
+        self._engine.pool.start()  # the imports run beside whatever comes before the first candidate
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -82,6 +82,7 @@ class WarmRunner(_PyRunner):
         super().__init__(self._engine.run)
 
     def __enter__(self) -> WarmRunner:
+        self._engine.pool.start()  # the imports run beside whatever comes before the first candidate
         return self
 
     def __exit__(self, *_: object) -> None:

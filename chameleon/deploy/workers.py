@@ -31,8 +31,8 @@ class WorkerStartError(RuntimeError):
 class WorkerPool:
     """Maps payloads over warm workers, at most one map at a time.
 
-    Workers start when first needed. Use as a context manager, or call `close`; a pool that is dropped or whose owner
-    dies takes its workers along.
+    Workers start when first needed, or before, with `start`. Use as a context manager, or call `close`; a pool that is
+    dropped or whose owner dies takes its workers along.
     """
 
     def __init__(self, config: PoolConfig) -> None:
@@ -47,6 +47,11 @@ class WorkerPool:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def start(self) -> None:
+        """Start every worker without waiting for it, so that its imports run beside whatever the owner does next."""
+        with self._lock:
+            self._slots[:] = [worker or Worker(self.config) for worker in self._slots]
 
     def close(self) -> None:
         """Stop every worker and wait for its end. A later `map` starts new ones; one that runs in another thread ends."""

@@ -9,10 +9,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 
-def write_network(path: Path, *, channels: int = 8, batch: int | str = 1, seed: int = 0) -> Path:
+def write_network(path: Path, *, channels: int = 8, classes: int = 10, batch: int | str = 1, seed: int = 0) -> Path:
     """Two convolutions, a pooling and a dense layer with random weights; a `str` batch leaves that dimension open."""
     rng = np.random.default_rng(seed)
-    shapes = {"w1": (channels, 3, 3, 3), "w2": (channels, channels, 3, 3), "w3": (10, channels), "b3": (10,)}
+    shapes = {"w1": (channels, 3, 3, 3), "w2": (channels, channels, 3, 3), "w3": (classes, channels), "b3": (classes,)}
     weights = [numpy_helper.from_array(rng.normal(0, 0.3, shape).astype(np.float32), name) for name, shape in shapes.items()]
     nodes = [
         helper.make_node("Conv", ["x", "w1"], ["c1"], pads=[1, 1, 1, 1]),
@@ -27,7 +27,7 @@ def write_network(path: Path, *, channels: int = 8, batch: int | str = 1, seed: 
         nodes,
         "tiny",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, 16, 16])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 10])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, classes])],
         weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

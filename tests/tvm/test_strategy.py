@@ -30,14 +30,6 @@ pytestmark = pytest.mark.tvm
 LLVM = Target({"kind": "llvm", "num-cores": 2})
 
 
-@pytest.fixture(autouse=True)
-def _forget_logging() -> None:
-    """TVM configures its logger in every call, and fails over the nameless handler pytest gives one that is set apart."""
-    tvm_logger = logging.getLogger("tvm.s_tir.meta_schedule")
-    tvm_logger.handlers.clear()
-    tvm_logger.propagate = True
-
-
 @pytest.fixture(scope="module")
 def builder() -> Iterator[WarmBuilder]:
     with WarmBuilder(n_workers=1) as warm:
