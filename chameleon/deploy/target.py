@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import tvm
@@ -50,26 +49,16 @@ def set_threads(n_threads: int) -> int:
     """Let TVM's kernels use so many threads when this thread calls them; to be called before its first kernel.
 
     By default TVM takes half of the logical cores of an x86 machine, which are not always hyper-threads: a kernel that was
-    tuned for all cores then runs on half of them. How many there can be is settled when a thread's pool is made, by a
-    variable of the environment; configuring the pool only lowers it. TVM also binds the calling thread to one core; that is
-    undone, since whatever this process starts later would inherit it.
+    tuned for all cores then runs on half of them, and TVM binds the calling thread to one. Here its threads share the
+    allowed cores. A pool that a thread has used already keeps its size.
 
     Returns:
-        The number of threads there are now: fewer than asked for, if this thread ran a kernel before.
+        The number of threads there are now: fewer than asked for, if there are fewer cores or this thread ran a kernel before.
     """
-    cores = allowed_cores()
-    before = os.environ.get("TVM_NUM_THREADS")
-    os.environ["TVM_NUM_THREADS"] = str(n_threads)
-    try:
-        tvm.get_global_func("runtime.config_threadpool")(1, n_threads)
-        return int(tvm.get_global_func("runtime.NumThreads")())
-    finally:
-        if before is None:
-            del os.environ["TVM_NUM_THREADS"]
-        else:
-            os.environ["TVM_NUM_THREADS"] = before
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, cores)
+    cores = [str(core) for core in sorted(allowed_cores())[:n_threads]]
+    share_all_cores = -3  # TVM's threading::ThreadGroup::kSpecifyThreadShareAllCore
+    tvm.get_global_func("runtime.config_threadpool")(share_all_cores, len(cores), cores)
+    return int(tvm.get_global_func("runtime.NumThreads")())
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -66,17 +66,43 @@ def test_a_wrong_target_is_refused_with_help(text: str, words: str) -> None:
 
 
 THREADS = """
-import os, tvm
-from chameleon.deploy.target import set_threads
-cores = os.sched_getaffinity(0)
-assert set_threads(3) == 3
-assert os.sched_getaffinity(0) == cores
-assert "TVM_NUM_THREADS" not in os.environ
+import os, threading
+import numpy as np, psutil, tvm
+from tvm import te
+from tvm.s_tir import Schedule
+from chameleon.deploy.target import detect_target, set_threads
+
+cores, n = os.sched_getaffinity(0), len(os.sched_getaffinity(0))
+a = te.placeholder((n * 64, 1024), name="a")
+k = te.reduce_axis((0, 1024), name="k")
+b = te.compute((n * 64, 1024), lambda i, j: te.sum(a[i, k] * a[i, j], axis=k), name="b")
+schedule = Schedule(te.create_prim_func([a, b]))
+schedule.parallel(schedule.get_loops(schedule.get_sblock("b"))[0])
+kernel = tvm.compile(schedule.mod, detect_target())
+x = tvm.runtime.tensor(np.ones((n * 64, 1024), "float32"))
+kernel["main"](x, x)  # this thread's pool is made, with half the cores
+
+def busy_threads():
+    before = {t.id: t.user_time for t in psutil.Process().threads()}
+    for _ in range(10):
+        kernel["main"](x, x)
+    spent = {t.id: t.user_time - before.get(t.id, 0) for t in psutil.Process().threads()}
+    return sum(s > 0.3 * max(spent.values()) for s in spent.values())
+
+def run():
+    found.append((set_threads(n), busy_threads()))
+
+found = []
+thread = threading.Thread(target=run)
+thread.start()
+thread.join()
+assert found == [(n, n)], found
+assert os.sched_getaffinity(0) <= cores
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="threads are bound to cores on Linux only")
-def test_threads_are_set_and_the_caller_stays_free() -> None:
+def test_a_fresh_thread_really_runs_kernels_on_all_cores() -> None:
     environment = {k: v for k, v in os.environ.items() if k not in ("TVM_NUM_THREADS", "OMP_NUM_THREADS")}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     subprocess.run([sys.executable, "-c", THREADS], check=True, env=environment)
