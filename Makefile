@@ -23,7 +23,7 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pytest -m "not tvm" tests
+	$(BIN)/python -m pytest -n 2 -m "not tvm" tests
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import misbuild
 import psutil
@@ -13,10 +15,12 @@ from tvm import rpc
 from tvm.rpc.tracker import Tracker
 from tvm.s_tir import meta_schedule as ms
 
+from chameleon.cli import main
 from chameleon.deploy.measure import WarmBuilder, failure_reason, rpc_runner
 from chameleon.deploy.remote import RemoteRunner, parse_tracker
 from chameleon.deploy.target import detect_target
 from chameleon.errors import UsageError
+from tests.tvm.networks import write_network
 
 pytestmark = pytest.mark.tvm
 
@@ -158,3 +162,16 @@ def test_a_malformed_tracker_is_refused(text: str) -> None:
 def test_a_tracker_may_have_a_numeric_address_of_either_kind() -> None:
     assert parse_tracker("[::1]:9190") == ("::1", 9190)
     assert parse_tracker("10.0.0.7:9190") == ("10.0.0.7", 9190)
+
+
+def test_the_command_tunes_on_a_device_at_the_tracker(serve: Serve, tracker: Tracker, tmp_path: Path) -> None:
+    serve()
+    out = tmp_path / "run"
+    network = write_network(tmp_path / "tiny.onnx")
+    command = ["tune", str(network), "--out", str(out), "--trials", "8", "--searcher", "random"]
+    assert main([*command, "--tracker", f"127.0.0.1:{tracker.port}", "--device-key", KEY]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["trials"] == 8
+    assert report["failures"] == {}
+    assert report["latency_ms"] == {"untuned": None, "tuned": None}  # the device is elsewhere
+    assert (out / "network.so").exists()
