@@ -1,9 +1,15 @@
 """Presets and flags."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from chameleon.deploy.config import TuneConfig, duration_s, read_yaml, tune_config
 from chameleon.errors import UsageError
+from chameleon.search import SEARCHERS, KnobSpace, make_searcher, option
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400), (45, 45)])
@@ -53,3 +59,12 @@ def test_unreadable_presets(tmp_path):
     for name, says in (("none.yaml", "cannot read"), ("list.yaml", "key: value"), ("broken.yaml", "not valid YAML")):
         with pytest.raises(UsageError, match=says):
             read_yaml(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "file", sorted(p for p in CONFIGS.glob("*.yaml") if not p.name.startswith("zoo")), ids=lambda p: p.name
+)
+def test_every_preset_that_is_shipped_is_valid(file):
+    config = tune_config(read_yaml(file), {})
+    assert config.searcher in SEARCHERS
+    make_searcher(config.searcher, KnobSpace([option("any", [0, 1])]), np.random.default_rng(0), **config.options)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from chameleon.deploy.config import read_yaml
+from chameleon.deploy.model import model_names
 from chameleon.deploy.zoo import read_zoo
 from chameleon.errors import UsageError
 from tests.tvm.networks import write_network
@@ -67,6 +69,12 @@ def test_a_zoo_shares_workloads_skips_what_is_finished_and_survives_a_broken_mod
     assert code == 0, text
     assert text.count("finished before") == 2
     assert records.read_bytes() == before
+
+
+def test_the_zoo_that_is_shipped_is_valid():
+    entries = read_zoo(read_yaml(SCRIPT.parents[1] / "configs" / "zoo-small.yaml"))
+    assert {e.spec.model for e in entries} <= set(model_names())
+    assert len({e.spec.records for e in entries}) == 1
 
 
 @pytest.mark.parametrize(
