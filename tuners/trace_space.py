@@ -99,10 +99,8 @@ class TraceSpace:
             raise ValueError("the space generator gave no design space: nothing in this module can be scheduled")
         self.mod = mod
         self._postprocs = tuple(postprocs)
-        traces: dict[str, Trace] = {}
-        for schedule in schedules:
-            trace = _trace(schedule)
-            traces.setdefault(_signature(trace), trace)
+        # The generator's order depends on its rules, which on x86 depend on what was imported before; digits must not.
+        traces = dict(sorted(((_signature(t), t) for t in map(_trace, schedules)), key=lambda pair: pair[0]))
         shared = _SharedKnobs()
         specs = [self._specs(trace) for trace in traces.values()]
         sharing = [shared.place([(name, spec) for _, name, spec in found]) for found in specs]

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tvm
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
@@ -39,9 +40,9 @@ from chameleon.deploy.runner import device_name
 from chameleon.deploy.target import detect_target, parse_target
 from chameleon.deploy.tasks import extract_tasks, lower
 from chameleon.deploy.tuning import Measurer, Session, TaskTuner, database_of, open_session, tune
-from chameleon.errors import ChameleonError, UsageError, unknown
+from chameleon.errors import ChameleonError, UsageError
 from chameleon.manifest import write_manifest
-from chameleon.search import SEARCHERS
+from chameleon.search import KnobSpace, make_searcher, option
 
 Watch = Callable[[Session], None]
 Say = Callable[[str], None]
@@ -255,10 +256,9 @@ def _check_config(spec: JobSpec, config: TuneConfig) -> None:
     """What is wrong with the names is said before the model is loaded.
 
     Raises:
-        UsageError: on an unknown searcher or option, or a tracker without a device key.
+        UsageError: on an unknown searcher or option of it, or a tracker without a device key.
     """
-    if config.searcher not in SEARCHERS:
-        raise unknown("searcher", config.searcher, SEARCHERS)
+    make_searcher(config.searcher, KnobSpace([option("any", [0])]), np.random.default_rng(0), **config.options)
     if spec.tracker is not None and spec.device_key is None:
         raise UsageError("--tracker needs --device-key: the key under which the devices registered")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from chameleon.errors import UsageError
 from chameleon.search.agent import AgentConfig
 from chameleon.search.annealing import AnnealingConfig
 from chameleon.search.cost_model import CostModelConfig
@@ -34,7 +35,7 @@ from chameleon.search.space import Digits, KnobSpace
 from chameleon.search.trial import Status, Trial
 
 
-class UnknownSearcherError(ValueError):
+class UnknownSearcherError(UsageError, ValueError):
     """A searcher, or an option of one, that does not exist."""
 
 

@@ -45,7 +45,10 @@ def test_misspelt_names_get_the_nearest(capsys, tmp_path):
 
 def test_a_wrong_preset(capsys, tmp_path):
     (tmp_path / "preset.yaml").write_text("serch: random\n")
-    fails(capsys, ["tune", "resnet18", "--config", str(tmp_path / "preset.yaml")], 2, "serch", "searcher")
+    command = ["tune", "resnet18", "--config", str(tmp_path / "preset.yaml"), "--out", str(tmp_path / "run")]
+    fails(capsys, command, 2, "serch", "searcher")
+    (tmp_path / "preset.yaml").write_text("options: {explorer: {walker: 3}}\n")
+    fails(capsys, command, 2, "walker", "walkers")
 
 
 def test_models_that_cannot_be_loaded(capsys, tmp_path):

@@ -227,3 +227,16 @@ def test_a_record_in_a_database_reads_back(tmp_path) -> None:
     loaded = ms.database.JSONDatabase(str(tmp_path / "w.json"), str(tmp_path / "r.json")).get_all_tuning_records()
     assert (traces.digits(loaded[0].trace) == traces.replay(row)[1]).all()
     assert math.isclose(float(loaded[0].run_secs[0]), 1e-3)
+
+
+@pytest.mark.parametrize("name", ["conv2d_nchw", "softmax"])
+def test_the_order_of_the_design_spaces_does_not_matter(name: str) -> None:
+    """It changes with what was imported before, and a run must be resumable in any process."""
+    mod = task_of(name, LLVM)
+    context = ms.TuneContext(mod=mod, target=LLVM, space_generator="post-order-apply", rand_state=1, num_threads=1)
+    designs, postprocs = list(context.generate_design_space()), context.space_generator.postprocs
+    assert len(designs) > 1
+    one, other = (TraceSpace.from_design_spaces(mod, order, postprocs) for order in (designs, designs[::-1]))
+    assert one.space.fingerprint() == other.space.fingerprint()
+    row, schedule = finished(one, 3)
+    tvm.ir.assert_structural_equal(other.schedule(row).mod, schedule.mod)
