@@ -162,7 +162,7 @@ class Policy:
                 self._step(list(torch.autograd.grad(loss, self.parameters)))
 
     def _step(self, gradients: list[Any]) -> None:
-        """One step of Adam on the clipped gradients; in torch's functional form, since its class imports all of torch.compile."""
+        """One Adam step on the clipped gradients; in torch's functional form, since its class imports all of torch.compile."""
         from torch.optim.adam import adam
 
         torch = self._torch
