@@ -7,6 +7,7 @@ the whole range before it answers anything. Nothing here imports tvm before a co
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -62,10 +63,9 @@ class ConfigKnobs:
 
         Not by `ConfigSpace.get`, which evaluates a `multi_filter` on the whole range.
         """
-        from tvm.autotvm.task.space import ConfigEntity
-
+        make = importlib.import_module("tvm.autotvm.task.space").ConfigEntity
         space = self._config_space
-        return ConfigEntity(self.index(digits), space.code_hash, self.entities(digits), getattr(space, "_constraints", []))
+        return make(self.index(digits), space.code_hash, self.entities(digits), getattr(space, "_constraints", []))
 
     def find(self, config: Any) -> Digits | None:
         """The digits `[n_knobs]` of a `ConfigEntity`, such as one from a log; None if this space has no equal one."""
@@ -80,6 +80,19 @@ class ConfigKnobs:
             return numbered
         found = [_position(space, wanted[name]) for name, space in self._spaces.items()]
         return None if None in found else np.array(found or [0], dtype=np.int64)
+
+    def nearest(self, config: Any) -> Digits | None:
+        """The digits `[n_knobs]` of the configuration most like one of another task; None if they have no knob in common.
+
+        Knobs are matched by name. Of a split the inner factors count, in doublings, since it is the size of tiles that suits a
+        machine; the outermost is what the loop's extent leaves. An option that is not among this space's values goes to the
+        nearest number, else to the first value.
+        """
+        theirs = {name: plain(config[name]) for name in config}
+        if not set(theirs) & set(self._spaces):
+            return None
+        pairs = zip(self._spaces, self.space.knobs, strict=False)
+        return np.array([_nearest(knob, theirs.get(name)) for name, knob in pairs] or [0], dtype=np.int64)
 
     def _valid(self, configs: Digits) -> NDArray[np.bool_]:
         assert self._filter is not None
@@ -116,6 +129,30 @@ def plain(entity: Any) -> Any:
 
 def _position(space: Any, value: Any) -> int | None:
     return next((i for i in range(len(space)) if plain(space[i]) == value), None)
+
+
+def _nearest(knob: Knob, value: Any) -> int:
+    if value is None:
+        return 0
+    if knob.kind == "split":
+        return _nearest_split(knob.values, value)
+    if value in knob.values:
+        return knob.values.index(value)
+    numbers = [isinstance(v, (int, float)) and not isinstance(v, bool) for v in (value, *knob.values)]
+    return int(np.argmin([abs(v - value) for v in knob.values])) if all(numbers) else 0
+
+
+def _nearest_split(values: Sequence[tuple[int, ...]], size: Any) -> int:
+    """The position in `values` whose inner factors and tile sizes differ least from those of `size`, in doublings."""
+    if not isinstance(size, tuple) or len(size) != len(values[0]):
+        return 0
+
+    def tiles(factors: Sequence[int]) -> NDArray[np.float64]:
+        logs = np.log2(np.array(factors[1:], dtype=np.float64))
+        return np.concatenate([logs, np.cumsum(logs[::-1])])
+
+    wanted = tiles(size)
+    return int(np.argmin([np.abs(tiles(v) - wanted).sum() for v in values]))
 
 
 def _factorisations(sizes: Sequence[tuple[int, ...]], extent: int) -> list[tuple[int, ...]]:
