@@ -91,8 +91,12 @@ class ConfigKnobs:
         theirs = {name: plain(config[name]) for name in config}
         if not set(theirs) & set(self._spaces):
             return None
-        pairs = zip(self._spaces, self.space.knobs, strict=False)
-        return np.array([_nearest(knob, theirs.get(name)) for name, knob in pairs] or [0], dtype=np.int64)
+        digits = np.zeros(self.space.n_knobs, dtype=np.int64)
+        for i, (name, space) in enumerate(self._spaces.items()):
+            if name in theirs:
+                equal = _position(space, theirs[name])
+                digits[i] = _nearest(self.space.knobs[i], theirs[name]) if equal is None else equal
+        return digits
 
     def _valid(self, configs: Digits) -> NDArray[np.bool_]:
         assert self._filter is not None
@@ -132,12 +136,8 @@ def _position(space: Any, value: Any) -> int | None:
 
 
 def _nearest(knob: Knob, value: Any) -> int:
-    if value is None:
-        return 0
     if knob.kind == "split":
         return _nearest_split(knob.values, value)
-    if value in knob.values:
-        return knob.values.index(value)
     numbers = [isinstance(v, (int, float)) and not isinstance(v, bool) for v in (value, *knob.values)]
     return int(np.argmin([abs(v - value) for v in knob.values])) if all(numbers) else 0
 
