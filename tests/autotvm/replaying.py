@@ -41,7 +41,9 @@ class FormulaRunner(Runner):
         return MeasureResult((answer,) * 3, MeasureErrorNo.NO_ERROR, 0.1, time.time())
 
 
-def formula_option(answer: Callable[[Any], float | MeasureErrorNo], n_parallel: int = 1) -> tuple[dict[str, Any], FormulaRunner]:
+def formula_option(
+    answer: Callable[[Any], float | MeasureErrorNo], n_parallel: int = 1
+) -> tuple[dict[str, Any], FormulaRunner]:
     runner = FormulaRunner(answer)
     return autotvm.measure_option(builder=NoBuilder(n_parallel), runner=runner), runner
 
