@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import tvm
+from tvm import autotvm
 
 from tuners.autotvm_replay import make_task
 
@@ -35,6 +36,7 @@ class RunRequest(NamedTuple):
 
 def build(request: BuildRequest) -> tuple[tuple[tuple[int, ...], str], ...]:
     """Shapes and types of the kernel's arguments; raises what TVM raises."""
+    autotvm.GLOBAL_SCOPE.in_tuning = True  # as `Tuner.tune` does: weights come packed, and packing them is not timed
     task = _task(request.task_json)
     config = task.config_space.get(request.index)
     with task.target:

@@ -59,7 +59,7 @@ def names_of(tuners: str) -> list[str]:
 @app.command()
 def replay(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Landscapes by collect_landscape.py.")],
-    tuners: Tuners = ",".join(DEFAULT),
+    tuners: Tuners = DEFAULT,
     trials: Annotated[int, typer.Option(min=1, help="Measurements of each run.")] = 256,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each tuner on each landscape, seeded 0, 1, 2...")] = 20,
     n_parallel: Annotated[int, typer.Option(min=1, help="Configurations that AutoTVM asks for at once.")] = 8,
@@ -85,7 +85,7 @@ def replay(
 
 @app.command()
 def live(
-    tuners: Tuners = ",".join(DEFAULT),
+    tuners: Tuners = DEFAULT,
     tasks: Annotated[
         str, typer.Option(help="Tasks of configs/autotvm-tasks.yaml; a name without an equal is a prefix.")
     ] = "resnet18-",

@@ -49,7 +49,7 @@ TUNERS: dict[str, Entry] = {
     "release": Entry("RL + AS (ReLeASE)", lambda task, seed: ReleaseTuner(task, seed=seed)),
     "chameleon": Entry("RL + AS + synthesis (Chameleon)", lambda task, seed: ChameleonTuner(task, seed=seed)),
 }
-DEFAULT = tuple(name for name in TUNERS if name != "xgb-16-knob")
+DEFAULT = ",".join(name for name in TUNERS if name != "xgb-16-knob")
 
 
 class ReplayRequest(NamedTuple):
