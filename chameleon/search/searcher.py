@@ -151,13 +151,13 @@ class Recipe:
 
 def _greedy(space: KnobSpace, rng: np.random.Generator, featurize: Featurize | None, parts: Mapping[str, Any]) -> Planner:
     learner = Learner(space, parts["model"], int(rng.integers(1 << 31)), featurize)
-    return GreedyPlanner(space, learner, explorer(space, parts["explorer"]), parts["picker"])
+    return GreedyPlanner(space, learner, explorer(space, parts["explorer"], rng), parts["picker"])
 
 
 def _adaptive(synthesis: bool) -> Callable[..., Planner]:
     def build(space: KnobSpace, rng: np.random.Generator, featurize: Featurize | None, parts: Mapping[str, Any]) -> Planner:
         learner = Learner(space, parts["model"], int(rng.integers(1 << 31)), featurize)
-        return AdaptivePlanner(space, learner, explorer(space, parts["explorer"]), parts["sampler"], synthesis)
+        return AdaptivePlanner(space, learner, explorer(space, parts["explorer"], rng), parts["sampler"], synthesis)
 
     return build
 
