@@ -101,6 +101,7 @@ class SearcherTuner(Tuner):
         self._retried: set[Config] = set()
         self._outages = Outages()
         self._batch = 1
+        self._replaceable = self._device_gone = False
 
     def reset(self) -> None:
         """Forgets everything that was measured or loaded, and starts again from the seed."""
@@ -110,6 +111,9 @@ class SearcherTuner(Tuner):
 
     def has_next(self) -> bool:
         """Whether there is anything left to measure."""
+        if self._replaceable and self._outages.suspected:
+            self._device_gone = True  # `tune` will get another
+            return False
         refused = 0
         while not self._ready and refused < self._max_refusals:
             rows = [self._first.popleft()] if self._first else self._searcher.ask(self._batch)
@@ -142,10 +146,7 @@ class SearcherTuner(Tuner):
             self._running.pop(outcome.trial.config, None)
             if outcome.trial.status is not Status.OK:
                 self._count(outcome.error, outcome.trial.message)
-            known, lost = self._outages.settle(outcome)
-            known += [o for o in lost if o.trial.config in self._retried]
-            self._tell([o.trial for o in known])
-            self._try_again([o for o in lost if o.trial.config not in self._retried])
+            self._settle(*self._outages.settle(outcome))
 
     def tune(
         self,
@@ -155,12 +156,26 @@ class SearcherTuner(Tuner):
         callbacks: Sequence[Callable[..., Any]] = (),
         si_prefix: str = "G",
     ) -> None:
-        """AutoTVM's own tuning loop, with one line in the log at its end."""
-        before = len(self.trials)
+        """AutoTVM's own tuning loop, with one line in the log at its end.
+
+        A kernel that crashes can take the server of a `LocalRunner` with it for the rest of the loop (seen on TVM 0.19). When
+        that server seems to be gone the loop is entered anew for the trials that are left, which starts another.
+        """
+        first, shift = len(self.trials), 0
+        self._replaceable = any(c.__name__ == "LocalRunner" for c in type(measure_option["runner"]).__mro__)
         try:
-            super().tune(n_trial, measure_option, early_stopping, callbacks, si_prefix)
+            while True:
+                self._device_gone = False
+                super().tune(n_trial - shift, measure_option, early_stopping, callbacks, si_prefix)
+                if not self._device_gone:
+                    break
+                self.best_iter -= len(self.trials) - first - shift  # the loop counts from 0 again, for early stopping
+                shift = len(self.trials) - first
+                self._settle(*self._outages.close())
         finally:
-            self._report(len(self.trials) - before)
+            self.best_iter += shift
+            self._replaceable = False
+            self._report(len(self.trials) - first)
 
     def load_history(self, data_set: Iterable[Record], min_seed_records: int = 1) -> None:
         """Learns from records of AutoTVM, such as `autotvm.record.load_from_file(path)` yields them.
@@ -239,8 +254,11 @@ class SearcherTuner(Tuner):
         self._told.update(fresh)
         self._searcher.tell(list(fresh.values()))
 
-    def _try_again(self, lost: Sequence[Outcome]) -> None:
-        for outcome in lost:
+    def _settle(self, known: Sequence[Outcome], lost: Sequence[Outcome]) -> None:
+        """Tells the searcher what is known; what was lost is measured again, once."""
+        again = [o for o in lost if o.trial.config not in self._retried]
+        self._tell([o.trial for o in (*known, *lost) if o not in again])
+        for outcome in again:
             self.failures[outcome.error] -= 1
             self._count("device lost", outcome.trial.message)
             self._retried.add(outcome.trial.config)
@@ -254,7 +272,7 @@ class SearcherTuner(Tuner):
     def _report(self, measured: int) -> None:
         best = min((t.seconds for t in self.trials if t.seconds), default=None)
         reached = f"best {best * 1e6:.2f} us" if best else "none of them ran"
-        shown = [f"{n} {reason} ({self._examples.get(reason, '')[:100]!r})" for reason, n in self.failures.most_common()]
+        shown = [f"{n} {reason} ({self._examples.get(reason, '')[:120]})" for reason, n in self.failures.most_common()]
         level = logging.WARNING if shown else logging.INFO
         logger.log(level, "%s: %d trials, %s; failures: %s", self.task.name, measured, reached, ", ".join(shown) or "none")
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,7 @@ ERRORS = (
 """AutoTVM's `MeasureErrorNo` in lower case, by number; the numbers have not changed from TVM 0.5 to 0.19."""
 
 _BUILDING = ("instantiation_error", "compile_host", "compile_device", "build_timeout")
+_ERROR_LINE = re.compile(r"[\w.]*(Error|Exception)\b")
 _SILENT = ("runtime_device", "run_timeout", "unknown_error")
 
 
@@ -71,15 +73,28 @@ def outcome_of(config: Sequence[int], result: Any) -> Outcome:
 
 
 def message_of(costs: Any) -> str:
-    """The innermost of a failure's nested (traceback, exception) pairs, as text."""
-    reason = costs
-    while isinstance(reason, (tuple, list)) and reason:
-        reason = reason[-1]
-    if isinstance(reason, (int, float)):
+    """What went wrong, in one line, from a failure's nested (traceback, exception) pairs.
+
+    TVM puts its message below a long trace of its own, and AutoTVM cuts the exception's text before it gets there.
+    """
+    parts = list(_parts(costs))
+    if not parts or isinstance(parts[-1], (int, float)):
         return "read from a log, which keeps no messages"
-    text = str(reason).strip()
-    named = f"{type(reason).__name__}: {text}" if isinstance(reason, BaseException) else text
+    for text in map(str, parts):
+        named = [line for line in text.splitlines() if _ERROR_LINE.match(line)]
+        if named:
+            return named[-1].strip()[:MESSAGE_LENGTH]
+    text = next(iter(str(parts[-1]).strip().splitlines()), "")
+    named = f"{type(parts[-1]).__name__}: {text}" if isinstance(parts[-1], BaseException) else text
     return named.strip(": ")[:MESSAGE_LENGTH]
+
+
+def _parts(costs: Any) -> Iterator[Any]:
+    if isinstance(costs, (tuple, list)):
+        for part in costs:
+            yield from _parts(part)
+    else:
+        yield costs
 
 
 def measured_pair(task: Any, config: Any, seconds: float) -> tuple[Any, Any]:
@@ -92,19 +107,26 @@ def measured_pair(task: Any, config: Any, seconds: float) -> tuple[Any, Any]:
 class Outages:
     """Tells a device that is gone from configurations that make it fail.
 
-    AutoTVM reports a server that died as a run that failed or took too long, like a kernel that crashes or hangs. Such outcomes
-    are held back until the device answers again. If so many in a row are unlikely given how often running has failed before,
-    they are put down to the device: they say nothing about their configurations. Until it has answered once, a device is not
-    blamed.
+    AutoTVM reports a server that died as runs that failed or took too long, like kernels that crash or hang. Such outcomes
+    are held back until the device answers again. If so many in a row are unlikely, given how often running has failed before,
+    the first may be what brought the device down, and the others say nothing about their configurations. Until it has
+    answered once, a device is not blamed.
 
     Args:
         unlikely: the probability below which a row of failures is no coincidence.
     """
 
-    unlikely: float = 0.01
+    unlikely: float = 0.001
     held: list[Outcome] = field(default_factory=list)
     _run: int = 0
     _failed: int = 0
+
+    @property
+    def suspected(self) -> bool:
+        """Whether the device seems to be gone."""
+        share = (1 + self._failed) / (2 + self._run)  # of runs that fail, by Laplace's rule
+        answered = self._run > self._failed
+        return answered and len(self.held) > 1 and len(self.held) * math.log(share) < math.log(self.unlikely)
 
     def settle(self, outcome: Outcome) -> tuple[list[Outcome], list[Outcome]]:
         """Takes the next outcome; which ones may be learnt from now, and which ones the device is to blame for."""
@@ -113,12 +135,14 @@ class Outages:
         if outcome.silent:
             self.held.append(outcome)
             return [], []
-        held, self.held = self.held, []
-        share = (1 + self._failed) / (2 + self._run)  # of runs that fail, by Laplace's rule
-        gone = self._run > self._failed and len(held) * math.log(share) < math.log(self.unlikely)
+        known, lost = self.close()
         self._run += 1
-        if gone:
-            return [outcome], held
-        self._run += len(held)
-        self._failed += len(held)
-        return [*held, outcome], []
+        return [*known, outcome], lost
+
+    def close(self) -> tuple[list[Outcome], list[Outcome]]:
+        """Decides about what is held back, now that the device has answered or was replaced."""
+        guilty = 1 if self.suspected else len(self.held)
+        known, lost, self.held = self.held[:guilty], self.held[guilty:], []
+        self._run += len(known)
+        self._failed += len(known)
+        return known, lost

@@ -10,6 +10,8 @@ from tvm import autotvm
 from tvm.autotvm.measure import MeasureErrorNo, MeasureResult
 from tvm.autotvm.measure.measure import Builder, Runner
 
+Answer = Callable[[Any], "float | MeasureErrorNo"]
+
 
 class NoBuilder(Builder):
     def __init__(self, n_parallel: int = 1) -> None:
@@ -22,7 +24,7 @@ class NoBuilder(Builder):
 class FormulaRunner(Runner):
     """Seconds of a configuration, or an error number, from a function of it."""
 
-    def __init__(self, answer: Callable[[Any], float | MeasureErrorNo]) -> None:
+    def __init__(self, answer: Answer) -> None:
         super().__init__()
         self.answer = answer
         self.asked: list[int] = []
@@ -41,15 +43,13 @@ class FormulaRunner(Runner):
         return MeasureResult((answer,) * 3, MeasureErrorNo.NO_ERROR, 0.1, time.time())
 
 
-def formula_option(
-    answer: Callable[[Any], float | MeasureErrorNo], n_parallel: int = 1
-) -> tuple[dict[str, Any], FormulaRunner]:
+def formula_option(answer: Answer, n_parallel: int = 1) -> tuple[dict[str, Any], FormulaRunner]:
     runner = FormulaRunner(answer)
     return autotvm.measure_option(builder=NoBuilder(n_parallel), runner=runner), runner
 
 
 def bowl(config: Any) -> float:
-    """Seconds that grow with the distance of every split's innermost factor from 4, and of every other knob from its first value."""
+    """Seconds that grow with the distance of every split's innermost factor from 4."""
     seconds = 1e-3
     for name in config:
         size = getattr(config[name], "size", None)

@@ -61,7 +61,7 @@ def test_features_and_moves_are_sound(config_space):
     for knob in space.knobs:
         assert knob.features.shape[0] == knob.cardinality
         assert np.isfinite(knob.features).all()
-        assert ((0 <= knob.moves) & (knob.moves < knob.cardinality)).all()
+        assert ((knob.moves >= 0) & (knob.moves < knob.cardinality)).all()
         if knob.cardinality > 1:
             stay = knob.moves == np.arange(knob.cardinality)[:, None]
             assert not stay.all(axis=1).any(), f"{knob.name}: a value that no move leaves"
