@@ -29,13 +29,14 @@ import typer
 from experiment_stats import Run
 from papers_report import Comparison, per_task, plot, summarise, table
 from papers_tuners import DEFAULT, TUNERS, ReplayRequest
+from run_store import ONE_THREAD, RunStore
 
 from chameleon.cli import guarded
-from chameleon.deploy.workers import PoolConfig, WorkerPool
-from chameleon.errors import ChameleonError, unknown
+from chameleon.deploy.workers import PoolConfig
+from chameleon.errors import unknown
 from chameleon.manifest import write_manifest
 from tuners.autotvm_replay import load_recording
-from tuners.landscape import read_lines, write_lines
+from tuners.landscape import landscape_name
 
 RUN_TIMEOUT_S = 3 * 3600
 app = typer.Typer(add_completion=False, help=(__doc__ or "").splitlines()[0])
@@ -110,35 +111,11 @@ def live(
 
 
 def run_missing(requests: Sequence[ReplayRequest], path: Path, options: dict[str, Any], jobs: int) -> list[Run]:
-    """The runs of all requests, those on record included.
-
-    Raises:
-        ChameleonError: if the file is of other options, or a run failed.
-    """
-    header = {"kind": "runs", **options}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        write_lines([header], path)
-    found, *lines = read_lines(path)
-    if found != header:
-        raise ChameleonError(f"{path} holds runs made with {found}, asked for were {header}; give another --out")
-    done = {(line["task"], line["tuner"], line["seed"]): Run.from_json(line) for line in lines}
-    keys = [(load_recording(r.path).name, r.tuner, r.seed) for r in requests]
-    missing = [r for r, key in zip(requests, keys, strict=True) if key not in done]
-    environment = {"OMP_NUM_THREADS": "1", "TVM_NUM_THREADS": "1"}
-    config = PoolConfig("papers_tuners:replay_run", jobs, RUN_TIMEOUT_S, recycle_after=1, environment=environment)
-    with WorkerPool(config) as pool:
-        for start in range(0, len(missing), jobs):
-            batch = missing[start : start + jobs]
-            for request, outcome in zip(batch, pool.map(batch), strict=True):
-                if not outcome.ok:
-                    raise ChameleonError(f"{request.tuner} on {request.path}, seed {request.seed}: {outcome.message}")
-                run = Run.from_json(outcome.value)
-                done[run.task, run.tuner, run.seed] = run
-                with path.open("a") as stream:
-                    stream.write(json.dumps(run.to_json()) + "\n")
-            print(f"{start + len(batch)}/{len(missing)} runs, last: {batch[-1].tuner}, seed {batch[-1].seed}", flush=True)
-    return [done[key] for key in keys]
+    """The runs of all requests, those on record included; each is made in a process of its own."""
+    store = RunStore(path, {"kind": "runs", **options}, lambda line: (line["task"], line["tuner"], line["seed"]))
+    keyed = {(landscape_name(Path(r.path)), r.tuner, r.seed): r for r in requests}
+    config = PoolConfig("papers_tuners:replay_run", jobs, RUN_TIMEOUT_S, recycle_after=1, environment=ONE_THREAD)
+    return [Run.from_json(line) for line in store.fill(keyed, config)]
 
 
 def report(
