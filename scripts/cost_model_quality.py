@@ -28,7 +28,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
@@ -54,6 +54,15 @@ SPLITS = ("first", "random")
 METRICS = ("rank", "rank_ok", "recall@64", "best@64")
 TOP = 64
 app = typer.Typer(add_completion=False)
+
+
+class Logged(NamedTuple):
+    """One record: AutoTVM's index, its knobs as `[name, kind, value]`, seconds of each repeat and the error's number."""
+
+    index: int
+    entity: Sequence[Any]
+    costs: Sequence[float]
+    error: int
 
 
 @dataclass
@@ -82,40 +91,52 @@ class Layer:
 
 
 def load_log(path: Path, target: str) -> list[Layer]:
-    """The tasks of an AutoTVM log, repeats of a configuration left out.
+    """The tasks of an AutoTVM log, in the form of today or of 2020; of a configuration's repeats the first counts.
 
     Raises:
         ChameleonError: if a line is no record of a conv2d, or its configuration is not at its index in this TVM's space.
     """
-    records: dict[str, list[Any]] = {}
+    records: dict[str, list[Logged]] = {}
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt") as stream:
         for number, line in enumerate(stream, start=1):
             try:
-                record = json.loads(line)
-                config, result = record["i"][5], record["r"]
-                records.setdefault(json.dumps(record["i"][2]), []).append((config["i"], config["e"], result[0], result[1]))
+                args, logged = _parsed(json.loads(line))
             except (ValueError, KeyError, IndexError, TypeError) as error:
                 raise ChameleonError(f"{path}: line {number}: a record of AutoTVM's log expected, got {line[:80]!r}") from error
-    return [_layer(json.loads(shape), rows, target) for shape, rows in records.items()]
+            records.setdefault(json.dumps(args), []).append(logged)
+    return [_layer(json.loads(args), rows, target) for args, rows in records.items()]
 
 
-def _layer(shape: Sequence[Any], rows: Sequence[Any], target: str) -> Layer:
-    data, weight, _, strides, padding, dilation = shape
+def _parsed(record: dict[str, Any]) -> tuple[list[Any], Logged]:
+    """The arguments of conv2d_nchw.cuda and what was logged."""
+    if "input" in record:  # version 0.2
+        (costs, error), config = record["result"][:2], record["config"]
+        return record["input"][2], Logged(config["index"], config["entity"], costs, error)
+    data, weight, _, strides, padding, dilation = record["i"][2]  # version 0.1: shapes
+    (costs, error), config = record["r"][:2], record["i"][5]
     args = [["TENSOR", data, "float32"], ["TENSOR", weight, "float32"], strides, padding, dilation, "float32"]
+    return args, Logged(config["i"], config["e"], costs, error)
+
+
+def _layer(args: Sequence[Any], rows: Sequence[Logged], target: str) -> Layer:
     task = make_task({"template": "conv2d_nchw.cuda", "args": args, "target": target})
     knobs = ConfigKnobs(task.config_space)
     found: dict[int, float] = {}
-    for index, entities, costs, error in rows:
-        here = {name: plain(e) for name, e in knobs.entities(knobs.digits(index)).items()}
-        logged = {name: tuple(value) if isinstance(value, list) else value for name, _, value in entities}
-        if {n: v[1:] if isinstance(v, tuple) else v for n, v in here.items()} != {
-            n: v[1:] if isinstance(v, tuple) else v for n, v in logged.items()
-        }:
-            raise ChameleonError(f"configuration {index} of {shape} is {logged} in the log and {here} in this TVM's space")
+    for index, entity, costs, error in rows:
+        here = {name: _inner(plain(e)) for name, e in knobs.entities(knobs.digits(index)).items()}
+        logged = {name: _inner(value) for name, _, value in entity}
+        if here != logged:
+            raise ChameleonError(f"configuration {index} of {args} is {logged} in the log and {here} in this TVM's space")
         found.setdefault(index, float(np.mean(costs)) if error == 0 else np.nan)
+    (_, data, _), (_, weight, _) = args[:2]
     name = f"{data[1]}x{data[2]}-{weight[0]}-{weight[2]}x{weight[3]}"
     return Layer(name, task, knobs, list(found), np.array(list(found.values())))
+
+
+def _inner(value: Any) -> Any:
+    """Of a split all but its outermost factor, which is open (-1)."""
+    return tuple(value[1:]) if isinstance(value, (list, tuple)) else value
 
 
 def features_of(layer: Layer) -> dict[str, NDArray[np.float32]]:
