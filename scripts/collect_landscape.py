@@ -142,15 +142,20 @@ def task_spec(name: str, target: str) -> dict[str, Any]:
     catalogue = yaml.safe_load(CATALOGUE.read_text())
     if name not in catalogue:
         raise unknown("task", name, catalogue)
-    [(kind, numbers)] = catalogue[name].items()
-    if kind == "dense":
-        rows, inner, columns = numbers
-        args: list[Any] = [_tensor(rows, inner), _tensor(columns, inner), None, "float32"]
-        return {"template": "dense_pack.x86", "args": args, "target": target}
-    batch, channels, size, filters, kernel, stride, pad = numbers
+    entry = catalogue[name]
+    spec = _dense(*entry["dense"]) if "dense" in entry else _conv(*entry["conv"])
+    return {**spec, "target": target, **({"every": entry["every"]} if "every" in entry else {})}
+
+
+def _dense(rows: int, inner: int, columns: int) -> dict[str, Any]:
+    args = [_tensor(rows, inner), _tensor(columns, inner), None, "float32"]
+    return {"template": "dense_pack.x86", "args": args}
+
+
+def _conv(batch: int, channels: int, size: int, filters: int, kernel: int, stride: int, pad: int) -> dict[str, Any]:
     data, weight = _tensor(batch, channels, size, size), _tensor(filters, channels, kernel, kernel)
     args = [data, weight, [stride] * 2, [pad] * 4, [1, 1], "NCHW", "NCHW", "float32"]
-    return {"template": "conv2d_NCHWc.x86", "args": args, "target": target}
+    return {"template": "conv2d_NCHWc.x86", "args": args}
 
 
 def _tensor(*shape: int) -> list[Any]:

@@ -101,8 +101,17 @@ class Recording:
 
 
 def make_task(spec: Mapping[str, Any]) -> Any:
-    """The AutoTVM task of `template`, `args` (tensors as `["TENSOR", shape, dtype]`) and `target`."""
-    return autotvm.task.create(spec["template"], args=_tuples(spec["args"]), target=spec["target"])
+    """The AutoTVM task of `template`, `args` (tensors as `["TENSOR", shape, dtype]`) and `target`.
+
+    Where there is an `every`, the knobs that it names keep only every n-th value: a smaller space of the same shape, all of
+    which can be measured.
+    """
+    task = autotvm.task.create(spec["template"], args=_tuples(spec["args"]), target=spec["target"])
+    for name, step in spec.get("every", {}).items():
+        knob = task.config_space.space_map[name]
+        knob.entities = knob.entities[::step]
+    task.config_space.clear_cache()
+    return task
 
 
 def load_recording(path: Path | str) -> Recording:
@@ -155,10 +164,12 @@ class ReplayRunner(Runner):
             LandscapeError: if it is not the recorded one.
         """
         recorded = self._recording.header["task"]
-        if (task.name, tuple(task.args)) != (recorded["template"], _tuples(recorded["args"])):
+        points = task.config_space.range_length
+        if (task.name, tuple(task.args), points) != (recorded["template"], _tuples(recorded["args"]), self._recording.points):
             raise LandscapeError(
-                f"{self._recording.name} is a recording of {recorded['template']} {recorded['args']}, not of {task.name} "
-                f"{task.args}; tune the task that `Recording.task` makes"
+                f"{self._recording.name} is a recording of {recorded['template']} {recorded['args']} with "
+                f"{self._recording.points} configurations, not of {task.name} {task.args} with {points}; "
+                "tune the task that `Recording.task` makes"
             )
         super().set_task(task)
 
