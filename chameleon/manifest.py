@@ -13,16 +13,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "chameleon-tvm",
-    "apache-tvm",
-    "apache-tvm-ffi",
-    "xtc-tvm-python-bindings",
-    "numpy",
-    "torch",
-    "scikit-learn",
-    "xgboost",
-    "onnx",
-    "onnxruntime",
+    *("chameleon-tvm", "apache-tvm", "apache-tvm-ffi", "xtc-tvm-python-bindings", "numpy", "torch", "scikit-learn", "xgboost"),
+    *("onnx", "onnxruntime"),
 )
 
 

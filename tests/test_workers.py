@@ -119,6 +119,11 @@ def test_what_a_payload_prints_or_reads_does_not_disturb(shared_pool: WorkerPool
     assert [o.value for o in shared_pool.map(["print", "read", ("echo", 5)])] == [1, "", 5]
 
 
+def test_hidden_modules_are_absent_for_the_imports_and_there_for_the_payloads(make_pool: MakePool) -> None:
+    assert make_pool(without=("sqlite3",)).map(["optional"])[0].value == (False, "sqlite3")
+    assert make_pool().map(["optional"])[0].value == (True, "sqlite3")
+
+
 def test_workers_stay_warm_and_are_recycled(make_pool: MakePool) -> None:
     pool = make_pool(recycle_after=3)
     pids = [o.value for o in pool.map(["pid"] * 7)]

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import signal
 import subprocess
 import threading
 import time
 from typing import Any
+
+try:
+    import sqlite3  # stands for an optional dependency
+except ImportError:
+    sqlite3 = None
 
 
 def serve(payload: Any) -> Any:
@@ -79,6 +85,7 @@ ACTIONS = {
     "echo": lambda value: value,
     "cores": lambda _: os.sched_getaffinity(0),
     "pid": lambda _: os.getpid(),
+    "optional": lambda _: (sqlite3 is not None, importlib.import_module("sqlite3").__name__),
     "sleep": time.sleep,
     "segfault": lambda _: ctypes.string_at(0),
     "abort": lambda _: os.abort(),

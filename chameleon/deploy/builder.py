@@ -29,7 +29,7 @@ from tvm.runtime import Module, load_param_dict, save_param_dict
 from tvm.s_tir.meta_schedule.builder import BuilderInput, BuilderResult
 from tvm.s_tir.meta_schedule.builder.builder import _PyBuilder
 
-from chameleon.deploy.target import usable_cores
+from chameleon.deploy.target import TVM_WITHOUT, usable_cores
 from chameleon.deploy.worker_child import resolve
 from chameleon.deploy.workers import Outcome, PoolConfig, WorkerPool
 
@@ -127,6 +127,7 @@ class _BuildEngine:
                 memory_limit_bytes=config.memory_limit_bytes or psutil.virtual_memory().total * 3 // 4 // n_workers,
                 recycle_after=config.recycle_after,
                 environment={"OMP_NUM_THREADS": "1", "TVM_NUM_THREADS": "1"},
+                without=() if config.f_build else TVM_WITHOUT,
             )
         )
         self._workspace = _Workspace()

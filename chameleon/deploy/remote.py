@@ -20,6 +20,7 @@ from tvm.s_tir.meta_schedule.runner import rpc_runner as stock
 from tvm.s_tir.meta_schedule.runner.runner import _PyRunner
 
 from chameleon.deploy.runner import device_name
+from chameleon.deploy.target import TVM_WITHOUT
 from chameleon.deploy.workers import Outcome, PoolConfig, WorkerPool
 from chameleon.errors import UsageError
 
@@ -122,6 +123,7 @@ class _RemoteEngine:
             timeout_s=config.session_timeout_s + config.wait_timeout_s,
             recycle_after=config.recycle_after,
             environment={"TVM_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            without=TVM_WITHOUT,
         )
         self.desk = _Desk([WorkerPool(pool) for _ in range(config.n_devices)])
 

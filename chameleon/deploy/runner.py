@@ -15,7 +15,7 @@ import tvm
 from tvm.s_tir.meta_schedule.runner import RunnerFuture, RunnerInput, RunnerResult
 from tvm.s_tir.meta_schedule.runner.runner import _PyRunner
 
-from chameleon.deploy.target import usable_cores
+from chameleon.deploy.target import TVM_WITHOUT, usable_cores
 from chameleon.deploy.workers import Outcome, PoolConfig, WorkerPool
 
 Signature = tuple[tuple[str, tuple[int, ...]], ...]  # dtype and shape of each argument
@@ -126,6 +126,7 @@ class _RunEngine:
                 memory_limit_bytes=config.memory_limit_bytes or psutil.virtual_memory().total * 3 // 4,
                 recycle_after=config.recycle_after,
                 environment={"TVM_NUM_THREADS": threads, "OMP_NUM_THREADS": threads},  # else TVM takes half the cores
+                without=TVM_WITHOUT,
             )
         )
 

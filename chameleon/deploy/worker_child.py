@@ -24,7 +24,7 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 HEADER = struct.Struct("<Q")  # length of the pickle that follows, bytes
@@ -38,7 +38,8 @@ def main(settings_json: str) -> None:
 
     Args:
         settings_json: JSON object with `owner_pid`, `lifeline_fd`, `memory_limit_bytes` (or null), `target`
-            (`module:function`), `factory` (whether the target makes the function) and `cores` (to run on).
+            (`module:function`), `factory` (whether the target makes the function), `without` (modules hidden from the
+            target's imports) and `cores` (to run on).
     """
     settings = json.loads(settings_json)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash of a candidate writes no core file
@@ -53,7 +54,7 @@ def main(settings_json: str) -> None:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != supervisor_pid:
             os._exit(1)
-        _work(settings["target"], settings["factory"])
+        _work(settings["target"], settings["factory"], settings["without"])
         os._exit(0)
     with contextlib.suppress(OSError):
         os.setpgid(worker_pid, worker_pid)  # both sides set it: no window without
@@ -128,7 +129,7 @@ def _resident_bytes_portable(pid: int | str) -> int:
         return 0
 
 
-def _work(target: str, factory: bool) -> None:
+def _work(target: str, factory: bool, without: list[str]) -> None:
     """Answer requests until end of file. The candidate's own output must not reach our pipes."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
@@ -136,7 +137,8 @@ def _work(target: str, factory: bool) -> None:
     os.dup2(null, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        function = resolve(target)
+        with _hidden(without):
+            function = resolve(target)
         if factory:
             function = function()
     except BaseException:
@@ -149,6 +151,18 @@ def _work(target: str, factory: bool) -> None:
             return
         body = requests.read(HEADER.unpack(header)[0])
         _send(replies, _answer(function, body))
+
+
+@contextlib.contextmanager
+def _hidden(modules: list[str]) -> Iterator[None]:
+    """Inside the block an import of `modules` raises ImportError: optional dependencies of a library that are slow to load."""
+    absent = [name for name in modules if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
 
 
 def _answer(function: Callable[[Any], Any], body: bytes) -> tuple[str, Any, int]:

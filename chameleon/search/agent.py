@@ -24,6 +24,7 @@ class AgentConfig:
     walkers: int = 64  # walkers that step together (paper: 128 episodes)
     steps: int = 24  # steps of a rollout (paper: at most 500)
     elite: float = 0.5  # share of walkers that start at the best measured configurations (paper: none)
+    pool: int = 2048  # random configurations scored first; a quarter of the walkers start at the best of them (paper: none)
     rollouts: int = 6  # rollouts at most, each followed by one PPO update, in one exploration
     watched: int = 16  # an exploration goes on while the mean score of so many best candidates
     least_gain: float = 0.005  # grows by this share from one rollout to the next
@@ -222,35 +223,37 @@ class Agent:
     +-1 in a list; a step into an invalid configuration leaves the walker where it is; an episode lasts as long as a rollout.
     """
 
-    def __init__(self, space: KnobSpace, config: AgentConfig) -> None:
-        self.walkers = config.walkers
+    def __init__(self, space: KnobSpace, config: AgentConfig, rng: np.random.Generator) -> None:
         self.elite = round(config.elite * config.walkers)
+        self.starts = config.pool
         self._config = config
         self._moves = Moves(space)
         self._observe = Observer(space)
-        self._policy: Policy | None = None
+        self._policy = Policy(self._observe.width, self._moves.n_actions, config, rng)
 
     def explore(
         self, score: Score, starts: Digits, known: set[bytes], rng: np.random.Generator
     ) -> tuple[Digits, NDArray[np.float64]]:
-        """Walks from `starts` `[walkers, n_knobs]` and learns.
+        """Walks from some of `starts` `[m, n_knobs]` and learns.
 
         Args:
-            score: predicted throughput of `[n, n_knobs]`, `[n]`; asked once for a whole rollout.
+            score: predicted throughput of `[n, n_knobs]`, `[n]`; asked once for the starts and once for a whole rollout.
+            starts: the best measured configurations in the first `elite` places, then random ones.
             known: keys of configurations that are taken.
 
         Returns:
-            What was visited and is not `known`, once each, best first, `[m, n_knobs]`, and the scores `[m]`.
+            What was met and is not `known`, once each, best first, `[m, n_knobs]`, and the scores `[m]`.
         """
-        found, scores = np.empty((0, starts.shape[1]), dtype=np.int64), np.empty(0)
-        points, level = starts, -np.inf
+        start_scores = score(starts)
+        found, scores = ranked(starts, start_scores, known)
+        starts, level = self._chosen(starts, start_scores), -np.inf
+        points = starts
         with one_thread():
-            policy = self._ready(rng)
             for _ in range(self._config.rollouts):
                 rollout = self.rollout(points, rng)
                 visited = rollout.visited.reshape(-1, starts.shape[1])
                 rewards = score(visited)
-                policy.update(rollout, rewards.reshape(rollout.log_probs.shape).astype(np.float32), rng)
+                self._policy.update(rollout, rewards.reshape(rollout.log_probs.shape).astype(np.float32), rng)
                 found, scores = ranked(np.vstack([found, visited]), np.concatenate([scores, rewards]), known)
                 before, level = level, float(scores[: self._config.watched].mean()) if len(scores) else 0.0
                 if level < before + self._config.least_gain * abs(before):
@@ -258,29 +261,28 @@ class Agent:
                 points = np.vstack([found[: self.elite], starts])[: len(starts)]
         return found, scores
 
+    def _chosen(self, starts: Digits, scores: NDArray[np.float64]) -> Digits:
+        """Where the walkers start, `[walkers, n_knobs]`: the elite, the best-scored of the rest, and random ones."""
+        n, fresh = self._config.walkers - self.elite, np.arange(self.elite, len(starts))
+        best = fresh[np.argsort(-scores[self.elite :], kind="stable")][: n // 2]
+        rows = np.concatenate([np.arange(min(self.elite, len(starts))), best, fresh])
+        return starts[rows[np.arange(self._config.walkers) % len(rows)]]
+
     def rollout(self, starts: Digits, rng: np.random.Generator) -> Rollout:
         """All walkers step together, `steps` times."""
-        policy, points = self._ready(rng), starts
-        steps = []
+        points, steps = starts, []
         for _ in range(self._config.steps):
             seen, active = self._observe(points), self._moves.space.mask(points)
-            actions, log_probs = policy.act(seen, active, rng)
+            actions, log_probs = self._policy.act(seen, active, rng)
             points = self._moves.step(points, actions, rng)
             steps.append((seen, actions, log_probs, points, active))
         seen, actions, log_probs, visited, active = (np.stack(x) for x in zip(*steps, strict=True))
         states = np.vstack([seen.reshape(-1, self._observe.width), self._observe(points)])
-        values = policy.values(states).reshape(len(steps) + 1, len(starts))
+        values = self._policy.values(states).reshape(len(steps) + 1, len(starts))
         return Rollout(seen, actions, log_probs, values, visited, active)
 
-    def _ready(self, rng: np.random.Generator) -> Policy:
-        if self._policy is None:
-            self._policy = Policy(self._observe.width, self._moves.n_actions, self._config, rng)
-        return self._policy
-
     def state(self) -> dict[str, Any]:
-        return {"policy": None if self._policy is None else self._policy.state()}
+        return {"policy": self._policy.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._policy = None
-        if state["policy"] is not None:
-            self._ready(np.random.default_rng(0)).restore(state["policy"])
+        self._policy.restore(state["policy"])

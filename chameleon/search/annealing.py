@@ -30,8 +30,8 @@ class Annealer:
     """128 chains that each change one knob a step and accept by Metropolis' rule; the chains persist across plans."""
 
     def __init__(self, space: KnobSpace, config: AnnealingConfig) -> None:
-        self.walkers = config.chains
         self.elite = 0
+        self.starts = config.chains
         self._space = space
         self._moves = Moves(space)
         self._config = config

@@ -29,6 +29,9 @@ class CostModel:
     """
 
     def __init__(self, config: CostModelConfig) -> None:
+        import xgboost  # here rather than at the first fit: its second of import falls beside a host's other preparations
+
+        self._xgboost = xgboost
         self._config = config
         self._boosters: list[Any] = []
 
@@ -38,9 +41,7 @@ class CostModel:
 
     def fit(self, features: NDArray[np.float32], targets: NDArray[np.float64], seed: int) -> None:
         """Learns `targets` `[n]` from `features` `[n, f]`; a pure function of its arguments."""
-        import xgboost
-
-        config = self._config
+        xgboost, config = self._xgboost, self._config
         rng = np.random.default_rng(seed)
         self._boosters = []
         for member in range(config.members):

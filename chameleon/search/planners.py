@@ -46,8 +46,8 @@ class View:
             found = self.rng.permutation(unique_rows(rows[self.space.is_valid(rows)], self.known))
         return found[:n]
 
-    def starts(self, n: int, elite: int) -> Digits:
-        """`n` valid configurations to walk from: the best measured, each in turn, in `elite` places, then random ones."""
+    def starts(self, elite: int, n: int) -> Digits:
+        """Valid configurations to explore from, `[elite + n, n_knobs]`: the best measured, each in turn, then random ones."""
         order = np.argsort(-self.history.throughput(), kind="stable")
         measured = self.history.configs[order]
         best = measured[np.arange(elite) % min(elite, len(measured), 16)] if elite and len(measured) else measured[:0]
@@ -56,7 +56,7 @@ class View:
         rows = rows[self.space.is_valid(rows)]
         if not len(rows):
             rows = self.draw(n)
-        return rows[np.arange(n) % len(rows)]
+        return rows[np.arange(elite + n) % len(rows)]
 
 
 class Planner(Protocol):
@@ -129,8 +129,8 @@ class GeneticPlanner:
 class Explorer(Protocol):
     """Looks for good predictions: the agent or the annealer."""
 
-    walkers: int  # starting points wanted
-    elite: int  # how many of them at the best measured configurations
+    elite: int  # starting points wanted at the best measured configurations
+    starts: int  # random ones wanted
 
     def explore(self, score: Score, starts: Digits, known: set[bytes], rng: np.random.Generator) -> tuple[Digits, Floats]:
         """Candidates that are not `known`, best-scored first, `[m, n_knobs]`, and their scores `[m]`."""
@@ -141,13 +141,13 @@ class Explorer(Protocol):
     def restore(self, state: dict[str, Any]) -> None: ...
 
 
-def explorer(space: KnobSpace, config: AgentConfig | AnnealingConfig) -> Explorer:
-    """The explorer that `config` belongs to."""
-    return Agent(space, config) if isinstance(config, AgentConfig) else Annealer(space, config)
+def explorer(space: KnobSpace, config: AgentConfig | AnnealingConfig, rng: np.random.Generator) -> Explorer:
+    """The explorer that `config` belongs to; an agent's first weights are drawn from `rng`."""
+    return Agent(space, config, rng) if isinstance(config, AgentConfig) else Annealer(space, config)
 
 
 def _explored(explorer: Explorer, score: Score, view: View) -> tuple[Digits, Floats]:
-    return explorer.explore(score, view.starts(explorer.walkers, explorer.elite), view.known, view.rng)
+    return explorer.explore(score, view.starts(explorer.elite, explorer.starts), view.known, view.rng)
 
 
 @dataclass(frozen=True)
@@ -192,12 +192,14 @@ class AdaptivePlanner:
     ) -> None:
         self._space, self._learner, self._explorer = space, learner, explorer
         self._config, self._synthesis = config, synthesis
+        by_size = np.argsort(-space.cardinalities, kind="stable")
+        self._clustered = sorted(by_size[: config.largest].tolist())
         self._moves = Moves(space)
 
     def plan(self, view: View) -> Digits:
         history = view.history
         if history.measured < self._config.first or not self._learner.ready(history):
-            return self._spread(view)
+            return view.draw(self._config.least)
         candidates, scores = _explored(self._explorer, lambda c: self._score(history, c), view)
         best = history.configs[np.argsort(-history.throughput(), kind="stable")[: self._config.around]]
         near = self._moves.around(best, view.rng)
@@ -205,7 +207,7 @@ class AdaptivePlanner:
             every = np.vstack([candidates, near])
             candidates, scores = ranked(every, np.concatenate([scores, self._score(history, near)]), view.known)
         if not len(candidates):
-            return self._spread(view)
+            return view.draw(self._config.least)
         candidates, scores = candidates[: self._config.candidates], scores[: self._config.candidates]
         if self._learner.has_second_look:
             candidates = candidates[: self._config.finalists]
@@ -216,17 +218,8 @@ class AdaptivePlanner:
         mean, spread = self._learner.predict(history, configs)
         return mean + self._config.optimism * spread
 
-    def _spread(self, view: View) -> Digits:
-        """The first batch: different from one another, so that every knob's values are met."""
-        rows = view.draw(32 * self._config.least)
-        if len(rows) <= self._config.least:
-            return rows
-        points = sampling.normalised(self._space.features(rows))
-        labels = sampling.clusters(points, [self._config.least], 1.0, int(view.rng.integers(1 << 31)))
-        return rows[sampling.snap(labels, -sampling.distances(points, labels))]
-
     def _pick(self, view: View, candidates: Digits, scores: Floats) -> Digits:
-        points = sampling.normalised(self._space.features(candidates))
+        points = sampling.normalised(self._space.features(candidates, self._clustered))
         config = self._config
         most = int(np.clip(view.history.measured // config.growth, config.least, max(config.least, view.wanted)))
         most = min(most, config.most)  # a host that measures a few at a time gets each of them from a fresh plan

@@ -90,7 +90,7 @@ def test_the_agent_learns_a_known_optimum_much_faster_than_uniform_walking() -> 
     config = AgentConfig(walkers=32, steps=24, rollouts=20, elite=0.0, epochs=3, least_gain=-1.0)
     for seed in (0, 1):
         rng = np.random.default_rng(seed)
-        agent = Agent(space, config)
+        agent = Agent(space, config, rng)
         found = max(float(agent.explore(score, space.sample(32, rng), set(), rng)[1][0]) for _ in range(2))
         uniform = walk(space, 24 * 20 * 2 * 2, seed, score)  # twice as many visits
         assert found > 0.9
@@ -100,7 +100,7 @@ def test_the_agent_learns_a_known_optimum_much_faster_than_uniform_walking() -> 
 def test_the_trained_agent_scores_higher_on_average_than_the_untrained_one() -> None:
     space, cost = tiled_matmul()
     rng = np.random.default_rng(0)
-    agent = Agent(space, AgentConfig(walkers=32, steps=16, rollouts=1, epochs=3))
+    agent = Agent(space, AgentConfig(walkers=32, steps=16, rollouts=1, epochs=3), rng)
 
     def score(configs: np.ndarray) -> np.ndarray:
         return -np.log(cost(configs) * 1e3) / 5
@@ -115,7 +115,7 @@ def test_the_trained_agent_scores_higher_on_average_than_the_untrained_one() -> 
     assert mean_score() > before + 0.15
 
 
-def test_the_rollout_follows_the_actions_and_the_model_is_asked_once() -> None:
+def test_the_rollout_follows_the_actions_and_the_model_is_asked_once_for_each() -> None:
     space, calls = sketched(), []
 
     def score(configs: np.ndarray) -> np.ndarray:
@@ -125,8 +125,8 @@ def test_the_rollout_follows_the_actions_and_the_model_is_asked_once() -> None:
     rng = np.random.default_rng(0)
     config = AgentConfig(walkers=8, steps=5, rollouts=2, least_gain=-1.0)
     known = set(KnobSpace.keys(space.rows(0, 10)))
-    found, scores = Agent(space, config).explore(score, space.sample(8, rng), known, rng)
-    assert calls == [40, 40]
+    found, scores = Agent(space, config, rng).explore(score, space.sample(8, rng), known, rng)
+    assert calls == [8, 40, 40]
     assert space.is_valid(found).all()
     assert not known & set(KnobSpace.keys(found))
     assert len(set(KnobSpace.keys(found))) == len(found)
@@ -141,8 +141,20 @@ def test_the_agent_stops_when_its_candidates_no_longer_improve() -> None:
         return np.ones(len(configs))
 
     rng = np.random.default_rng(0)
-    Agent(space, AgentConfig(walkers=8, steps=5, rollouts=9)).explore(constant, space.sample(8, rng), set(), rng)
-    assert len(calls) == 2
+    Agent(space, AgentConfig(walkers=8, steps=5, rollouts=9), rng).explore(constant, space.sample(8, rng), set(), rng)
+    assert len(calls) == 3  # the starts and two rollouts
+
+
+def test_walkers_start_at_the_elite_the_best_scored_and_random_ones() -> None:
+    space = KnobSpace([option("o", list(range(1000)))])
+    rng = np.random.default_rng(0)
+    agent = Agent(space, AgentConfig(walkers=8, elite=0.5), rng)
+    starts = np.arange(100)[:, None]
+    chosen = agent._chosen(starts, np.arange(100.0))[:, 0]
+    assert chosen.tolist() == [0, 1, 2, 3, 99, 98, 4, 5]
+    few = agent._chosen(starts[:3], np.arange(3.0))[:, 0]
+    assert len(few) == 8
+    assert set(few) == {0, 1, 2}
 
 
 def test_a_restored_agent_walks_and_learns_identically() -> None:
@@ -152,7 +164,7 @@ def test_a_restored_agent_walks_and_learns_identically() -> None:
     def score(configs: np.ndarray) -> np.ndarray:
         return configs.sum(axis=1) / 10
 
-    one, two = Agent(space, config), Agent(space, config)
+    one, two = (Agent(space, config, np.random.default_rng(seed)) for seed in (0, 7))
     one.explore(score, space.sample(8, np.random.default_rng(0)), set(), np.random.default_rng(1))
     two.restore(one.state())
     for seed in (2, 3):
