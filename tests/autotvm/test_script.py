@@ -1,4 +1,4 @@
-"""`scripts/tune_autotvm.py`: one name apart, AutoTVM's tuner and ours do the same job."""
+"""The scripts for AutoTVM: one name apart, its tuner and ours do the same job; what transfer is worth."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 from tvm import autotvm
 
+from tuners.landscape import read_lines, write_lines
+
 pytestmark = pytest.mark.autotvm
-SCRIPT = Path(__file__).parents[2] / "scripts" / "tune_autotvm.py"
+ROOT = Path(__file__).parents[2]
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *arguments]
+def run(folder: Path, *arguments: str, script: str = "tune_autotvm.py") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / script), *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -43,3 +45,18 @@ def test_a_misspelt_name_is_answered_with_the_nearest(wrong, tmp_path):
     done = run(tmp_path, *wrong)
     assert done.returncode == 2
     assert "did you mean" in done.stderr
+
+
+def test_what_transfer_is_worth_is_measured_on_recordings(tmp_path):
+    first = ROOT / "tests/autotvm/data/small-conv.jsonl.gz"
+    header, *lines = read_lines(first)
+    second = tmp_path / "other.jsonl"
+    write_lines([header, *lines[::2]], second)
+    arguments = (str(first), str(second), "--records", "0,4", "--trials", "8", "--seeds", "1", "--out", str(tmp_path / "out"))
+    done = run(tmp_path, *arguments, script="transfer_autotvm.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((tmp_path / "out/results.json").read_text())
+    assert result["checkpoints"] == [4, 8]
+    assert all(0 < f <= 1 for by in result["fraction"].values() for fractions in by.values() for f in fractions)
+    assert (tmp_path / "out/manifest.json").exists()
+    assert run(tmp_path, str(first), script="transfer_autotvm.py").returncode == 2
