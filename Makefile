@@ -5,17 +5,25 @@ BUDGET ?= 10m
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# AutoTVM is a part of TVM up to 0.19: a `tvm` as well, so its tests have an environment of their own.
+OLD_VENV := .venv-autotvm
+OLD_READY := $(OLD_VENV)/.ready
 
-.PHONY: tune test check format clean
+.PHONY: tune test test-autotvm check format clean
 
 # Tune a network (ResNet-18) for this machine, then time it beside untuned TVM and ONNX Runtime. Run again: it resumes.
 tune: $(READY)
 	$(BIN)/chameleon tune $(MODEL) --time-budget $(BUDGET)
 	$(BIN)/chameleon bench $(MODEL)
 
-# Everything: lint, types, layers, fast tests, then the tests that tune with the real TVM.
+# Everything: lint, types, layers, fast tests, then the tests that tune with the real TVM, then with the real AutoTVM.
 test: check
 	$(BIN)/python -m pytest -m tvm tests
+	$(MAKE) test-autotvm
+
+# The tests of the AutoTVM host, on TVM 0.19.
+test-autotvm: $(OLD_READY)
+	$(OLD_VENV)/bin/python -m pytest -m autotvm tests/autotvm
 
 # What to run before a commit.
 check: $(READY)
@@ -23,7 +31,7 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pytest -n 2 -m "not tvm" tests
+	$(BIN)/python -m pytest -n 2 -m "not tvm and not autotvm" tests
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -34,5 +42,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all,dev]"
 	touch $@
 
+$(OLD_READY): pyproject.toml constraints-autotvm.txt
+	$(PYTHON) -m venv $(OLD_VENV)
+	$(OLD_VENV)/bin/python -m pip install --quiet -c constraints-autotvm.txt -e ".[autotvm,test]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(OLD_VENV) build dist *.egg-info

@@ -12,7 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("chameleon-tvm", "apache-tvm", "apache-tvm-ffi", "numpy", "torch", "scikit-learn", "xgboost", "onnx", "onnxruntime")
+PACKAGES = (
+    *("chameleon-tvm", "apache-tvm", "apache-tvm-ffi", "xtc-tvm-python-bindings", "numpy", "torch", "scikit-learn", "xgboost"),
+    *("onnx", "onnxruntime"),
+)
 
 
 def manifest(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -133,13 +133,30 @@ def load_landscape(path: Path | str) -> Landscape:
 
 def save_landscape(landscape: Landscape, path: Path | str) -> None:
     """Write a landscape as our own JSON lines, compressed where the name ends in `.gz`."""
-    path = Path(path)
-    knobs = [{"name": k.name, "kind": k.kind, "values": k.values} for k in landscape.space.knobs]
-    header = {"chameleon": FORMAT_VERSION, "kind": "landscape", "name": landscape.name, "knobs": knobs}
     trials = landscape.measure(landscape.configs)
-    lines = [header, *(trial.to_json() for trial in trials)]
+    write_lines([landscape_header(landscape.name, landscape.space), *(trial.to_json() for trial in trials)], path)
+
+
+def landscape_header(name: str, space: KnobSpace) -> dict[str, Any]:
+    """The first line of our own format; whoever records may add fields, which reading a landscape ignores."""
+    knobs = [{"name": k.name, "kind": k.kind, "values": k.values} for k in space.knobs]
+    return {"chameleon": FORMAT_VERSION, "kind": "landscape", "name": name, "knobs": knobs}
+
+
+def write_lines(lines: Iterable[Mapping[str, Any]], path: Path | str) -> None:
+    """Write JSON lines, compressed where the name ends in `.gz`, the same bytes every time."""
+    path = Path(path)
     data = "".join(json.dumps(line) + "\n" for line in lines).encode()
     path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+
+
+def read_lines(path: Path | str) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file, plain or gzip, all fields kept; a last line cut short is skipped with a warning.
+
+    Raises:
+        LandscapeError: if the file cannot be read or a line is no JSON object.
+    """
+    return _parse_lines(Path(path), _read_text(Path(path)))
 
 
 def landscape_name(path: Path) -> str:

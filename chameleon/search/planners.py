@@ -192,6 +192,8 @@ class AdaptivePlanner:
     ) -> None:
         self._space, self._learner, self._explorer = space, learner, explorer
         self._config, self._synthesis = config, synthesis
+        by_size = np.argsort(-space.cardinalities, kind="stable")
+        self._clustered = sorted(by_size[: config.largest].tolist())
         self._moves = Moves(space)
 
     def plan(self, view: View) -> Digits:
@@ -217,7 +219,7 @@ class AdaptivePlanner:
         return mean + self._config.optimism * spread
 
     def _pick(self, view: View, candidates: Digits, scores: Floats) -> Digits:
-        points = sampling.normalised(self._space.features(candidates))
+        points = sampling.normalised(self._space.features(candidates, self._clustered))
         config = self._config
         most = int(np.clip(view.history.measured // config.growth, config.least, max(config.least, view.wanted)))
         most = min(most, config.most)  # a host that measures a few at a time gets each of them from a fresh plan

@@ -26,6 +26,7 @@ class SamplerConfig:
     first: int = 16  # trials measured before the cost model is trusted
     around: int = 3  # best measured configurations whose neighbours are candidates as well
     optimism: float = 1.5  # score = mean + optimism * spread
+    largest: int | None = None  # cluster by so many knobs of most values only, as the papers' code (2); None: by all
     knee: float = 2.5  # stop at the first k whose loss is no better than the previous one divided by this
 
 

@@ -162,6 +162,9 @@ def _adaptive(synthesis: bool) -> Callable[..., Planner]:
     return build
 
 
+_EXPLORERS = (AgentConfig, AnnealingConfig)
+"""Either explores for any planner: whose configuration is given takes the recipe's place."""
+
 _AGENT_SAMPLER = {"explorer": AgentConfig(), "sampler": SamplerConfig(), "model": CostModelConfig()}
 
 SEARCHERS: Mapping[str, Recipe] = {
@@ -219,7 +222,7 @@ def _configured(name: str, recipe: Recipe, options: Mapping[str, Any]) -> dict[s
     for part, given in options.items():
         if part not in parts:
             raise UnknownSearcherError(f"searcher {name!r} has no option {part!r}; it has: {', '.join(parts) or 'none'}")
-        if isinstance(given, type(parts[part])):
+        if isinstance(given, _EXPLORERS if part == "explorer" else type(parts[part])):
             parts[part] = given
             continue
         allowed = [f.name for f in dataclasses.fields(parts[part])]

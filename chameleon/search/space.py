@@ -242,14 +242,17 @@ class KnobSpace:
         for start in range(0, self.size, 4096):
             yield from self.rows(start, start + 4096)
 
-    def features(self, configs: Digits) -> NDArray[np.float32]:
-        """What a cost model sees of `[n, n_knobs]`: per knob what its value means, `[n, n_features]`; inactive is NaN."""
+    def features(self, configs: Digits, of: Sequence[int] | None = None) -> NDArray[np.float32]:
+        """What a cost model sees of `[n, n_knobs]`: per knob what its value means, `[n, n_features]`; inactive is NaN.
+
+        Args:
+            of: positions of the knobs to describe; all by default.
+        """
+        chosen = [(i, self.knobs[i]) for i in (range(self.n_knobs) if of is None else of)]
         if not self._has_sketches:
-            return np.hstack([knob.features[configs[:, i]] for i, knob in enumerate(self.knobs)])
+            return np.hstack([knob.features[configs[:, i]] for i, knob in chosen])
         mask = self.mask(configs)
-        parts = [
-            np.where(mask[:, i, None], knob.features[configs[:, i]], np.float32(np.nan)) for i, knob in enumerate(self.knobs)
-        ]
+        parts = [np.where(mask[:, i, None], knob.features[configs[:, i]], np.float32(np.nan)) for i, knob in chosen]
         return np.hstack(parts).astype(np.float32)
 
     def values(self, config: Sequence[int] | Digits) -> dict[str, Any]:

@@ -147,3 +147,27 @@ def test_plans_are_no_larger_than_the_host_can_use_at_once(wanted: int, largest:
     asked = len(searcher.ask(wanted))
     assert 8 <= asked <= largest
     assert asked + len(searcher.state()["queue"]) <= largest
+
+
+def test_clustering_by_as_many_knobs_as_there_are_is_clustering_by_all() -> None:
+    space, cost = tiled_matmul()
+    asked = []
+    for largest in (None, space.n_knobs, 1):
+        searcher = make_searcher("chameleon", space, np.random.default_rng(0), sampler={"largest": largest})
+        for _ in range(4):
+            asked.append(searcher.ask(16))
+            searcher.tell(measure(asked[-1], cost))
+    everything, all_named, one = (np.vstack(asked[i : i + 4]) for i in (0, 4, 8))
+    np.testing.assert_array_equal(everything, all_named)
+    assert everything.shape != one.shape or (everything != one).any()
+
+
+def test_a_recipe_takes_either_explorer() -> None:
+    space, cost = tiled_matmul()
+    annealed = make_searcher("release", space, np.random.default_rng(0), explorer=AnnealingConfig(steps=125, keep=256))
+    named = make_searcher("annealing+adaptive", space, np.random.default_rng(0))
+    for _ in range(4):
+        rows = annealed.ask(16)
+        np.testing.assert_array_equal(rows, named.ask(16))
+        annealed.tell(measure(rows, cost))
+        named.tell(measure(rows, cost))

@@ -210,3 +210,11 @@ def test_unique_and_ranked_rows() -> None:
     configs, scores = ranked(rows, np.array([0.2, 0.9, 0.5, 0.4]), set())
     assert configs.tolist() == [[0, 2], [1, 1], [3, 0]]
     assert scores.tolist() == [0.9, 0.5, 0.4]
+
+
+def test_features_of_some_knobs_are_columns_of_all() -> None:
+    space = KnobSpace([split("s", 12, 2), option("o", [0, 4, 16]), option("p", ["a", "b", "c", "d"])])
+    rows = space.rows(0, space.size)
+    parts = [space.features(rows, [i]) for i in range(space.n_knobs)]
+    np.testing.assert_array_equal(np.hstack(parts), space.features(rows))
+    np.testing.assert_array_equal(space.features(rows, [0, 2]), np.hstack([parts[0], parts[2]]))

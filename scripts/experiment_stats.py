@@ -1,0 +1,89 @@
+"""What the experiments count: when a run came near to the best, and how sure a mean over seeds is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One tuner's run on one task.
+
+    Attributes:
+        seconds: time of each trial in the order made, None where it failed.
+        at_s: optimisation time at which each trial's result was known, from the start of the run.
+        tuner_s: seconds of it that the tuner itself took.
+        gave_up: whether the tuner ended by itself, before its budget was spent.
+    """
+
+    task: str
+    tuner: str
+    seed: int
+    seconds: tuple[float | None, ...]
+    at_s: tuple[float, ...]
+    tuner_s: float
+    gave_up: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "at_s": [round(t, 3) for t in self.at_s]}
+
+    @classmethod
+    def from_json(cls, line: dict[str, Any]) -> Run:
+        return cls(**{**line, "seconds": tuple(line["seconds"]), "at_s": tuple(line["at_s"])})
+
+    @property
+    def best_s(self) -> Floats:
+        """The best time after each trial, `[n]`, infinity before the first success."""
+        times = np.array([np.inf if s is None else s for s in self.seconds], dtype=np.float64)
+        return np.minimum.accumulate(times)
+
+    def reached(self, goal_s: float) -> int | None:
+        """Position of the first trial that is as fast as `goal_s`."""
+        found = np.flatnonzero(self.best_s <= goal_s)
+        return int(found[0]) if len(found) else None
+
+    def best_at(self, time_s: float) -> float:
+        """The best time that was known after `time_s` seconds, infinity if none was."""
+        known = int(np.searchsorted(np.array(self.at_s), time_s, side="right"))
+        return float(self.best_s[known - 1]) if known else float("inf")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def bootstrap(
+    groups: Sequence[Floats], statistic: Callable[[list[Floats]], float], rng: np.random.Generator, resamples: int = 2000
+) -> Interval:
+    """The statistic of `groups` (one array of seeds a task) with the interval of it when the seeds are resampled.
+
+    Tasks are taken as they are: the interval says how sure the result is on these tasks, not on others.
+    """
+    values = [statistic([group[rng.integers(len(group), size=len(group))] for group in groups]) for _ in range(resamples)]
+    low, high = np.quantile(values, (0.025, 0.975))
+    return Interval(statistic(list(groups)), float(low), float(high))
+
+
+def mean_of_means(groups: Sequence[Floats]) -> float:
+    """The mean over tasks of the mean over seeds."""
+    return float(np.mean([group.mean() for group in groups]))
+
+
+def geomean_of_means(groups: Sequence[Floats]) -> float:
+    """The geometric mean over tasks of the mean over seeds."""
+    return float(np.exp(np.mean([np.log(group.mean()) for group in groups])))

@@ -1,0 +1,83 @@
+"""The ablation in its small form, and what its variants change."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ablation import VARIANTS, described, prepared, summarise
+
+from chameleon.search import KnobSpace, make_searcher, option, split
+from tuners.landscape import load_landscape
+
+ROOT = Path(__file__).parents[2]
+TINY = str(ROOT / "tests/data/tiny_lines.jsonl.gz")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_can_be_made(name: str) -> None:
+    variant = VARIANTS[name]
+    space = KnobSpace([described(k, variant.features) for k in (split("s", 16, 3), option("o", [1, 2, 4, 8]))])
+    assert len(make_searcher(variant.searcher, space, np.random.default_rng(0), **variant.options).ask(4)) == 4
+
+
+def test_features_by_hand() -> None:
+    tile, unroll = split("s", 4, 2), option("o", [1, 2, 6])  # (1, 4), (2, 2), (4, 1)
+    assert tile.features.tolist() == [[0, 2, 2], [1, 1, 2], [2, 0, 2]]
+    assert described(tile, "no products").features.tolist() == [[0, 2], [1, 1], [2, 0]]
+    assert described(unroll, "no powers").features.shape == (3, 2)
+    assert described(unroll, "position").features.tolist() == [[0], [1], [2]]
+    assert described(tile, "one-hot").features.tolist() == np.eye(3).tolist()
+    assert described(tile, "meaning").features is tile.features
+
+
+def test_other_features_are_the_same_landscape() -> None:
+    plain, other = load_landscape(TINY), prepared(TINY, "one-hot")
+    np.testing.assert_array_equal(plain.configs, other.configs)
+    np.testing.assert_array_equal(plain.seconds, other.seconds)
+
+
+def test_differences_by_hand() -> None:
+    lines = [
+        {"variant": name, "landscape": where, "seed": seed, "fractions": [value], "engine_s": 0.1}
+        for name, value in (("chameleon", 0.5), ("random", 0.25))
+        for where in ("a", "b")
+        for seed in (0, 1)
+    ]
+    row = summarise(lines, [1])[1]
+    assert (row["fraction_1"]["mean"], row["difference_1"]["mean"]) == (0.25, -0.25)
+    assert row["difference_1"]["high"] == -0.25
+
+
+def test_the_small_form(tmp_path: Path) -> None:
+    script = str(ROOT / "scripts/ablation.py")
+    command = [
+        sys.executable,
+        script,
+        *TINY,
+        "--groups",
+        "clustering",
+        "--seeds",
+        "2",
+        "--trials",
+        "25",
+        "--out",
+        str(tmp_path),
+    ]
+    for expected in (12, 0):  # a second call finds all runs on record
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stdout.count("runs, last took") == expected
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert [row["variant"] for row in results] == [
+        "chameleon",
+        "clusters of the 2 largest knobs",
+        "clusters of the largest knob",
+    ]
+    assert all(0 < row["fraction_24"]["mean"] <= 1 for row in results)
+    assert json.loads((tmp_path / "manifest.json").read_text())["arguments"]["seeds"] == 1
+    assert "| parts | chameleon |" in (tmp_path / "table.md").read_text()

@@ -1,0 +1,141 @@
+"""What AutoTVM's records of earlier tuning say about a task: its own trials, and where to start from what its kin did best.
+
+Nothing here imports tvm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from chameleon.search import Digits, Trial
+from tuners.autotvm_results import Outages, Outcome, outcome_of
+from tuners.config_space import ConfigKnobs
+
+Config = tuple[int, ...]
+Record = tuple[Any, Any]  # AutoTVM's MeasureInput and MeasureResult
+
+
+@dataclass(frozen=True)
+class Kin:
+    """What is on record of one other workload of the same template, or of the same one on another target.
+
+    Attributes:
+        distance: between its workload and the task's, in doublings of sizes.
+        configs: AutoTVM's configurations that ran, fastest first.
+        seconds: of each, `[n]`.
+    """
+
+    distance: float
+    configs: tuple[Any, ...]
+    seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Past:
+    """Records by what they are worth to a task.
+
+    Attributes:
+        own: trials of the same workload on the same target, each configuration once.
+        kin: the other workloads of its template, nearest first.
+        foreign: how many records belong to neither.
+    """
+
+    own: tuple[Trial, ...]
+    kin: tuple[Kin, ...]
+    foreign: int
+
+
+def past_of(task: Any, knobs: ConfigKnobs, records: Iterable[Record]) -> Past:
+    """Sorts `records` by task; failures of kin are left out, and so are failures that look like the device's own."""
+    workload, target = frozen(task.workload), str(task.target)
+    own: list[Outcome] = []
+    groups: dict[tuple[Any, str], list[tuple[float, Any]]] = {}
+    foreign = 0
+    for inp, result in records:
+        theirs = frozen(inp.task.workload), str(inp.target)
+        digits = knobs.find(inp.config) if theirs == (workload, target) else None
+        if digits is not None:
+            own.append(outcome_of(digits.tolist(), result))
+        elif inp.task.name == task.name:
+            seconds = outcome_of((), result).trial.seconds
+            groups.setdefault(theirs, []).extend([(seconds, inp.config)] if seconds else [])
+        else:
+            foreign += 1
+    kin = [_kin(distance(workload, w), runs) for (w, _), runs in groups.items() if runs]
+    return Past(_best_of_each(_settled(own)), tuple(sorted(kin, key=lambda k: k.distance)), foreign)
+
+
+def starting_points(knobs: ConfigKnobs, kin: Sequence[Kin], most: int) -> list[Digits]:
+    """The configurations of this space nearest to what ran fastest elsewhere, `most` at most, `[n_knobs]` each, all different.
+
+    They come in rounds: the best of every kin, the nearest kin first, then the second best, and so on.
+    """
+    found: dict[Config, Digits] = {}
+    for place in range(most):
+        for group in kin:
+            row = knobs.nearest(group.configs[place]) if place < len(group.configs) else None
+            if row is not None and knobs.space.is_valid(row[None])[0]:
+                found.setdefault(tuple(row.tolist()), row)
+            if len(found) == most:
+                return list(found.values())
+    return list(found.values())
+
+
+def distance(one: Any, other: Any) -> float:
+    """How much two workloads differ, in doublings of their sizes; infinite where they differ in something else."""
+    a, b = list(_leaves(one)), list(_leaves(other))
+    if len(a) != len(b):
+        return math.inf
+    total = 0.0
+    for x, y in zip(a, b, strict=True):
+        if _is_size(x) and _is_size(y):
+            total += abs(math.log2((1 + x) / (1 + y)))
+        elif x != y:
+            return math.inf
+    return total
+
+
+def frozen(value: Any) -> Any:
+    """Nested sequences as tuples, so that a workload compares equal to its copy from a log."""
+    if isinstance(value, Mapping):
+        return tuple(sorted((str(k), frozen(v)) for k, v in value.items()))
+    return tuple(frozen(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple):
+        for part in value:
+            yield from _leaves(part)
+    else:
+        yield value
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+
+
+def _kin(far: float, runs: Sequence[tuple[float, Any]]) -> Kin:
+    order = np.argsort([seconds for seconds, _ in runs], kind="stable")
+    return Kin(far, tuple(runs[i][1] for i in order), tuple(runs[i][0] for i in order))
+
+
+def _settled(outcomes: Iterable[Outcome]) -> Iterator[Trial]:
+    outages = Outages()
+    for outcome in outcomes:
+        for settled in outages.settle(outcome)[0]:
+            yield settled.trial
+
+
+def _best_of_each(trials: Iterable[Trial]) -> tuple[Trial, ...]:
+    """The fastest trial of each configuration, a failure where there is no success."""
+    best: dict[Config, Trial] = {}
+    for trial in trials:
+        known = best.get(trial.config)
+        if known is None or (trial.seconds or math.inf) < (known.seconds or math.inf):
+            best[trial.config] = trial
+    return tuple(best.values())
