@@ -7,9 +7,10 @@ Three tuners, each in a process of its own with an empty database:
   stock   MetaSchedule as shipped: evolutionary search, XGBoost, local builder and runner;
   cured   the same with a build function that leaves out the slow import of all tensor intrinsics in every worker;
   ours    `ChameleonStrategy` with the warm builder and runner.
-The clock of a run starts after the imports that every one of them needs. Then the best schedules of all are built in one
-process and timed there in turns; the latency reported is the median of these rounds. `reach` is when our search had
-measured a schedule as fast as the cured tuner's best is there.
+The clock of a run starts after the imports that every one of them needs. Then the three best schedules of each are built in
+one process and timed there in turns, since one tuning measurement on a shared machine says little; the latency reported is
+the least median over these rounds, `ratio` that of ours to the cured tuner's, round by round (quartiles). `reach` is when our
+search had measured a schedule as fast as the cured tuner's best is there.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 TUNERS = ("stock", "cured", "ours")
 WORKLOADS = "C2D:0,C2D:1,C2D:2,C2D:3,DEP:0,DIL:0"
+FINALISTS = 3
 Timeline = list[tuple[float, float | None]]  # seconds since the start, measured seconds of the candidate
 
 
@@ -107,24 +109,24 @@ def tune(tuner: str, workload: str, trials: int, per_iter: int, seed: int, searc
     return {"tuner": tuner, "tuning_s": tuning_s, "timeline": timeline}
 
 
-def best_modules(folders: Mapping[str, Path], workload: str) -> dict[str, Any]:
-    """The best schedule of each tuner's database, as a module; a tuner without one is left out."""
+def best_modules(folders: Mapping[str, Path], workload: str) -> dict[tuple[str, int], Any]:
+    """The best schedules of each tuner's database as modules, by tuner and rank."""
     from tvm.s_tir import Schedule
     from tvm.s_tir import meta_schedule as ms
 
     mod, found = workload_of(workload), {}
     for tuner, folder in folders.items():
         database = ms.database.JSONDatabase(str(folder / "database_workload.json"), str(folder / "database_tuning_record.json"))
-        top = database.get_top_k(database.commit_workload(mod), 1) if database.has_workload(mod) else []
-        if len(top):
+        top = database.get_top_k(database.commit_workload(mod), FINALISTS) if database.has_workload(mod) else []
+        for rank, record in enumerate(top):
             schedule = Schedule(mod)
-            top[0].trace.apply_to_schedule(schedule, remove_postproc=False)
-            found[tuner] = schedule.mod
+            record.trace.apply_to_schedule(schedule, remove_postproc=False)
+            found[tuner, rank] = schedule.mod
     return found
 
 
 def remeasure(folders: Mapping[str, Path], workload: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds a run of each tuner's best schedule, one number a round, all in turns in this process."""
+    """Seconds a run of each tuner's best schedule, one number a round, all finalists in turns in this process."""
     import tvm
     import tvm.s_tir.tensor_intrin  # a schedule may use one
     from tvm.s_tir.meta_schedule.arg_info import ArgInfo
@@ -134,15 +136,16 @@ def remeasure(folders: Mapping[str, Path], workload: str, rounds: int) -> dict[s
     rng, target = np.random.default_rng(0), detect_target()
     infos = [info.as_json() for info in ArgInfo.from_entry_func(workload_of(workload))]  # kind, type, shape
     args = [tvm.runtime.tensor(rng.standard_normal([int(n) for n in shape]).astype(str(dtype))) for _, dtype, shape in infos]
-    kernels = {tuner: tvm.compile(mod, target) for tuner, mod in best_modules(folders, workload).items()}
-    timers = {tuner: k.mod.time_evaluator("main", tvm.cpu(), number=1, min_repeat_ms=50) for tuner, k in kernels.items()}
-    seconds: dict[str, list[float]] = {tuner: [] for tuner in timers}
+    kernels = {key: tvm.compile(mod, target) for key, mod in best_modules(folders, workload).items()}
+    timers = {key: k.mod.time_evaluator("main", tvm.cpu(), number=1, min_repeat_ms=50) for key, k in kernels.items()}
+    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in timers}
     for i in range(rounds + 1):
-        for tuner, timer in timers.items():
+        for key, timer in timers.items():
             taken = timer(*args).mean
             if i:  # the first round warms up
-                seconds[tuner].append(float(taken))
-    return seconds
+                seconds[key].append(float(taken))
+    ranked = sorted(seconds, key=lambda key: -float(np.median(seconds[key])))
+    return {tuner: seconds[tuner, rank] for tuner, rank in ranked}  # a tuner's fastest comes last and stays
 
 
 def in_child(arguments: Sequence[str], log: Path) -> dict[str, Any]:
@@ -196,6 +199,8 @@ def summary(workload: str, seed: int, runs: Mapping[str, Any], seconds: Mapping[
         goal = row["tuners"]["cured"]["best_us"]
         timeline = row["tuners"]["ours"]["timeline"]
         reached = next(((i + 1, t) for i, (t, us) in enumerate(timeline) if us is not None and us <= goal), None)
+        quotients = np.array(seconds["ours"]) / np.array(seconds["cured"])
+        row["ratio"] = [round(float(q), 3) for q in np.quantile(quotients, (0.25, 0.5, 0.75))]
         row["reach"] = None if reached is None else {"trials": reached[0], "seconds": reached[1]}
     return row
 
@@ -207,6 +212,7 @@ def table(rows: Sequence[Mapping[str, Any]], tuners: Sequence[str]) -> str:
         "seed",
         *(f"{t} s/trial" for t in tuners),
         *(f"{t} best us" for t in tuners),
+        "ours / cured",
         "ours reaches cured's best",
     ]
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
@@ -214,6 +220,7 @@ def table(rows: Sequence[Mapping[str, Any]], tuners: Sequence[str]) -> str:
         cells = [row["workload"], str(row["seed"])]
         cells += [f"{row['tuners'][t]['s_per_trial']:.2f}" for t in tuners]
         cells += [f"{us:.1f}" if (us := row["tuners"][t]["best_us"]) is not None else "-" for t in tuners]
+        cells.append("{1:.3f} ({0:.3f} - {2:.3f})".format(*row["ratio"]) if "ratio" in row else "-")
         reach = row.get("reach")
         if reach:
             cells.append(f"{reach['trials']} trials, {reach['seconds']:.1f} of {row['tuners']['cured']['tuning_s']:.0f} s")

@@ -29,11 +29,12 @@ class TimingConfig:
     quick_budget_s: float = 0.1  # the first estimate stops here; one run, the warm-up, is enough
     slow_factor: float = 2.0  # slower than the best by this factor: the first estimate is the result
     repeats: int = 5  # of the long measurement, whose median is the result
+    close_factor: float = 1.1  # two repeats both slower than the best by this factor are enough
     min_repeat_s: float = 0.02  # runs in one repeat are as many as fill this
 
     def __post_init__(self) -> None:
-        if self.quick_runs < 1 or self.repeats < 1 or self.slow_factor < 1:
-            raise ValueError(f"TimingConfig: quick_runs, repeats and slow_factor must be at least 1, got {self}")
+        if min(self.quick_runs, self.repeats, self.slow_factor, self.close_factor) < 1:
+            raise ValueError(f"TimingConfig: runs, repeats and factors must be at least 1, got {self}")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class RunRequest:
     artifact_path: str
     device_type: str
     signature: Signature
-    slow_above_s: float | None  # a first estimate above this is the result
+    best_s: float | None  # the best so far with the same arguments
     timing: TimingConfig
 
 
@@ -62,9 +63,10 @@ class WarmRunner(_PyRunner):
     """Times candidates one after the other; for any MetaSchedule call that takes a runner.
 
     `run` returns when all are timed, so nothing of the same tuning loop is built meanwhile. The result is one number of
-    seconds: the median of the long measurement's repeats; or, for a candidate whose first estimate is slower than
-    `slow_factor` times the best so far with the same arguments, that estimate. Tasks whose arguments have equal shapes share
-    this best; `forget` starts anew. The same random inputs serve all candidates with the same arguments.
+    seconds: the median of the long measurement's repeats, which end early for a candidate that is clearly not the best; or,
+    if its first estimate is slower than `slow_factor` times the best so far with the same arguments, that estimate. Tasks
+    whose arguments have equal shapes share this best; `forget` starts anew. The same random inputs serve all candidates
+    with the same arguments.
 
     The stock runner takes the mean of one repeat of at least 100 ms, for every candidate. As to the base class, see
     `WarmBuilder`.
@@ -140,10 +142,9 @@ class _RunEngine:
             signature = signature_of(runner_input)
         except ValueError as error:
             return RunnerResult(None, f"run_error: {error}")
-        best_s, timing = self.best_s.get(signature), self.config.timing
-        slow_above_s = None if best_s is None else best_s * timing.slow_factor
+        best_s = self.best_s.get(signature)
         device = device_name(str(runner_input.device_type))
-        request = RunRequest(str(runner_input.artifact_path), device, signature, slow_above_s, timing)
+        request = RunRequest(str(runner_input.artifact_path), device, signature, best_s, self.config.timing)
         outcome = self.pool.map([request])[0]
         self.last_run_s.append(outcome.wall_s)
         if not outcome.ok:
@@ -199,13 +200,14 @@ class Timer:
         module: Any = tvm.runtime.load_module(request.artifact_path)
         arguments = self._arguments_for(device, request)
         function = module[module.entry_name]
-        give_up_s = math.inf if request.slow_above_s is None else 2 * request.slow_above_s
-        estimate_s = quick_estimate_s(lambda: function(*arguments), device, request.timing, give_up_s)
-        if request.slow_above_s is not None and estimate_s > request.slow_above_s:
+        timing, best_s = request.timing, math.inf if request.best_s is None else request.best_s
+        slow_above_s = best_s * timing.slow_factor
+        estimate_s = quick_estimate_s(lambda: function(*arguments), device, timing, 2 * slow_above_s)
+        if estimate_s > slow_above_s:
             return estimate_s
-        number = max(1, math.ceil(request.timing.min_repeat_s / estimate_s))
-        evaluator = module.time_evaluator(module.entry_name, device, number=number, repeat=request.timing.repeats)
-        return statistics.median(float(s) for s in evaluator(*arguments).results)
+        number = max(1, math.ceil(timing.min_repeat_s / estimate_s))
+        evaluator = module.time_evaluator(module.entry_name, device, number=number, repeat=1)
+        return raced_s(lambda: float(evaluator(*arguments).mean), timing, best_s * timing.close_factor)
 
     def _arguments_for(self, device: Any, request: RunRequest) -> list[Any]:
         key = (request.device_type, request.signature)
@@ -225,6 +227,14 @@ class Timer:
 
 def _size_bytes(signature: Signature) -> int:
     return sum(math.prod(shape) * max(1, tvm.DataType(dtype).bits // 8) for dtype, shape in signature)
+
+
+def raced_s(repeat: Callable[[], float], timing: TimingConfig, close_s: float) -> float:
+    """Median of `timing.repeats` calls of `repeat`; of the first two alone where both exceed `close_s`."""
+    seconds = [repeat() for _ in range(min(2, timing.repeats))]
+    if min(seconds) <= close_s:
+        seconds += [repeat() for _ in range(timing.repeats - len(seconds))]
+    return statistics.median(seconds)
 
 
 def quick_estimate_s(run: Callable[[], Any], device: Any, timing: TimingConfig, give_up_s: float) -> float:

@@ -108,7 +108,8 @@ class Policy:
         self.parameters = self._layers(sizes, self._shape[0] * self._shape[1], rng) + self._layers(sizes, 1, rng)
         with torch.no_grad():
             self.parameters[5].copy_(torch.from_numpy(_lazy_bias(n_actions, self._shape[1], config.changes)).reshape(-1))
-        self._optimiser = torch.optim.Adam(self.parameters, lr=config.learning_rate)
+        self._moments = [torch.zeros_like(p) for p in self.parameters], [torch.zeros_like(p) for p in self.parameters]
+        self._steps = [torch.tensor(0.0) for _ in self.parameters]
 
     def _layers(self, sizes: tuple[int, ...], out: int, rng: np.random.Generator) -> list[Any]:
         tensors = []
@@ -157,10 +158,32 @@ class Policy:
         data = [torch.from_numpy(np.ascontiguousarray(x.reshape(count, *x.shape[2:]))) for x in flat]
         for _ in range(config.epochs):
             for rows in np.array_split(rng.permutation(count), config.minibatches):
-                self._optimiser.zero_grad()
-                self._loss(*(x[torch.from_numpy(rows)] for x in data)).backward()
-                torch.nn.utils.clip_grad_norm_(self.parameters, 0.5)
-                self._optimiser.step()
+                loss = self._loss(*(x[torch.from_numpy(rows)] for x in data))
+                self._step(list(torch.autograd.grad(loss, self.parameters)))
+
+    def _step(self, gradients: list[Any]) -> None:
+        """One Adam step on the clipped gradients; in torch's functional form, since its class imports all of torch.compile."""
+        from torch.optim.adam import adam
+
+        torch = self._torch
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+        gradients = [g * torch.clamp(0.5 / (norm + 1e-6), max=1.0) for g in gradients]
+        with torch.no_grad():
+            adam(
+                self.parameters,
+                gradients,
+                *self._moments,
+                [],
+                self._steps,
+                foreach=False,
+                amsgrad=False,
+                beta1=0.9,
+                beta2=0.999,
+                lr=self._config.learning_rate,
+                weight_decay=0.0,
+                eps=1e-8,
+                maximize=False,
+            )
 
     def _loss(self, observations: Any, actions: Any, old: Any, advantages: Any, returns: Any, active: Any) -> Any:
         torch, config = self._torch, self._config
@@ -173,25 +196,18 @@ class Policy:
         return -surrogate - config.entropy * entropy + config.value_coefficient * ((values - returns) ** 2).mean()
 
     def state(self) -> dict[str, Any]:
-        moments = self._optimiser.state_dict()["state"]
-        return {
-            "weights": [p.detach().numpy().copy() for p in self.parameters],
-            "adam": [
-                {"step": float(m["step"]), **{k: m[k].numpy().copy() for k in ("exp_avg", "exp_avg_sq")}}
-                for m in (moments[i] for i in sorted(moments))
-            ],
-        }
+        means, squares = ([m.numpy().copy() for m in moments] for moments in self._moments)
+        weights = [p.detach().numpy().copy() for p in self.parameters]
+        return {"weights": weights, "adam": {"means": means, "squares": squares, "step": float(self._steps[0])}}
 
     def restore(self, state: dict[str, Any]) -> None:
-        torch = self._torch
+        torch, adam = self._torch, state["adam"]
+        saved = [*state["weights"], *adam["means"], *adam["squares"]]
         with torch.no_grad():
-            for p, w in zip(self.parameters, state["weights"], strict=True):
-                p.copy_(torch.from_numpy(np.array(w, dtype=np.float32)))
-        groups = self._optimiser.state_dict()["param_groups"]
-        moments = {
-            i: {k: torch.tensor(np.array(v, dtype=np.float32)) for k, v in m.items()} for i, m in enumerate(state["adam"])
-        }
-        self._optimiser.load_state_dict({"state": moments, "param_groups": groups})
+            for tensor, values in zip([*self.parameters, *self._moments[0], *self._moments[1]], saved, strict=True):
+                tensor.copy_(torch.from_numpy(np.array(values, dtype=np.float32)))
+            for step in self._steps:
+                step.fill_(adam["step"])
 
 
 def _lazy_bias(n_actions: NDArray[np.int64], width: int, changes: float) -> Floats:

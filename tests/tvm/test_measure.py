@@ -22,7 +22,7 @@ from tvm.s_tir.meta_schedule.builder.local_builder import default_build as stock
 
 from chameleon.deploy.builder import default_build
 from chameleon.deploy.measure import TimingConfig, WarmBuilder, WarmRunner, failure_reason, failure_status
-from chameleon.deploy.runner import RunRequest, Timer, quick_estimate_s
+from chameleon.deploy.runner import RunRequest, Timer, quick_estimate_s, raced_s
 from chameleon.deploy.target import detect_target
 from chameleon.search.trial import Status
 
@@ -194,7 +194,21 @@ def test_a_clearly_slow_candidate_gets_no_long_measurement(builder: WarmBuilder)
     path = str(build(builder, mod)[0].artifact_path)
     signature = (("float32", (64,)), ("float32", (64,)))
     unending = TimingConfig(min_repeat_s=1e9)  # a long measurement would not end in the lifetime of the machine
-    assert 0 < Timer()(RunRequest(path, "cpu", signature, slow_above_s=0.0, timing=unending)) < 1
+    assert 0 < Timer()(RunRequest(path, "cpu", signature, best_s=0.0, timing=unending)) < 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected", "repeats"),
+    [
+        ([3.0, 2.0, 9.0, 9.0, 9.0], 2.5, 2),  # clearly not the best
+        ([3.0, 1.0, 2.0, 5.0, 4.0], 3.0, 5),  # one of the first two came near
+        ([1.0, 9.0, 1.0, 1.0, 9.0], 1.0, 5),
+    ],
+)
+def test_a_candidate_that_is_clearly_not_the_best_gets_two_repeats(seconds: list[float], expected: float, repeats: int) -> None:
+    left = iter(seconds)
+    assert raced_s(lambda: next(left), TimingConfig(repeats=5), close_s=1.1) == expected
+    assert len(list(left)) == len(seconds) - repeats
 
 
 def test_inputs_are_made_once_and_few_are_kept() -> None:
