@@ -123,7 +123,7 @@ def test_what_was_saved_goes_on_identically(make, tmp_path):
     assert other.best_config.index == one.best_config.index
     assert other.best_flops == one.best_flops
     assert other.trials == one.trials
-    assert other.best_measure_pair[1].costs == (bowl(one.best_config),)
+    assert other.best_measure_pair[1].costs == pytest.approx((bowl(one.best_config),))
     rest = tune(other, 30, n_parallel=3)
     assert rest[:3] == [c.index for c in waiting]
     inputs = [autotvm.measure.MeasureInput(task.target, task, c) for c in waiting]

@@ -19,6 +19,9 @@ ELSEWHERE = {
     "make test": "what runs this test",
     "make check": "a part of make test",
     'pip install -e ".[all]"': "what the Makefile does to make the environment of this test",
+    "pip install -e .": "tests/test_install.py: the core needs no TVM",
+    'pip install -e ".[autotvm]"': "what the Makefile does to make the environment of tests/autotvm",
+    "python scripts/tune_autotvm.py resnet-18 --tuner chameleon": "tests/autotvm/test_script.py, on a smaller network",
     "python scripts/tune_zoo.py configs/zoo-small.yaml": "tests/tvm/test_zoo.py, on a smaller list",
 }
 
@@ -67,7 +70,7 @@ def test_the_python_block(tmp_path):
     from chameleon.deploy.target import detect_target
     from tests.tvm.workloads import task_of
 
-    (block,) = blocks("python")
+    block, _ = blocks("python")  # the other one: tests/autotvm/test_readme.py
     target = detect_target()
     scope = {"mod": task_of("dense", target), "target": target, "work_dir": str(tmp_path)}
     exec(block, scope)  # the project's own README
