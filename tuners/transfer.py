@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chameleon.search import Digits, Trial
 from tuners.autotvm_results import Outages, Outcome, outcome_of
@@ -84,6 +85,22 @@ def starting_points(knobs: ConfigKnobs, kin: Sequence[Kin], most: int) -> list[D
             if len(found) == most:
                 return list(found.values())
     return list(found.values())
+
+
+def beliefs(knobs: ConfigKnobs, kin: Sequence[Kin], most: int) -> tuple[Digits, NDArray[np.float64]]:
+    """What ran elsewhere as configurations of this space `[n, n_knobs]`, and how fast relative to the best there, `[n]`.
+
+    Of all kin together `most` at most, evenly spread over good and bad ones.
+    """
+    rows, throughput = [], []
+    for group in kin:
+        take = min(len(group.configs), max(most // len(kin), 1))
+        for i in np.linspace(0, len(group.configs) - 1, take).astype(int).tolist():
+            row = knobs.nearest(group.configs[i])
+            if row is not None:
+                rows.append(row)
+                throughput.append(group.seconds[0] / group.seconds[i])
+    return np.array(rows, dtype=np.int64).reshape(-1, knobs.space.n_knobs), np.array(throughput, dtype=np.float64)
 
 
 def distance(one: Any, other: Any) -> float:

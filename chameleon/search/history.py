@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chameleon.search.space import Digits, KnobSpace
 from chameleon.search.trial import Status, Trial
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is believed of configurations from elsewhere, such as measurements of a similar workload.
+
+    Attributes:
+        configs: `[n, n_knobs]`, repeats possible.
+        throughput: relative to the best there, `[n]` in 0..1.
+    """
+
+    configs: Digits
+    throughput: NDArray[np.float64]
+
+    @classmethod
+    def none(cls, space: KnobSpace) -> Prior:
+        return cls(np.empty((0, space.n_knobs), dtype=np.int64), np.empty(0, dtype=np.float64))
 
 
 class History:
@@ -18,6 +36,7 @@ class History:
         self.space = space
         self.trials: list[Trial] = []
         self.best: Trial | None = None
+        self.prior = Prior.none(space)
         self._keys: set[bytes] = set()
 
     def __len__(self) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chameleon.search.cost_model import CostModel, CostModelConfig
-from chameleon.search.history import History
+from chameleon.search.history import History, Prior
 from chameleon.search.space import Digits, KnobSpace
 
 Featurize = Callable[[Digits], NDArray[np.floating]]
@@ -33,6 +33,7 @@ class Learner:
         self._success = CostModel(config)
         self._second = CostModel(config)
         self._fitted = self._second_fitted = -1
+        self._prior: Prior | None = None
 
     @property
     def has_second_look(self) -> bool:
@@ -59,16 +60,18 @@ class Learner:
         return self._second.predict(self._rich(configs))[0]
 
     def _fit(self, history: History) -> None:
-        if self._fitted == len(history):
+        if self._fitted == len(history) and self._prior is history.prior:
             return
         rows = self._rows(history)
         throughput = history.throughput()
-        self._throughput.fit(self._space.features(history.configs[rows]), throughput[rows], self._seed)
+        configs = np.vstack([history.configs[rows], history.prior.configs])
+        targets = np.concatenate([throughput[rows], history.prior.throughput])
+        self._throughput.fit(self._space.features(configs), targets, self._seed)
         success = (throughput > 0).astype(np.float64)
         newest = slice(max(len(history) - self._config.newest, 0), None)
         if 0 < success[newest].sum() < len(success[newest]):
             self._success.fit(self._space.features(history.configs[newest]), success[newest], self._seed + 1)
-        self._fitted = len(history)
+        self._fitted, self._prior = len(history), history.prior
 
     def _rows(self, history: History) -> NDArray[np.int64]:
         """Positions of the measured trials to learn from: all, or half the best and half the newest of many."""

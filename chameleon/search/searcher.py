@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chameleon.errors import UsageError
 from chameleon.search.agent import AgentConfig
 from chameleon.search.annealing import AnnealingConfig
 from chameleon.search.cost_model import CostModelConfig
 from chameleon.search.genetic import GeneticConfig
-from chameleon.search.history import History
+from chameleon.search.history import History, Prior
 from chameleon.search.learner import Featurize, Learner
 from chameleon.search.moves import unique_rows
 from chameleon.search.planners import (
@@ -90,6 +91,25 @@ class Searcher:
             self._known.add(key)
             self._queue.pop(key, None)
 
+    def believe(self, configs: Digits, throughput: NDArray[np.float64]) -> None:
+        """Lets the cost model learn from configurations measured elsewhere; they may still be asked for.
+
+        Args:
+            configs: `[n, n_knobs]`, valid or not, repeats possible; they replace what was believed before.
+            throughput: of each relative to the best there, `[n]` in 0..1.
+
+        Raises:
+            ValueError: if they do not fit together or the space.
+        """
+        configs, throughput = np.asarray(configs, dtype=np.int64), np.asarray(throughput, dtype=np.float64)
+        inside = configs.shape == (len(throughput), self.space.n_knobs) and (configs >= 0).all()
+        if not inside or (configs >= self.space.cardinalities).any() or not ((throughput >= 0) & (throughput <= 1)).all():
+            raise ValueError(
+                f"expected [n, {self.space.n_knobs}] digits of this space and [n] throughputs in 0..1, got shapes "
+                f"{configs.shape} and {throughput.shape}"
+            )
+        self._history.prior = Prior(configs, throughput)
+
     def _replan(self, wanted: int) -> None:
         view = View(self.space, self._history, self._known, self._rng, wanted)
         plan = self._planner.plan(view)
@@ -107,6 +127,7 @@ class Searcher:
             "space": self.space.fingerprint(),
             "rng": self._rng.bit_generator.state,
             "trials": [[list(t.config), t.status.value, t.seconds, t.message, dict(t.timings)] for t in self._history.trials],
+            "prior": [self._history.prior.configs.tolist(), self._history.prior.throughput.tolist()],
             "known": [np.frombuffer(k, dtype=np.int64).tolist() for k in sorted(self._known)],
             "queue": [row.tolist() for row in self._queue.values()],
             "planner": self._planner.state(),
@@ -127,6 +148,8 @@ class Searcher:
         self._rng.bit_generator.state = state["rng"]
         self._history = History(self.space)
         self._history.add([Trial(tuple(c), Status(s), sec, message, dict(t)) for c, s, sec, message, t in state["trials"]])
+        configs, throughput = state.get("prior", ([], []))
+        self.believe(np.array(configs, dtype=np.int64).reshape(-1, self.space.n_knobs), np.array(throughput))
         self._known = {np.array(row, dtype=np.int64).tobytes() for row in state["known"]}
         queue = np.array(state["queue"], dtype=np.int64).reshape(-1, self.space.n_knobs)
         self._queue = dict(zip(KnobSpace.keys(queue), queue, strict=True))

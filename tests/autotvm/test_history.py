@@ -14,7 +14,7 @@ from tests.autotvm.replaying import FormulaRunner, bowl, formula_option
 from tests.autotvm.templates import conv_task, create, kind_task
 from tuners.autotvm import ChameleonTuner
 from tuners.config_space import ConfigKnobs
-from tuners.transfer import distance, frozen, past_of, starting_points
+from tuners.transfer import beliefs, distance, frozen, past_of, starting_points
 
 pytestmark = pytest.mark.autotvm
 
@@ -123,6 +123,19 @@ def test_starting_points_are_different_valid_and_nearest_kin_first():
     nearest = knobs.nearest(past.kin[0].configs[0])
     assert nearest is not None
     assert points[0].tolist() == nearest.tolist()
+
+
+def test_what_the_model_learns_of_kin_is_bounded_and_spread_over_good_and_bad():
+    task = create("chameleon/matmul", 64, 64)
+    knobs = ConfigKnobs(task.config_space)
+    others = [create("chameleon/matmul", 64, 32), create("chameleon/matmul", 512, 512)]
+    past = past_of(task, knobs, [r for o in others for r in records_of(o, range(len(o.config_space)))])
+    configs, throughput = beliefs(knobs, past.kin, 20)
+    assert len(configs) == len(throughput) == 20
+    assert throughput.max() == 1
+    assert throughput.min() < 0.3
+    assert len(beliefs(knobs, past.kin, 1000)[0]) == 49 + 100
+    assert beliefs(knobs, (), 20)[0].shape == (0, 2)
 
 
 def test_distance_of_workloads_counts_doublings():

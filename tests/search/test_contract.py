@@ -221,6 +221,32 @@ def test_restoring_continues_identically_in_the_middle_of_a_plan(name: str, thro
     assert other.best == searcher.best
 
 
+def test_beliefs_are_restored_and_what_is_believed_is_asked_for_all_the_same(name: str) -> None:
+    space = SPACES["plain"]()
+    cost, rows = bowl(space, np.array([3, 1, 1])), space.rows(0, space.size)
+    searcher, other = make(name, space, 7), make(name, space, 8)
+    searcher.believe(rows, cost(rows).min() / cost(rows))
+    for _ in range(4):
+        searcher.tell(measure(searcher.ask(7), cost))
+    other.restore(json.loads(json.dumps(searcher.state(), default=lambda a: a.tolist())))
+    asked = {tuple(t.config) for t in searcher._history.trials}
+    while len(configs := searcher.ask(9)):
+        assert np.array_equal(other.ask(9), configs)
+        asked |= {tuple(c) for c in configs.tolist()}
+        searcher.tell(measure(configs, cost))
+        other.tell(measure(configs, cost))
+    assert asked == everything(space)
+
+
+@pytest.mark.parametrize(
+    ("configs", "throughput"),
+    [([[0, 0]], [1.0]), ([[99, 0, 0]], [1.0]), ([[0, 0, 0]], [1.0, 1.0]), ([[0, 0, 0]], [2.0]), ([[-1, 0, 0]], [0.5])],
+)
+def test_beliefs_of_another_kind_are_refused(configs: list[list[int]], throughput: list[float]) -> None:
+    with pytest.raises(ValueError, match="throughputs in"):
+        make("chameleon", SPACES["plain"]()).believe(np.array(configs), np.array(throughput))
+
+
 def test_a_state_of_another_space_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="same space"):
         make(name, SPACES["plain"]()).restore(make(name, SPACES["sketched"]()).state())

@@ -9,7 +9,7 @@ from chameleon.search import KnobSpace, Status, Trial, make_searcher, option
 from chameleon.search.annealing import Annealer, AnnealingConfig
 from chameleon.search.cost_model import CostModel, CostModelConfig
 from chameleon.search.genetic import Genetic, GeneticConfig
-from chameleon.search.history import History
+from chameleon.search.history import History, Prior
 from chameleon.search.learner import Learner
 from chameleon.search.moves import Moves
 from tests.search.synthetic import Cost, measure, tiled_matmul
@@ -21,6 +21,22 @@ def told(space: KnobSpace, configs: np.ndarray, cost: Cost) -> History:
     history = History(space)
     history.add(measure(configs, cost))
     return history
+
+
+def test_beliefs_that_are_right_teach_the_cost_model() -> None:
+    """A few trials, and a sample of another landscape with the same order: the prediction ranks like the sample."""
+    space, cost = tiled_matmul()
+    rng = np.random.default_rng(0)
+    few, believed, test = (space.sample(n, rng) for n in (12, 300, 300))
+    history, learner = told(space, np.unique(few, axis=0), cost), Learner(space, CostModelConfig(), 0)
+
+    def agreement() -> float:
+        mean, truth = learner.predict(history, test)[0], -cost(test)
+        return float(np.corrcoef(np.argsort(np.argsort(mean)), np.argsort(np.argsort(truth)))[0, 1])
+
+    alone = agreement()
+    history.prior = Prior(believed, (cost(believed).min() / cost(believed)) ** 0.9)
+    assert agreement() > max(alone, 0.7)
 
 
 def test_the_cost_model_ranks_what_it_has_not_seen() -> None:
