@@ -3,7 +3,7 @@
 
     python scripts/collect_landscape.py resnet18-56-64 resnet18-7-512 dense-64-512-1024 --limit 4000
 
-Needs an AutoTVM (TVM <= 0.19); the tasks' names are those of `configs/autotvm-tasks.yaml`. Configurations are drawn in a
+Needs an AutoTVM (TVM <= 0.19); the tasks' names are those of `configs/autotvm/tasks.yaml`. Configurations are drawn in a
 random order that the seed fixes, so a larger limit later extends the same sample. Each is appended to
 `WORK/NAME.jsonl` as soon as it is known: a second call goes on where the first was stopped. When a task is done, it is
 sorted into `OUT/NAME.jsonl.gz` with a manifest beside it.
@@ -40,7 +40,7 @@ from tuners.autotvm_replay import make_task
 from tuners.config_space import ConfigKnobs
 from tuners.landscape import landscape_header, read_lines, write_lines
 
-CATALOGUE = Path(__file__).resolve().parents[1] / "configs" / "autotvm-tasks.yaml"
+CATALOGUE = Path(__file__).resolve().parents[1] / "configs" / "autotvm" / "tasks.yaml"
 INSTANTIATION_ERROR, BUILD_TIMEOUT = 1, 6  # AutoTVM's numbers of the failures that a status does not tell apart
 MEMORY_LIMIT_BYTES = 3 << 30
 app = typer.Typer(add_completion=False)
@@ -231,7 +231,7 @@ def collect_task(name: str, target: str, limit: int | None, seed: int, work: Pat
 
 @app.command()
 def main(
-    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="Names in configs/autotvm-tasks.yaml.")],
+    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="Names in configs/autotvm/tasks.yaml.")],
     limit: Annotated[int | None, typer.Option(min=1, help="Measure a random sample of so many. Default: all.")] = None,
     seed: Annotated[int, typer.Option(help="Of the order in which configurations are measured.")] = 0,
     target: Annotated[str | None, typer.Option(help="Default: this machine.")] = None,

@@ -88,7 +88,7 @@ def replay(
 def live(
     tuners: Tuners = DEFAULT,
     tasks: Annotated[
-        str, typer.Option(help="Tasks of configs/autotvm-tasks.yaml; a name without an equal is a prefix.")
+        str, typer.Option(help="Tasks of configs/autotvm/tasks.yaml; a name without an equal is a prefix.")
     ] = "resnet18-",
     budget_s: Annotated[float, typer.Option(help="Optimisation time of each tuner on each task.")] = 60.0,
     trials: Annotated[int, typer.Option(min=1, help="And at most so many measurements.")] = 100_000,

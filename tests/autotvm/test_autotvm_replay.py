@@ -20,7 +20,8 @@ from tuners.landscape import LandscapeError, load_landscape, read_lines, write_l
 
 pytestmark = pytest.mark.autotvm
 
-CONV = Path(__file__).parent / "data" / "small-conv.jsonl.gz"
+CONV = Path(__file__).parent / "data" / "small-conv.jsonl.gz"  # all of the space
+DENSE = Path(__file__).parent / "data" / "dense-sample.jsonl.gz"  # 240 of 92,400; a quarter took too long to build
 TUNERS = {
     "grid": GridSearchTuner,
     "random": RandomTuner,
@@ -112,6 +113,18 @@ def test_failures_are_replayed(tmp_path: Path) -> None:
     assert counts == {"NO_ERROR": 90, "INSTANTIATION_ERROR": 90, "RUN_TIMEOUT": 90, "RUNTIME_DEVICE": 90}
     assert "boom" in str(next(r for _, r in seen if r.error_no == MeasureErrorNo.RUNTIME_DEVICE))
     assert tuner.best_flops == pytest.approx(tuner.task.flop / failing.best_seconds)
+
+
+@pytest.mark.parametrize("name", ["random", "chameleon"])
+def test_a_space_too_large_to_measure_with_builds_that_time_out(name: str) -> None:
+    dense = load_recording(DENSE)
+    timeouts = {i for i, answer in dense.answers.items() if answer.error_no}
+    assert (len(dense.answers), dense.points, dense.complete) == (240, 92_400, False)
+    assert {dense.answers[i].error_no for i in timeouts} == {MeasureErrorNo.BUILD_TIMEOUT}
+    tuner, seen = tuned(dense, TUNERS[name], 48)
+    assert {index for index, _ in seen} <= set(dense.answers)
+    assert {index for index, result in seen if result.error_no} == {index for index, _ in seen} & timeouts
+    assert tuner.best_flops <= tuner.task.flop / dense.best_seconds * 1.0001
 
 
 def test_what_is_not_on_record_is_an_error_of_the_tuner(tmp_path: Path, recording: Recording) -> None:
