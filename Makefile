@@ -23,7 +23,7 @@ test: check
 
 # The tests of the AutoTVM host, on TVM 0.19.
 test-autotvm: $(OLD_READY)
-	$(OLD_VENV)/bin/python -m pytest -m autotvm tests/autotvm
+	$(OLD_VENV)/bin/python -m pytest -n 2 --dist loadfile -m autotvm tests/autotvm
 
 # What to run before a commit.
 check: $(READY)
