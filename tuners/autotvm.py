@@ -194,7 +194,7 @@ class SearcherTuner(Tuner):
             logger.info("%s: %d records, fewer than min_seed_records=%d", self.task.name, len(records), min_seed_records)
             return
         past = past_of(self.task, self._knobs, records)
-        self._tell([t for t in past.own if t.config not in self._told])
+        self._tell(past.own)
         self._first.extend(r for r in starting_points(self._knobs, past.kin, STARTS) if tuple(r.tolist()) not in self._told)
         self._searcher.believe(*beliefs(self._knobs, past.kin, BELIEFS))
         logger.info(

@@ -55,7 +55,7 @@ class RunRequest:
     artifact_path: str
     device_type: str
     signature: Signature
-    best_s: float | None  # the best so far with the same arguments
+    best_s: float  # the best so far with the same arguments, infinite before the first
     timing: TimingConfig
 
 
@@ -142,14 +142,14 @@ class _RunEngine:
             signature = signature_of(runner_input)
         except ValueError as error:
             return RunnerResult(None, f"run_error: {error}")
-        best_s = self.best_s.get(signature)
+        best_s = self.best_s.get(signature, math.inf)
         device = device_name(str(runner_input.device_type))
         request = RunRequest(str(runner_input.artifact_path), device, signature, best_s, self.config.timing)
         outcome = self.pool.map([request])[0]
         self.last_run_s.append(outcome.wall_s)
         if not outcome.ok:
             return RunnerResult(None, _error_message(outcome))
-        self.best_s[signature] = min(outcome.value, best_s or math.inf)
+        self.best_s[signature] = min(outcome.value, best_s)
         return RunnerResult([outcome.value], None)
 
 
@@ -200,14 +200,14 @@ class Timer:
         module: Any = tvm.runtime.load_module(request.artifact_path)
         arguments = self._arguments_for(device, request)
         function = module[module.entry_name]
-        timing, best_s = request.timing, math.inf if request.best_s is None else request.best_s
-        slow_above_s = best_s * timing.slow_factor
+        timing = request.timing
+        slow_above_s = request.best_s * timing.slow_factor
         estimate_s = quick_estimate_s(lambda: function(*arguments), device, timing, 2 * slow_above_s)
         if estimate_s > slow_above_s:
             return estimate_s
         number = max(1, math.ceil(timing.min_repeat_s / estimate_s))
         evaluator = module.time_evaluator(module.entry_name, device, number=number, repeat=1)
-        return raced_s(lambda: float(evaluator(*arguments).mean), timing, best_s * timing.close_factor)
+        return raced_s(lambda: float(evaluator(*arguments).mean), timing, request.best_s * timing.close_factor)
 
     def _arguments_for(self, device: Any, request: RunRequest) -> list[Any]:
         key = (request.device_type, request.signature)

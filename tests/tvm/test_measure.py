@@ -215,7 +215,7 @@ def test_inputs_are_made_once_and_few_are_kept() -> None:
     timer = Timer(cache_bytes=3 * 4000)
 
     def arguments(n: int) -> list[tvm.runtime.Tensor]:
-        request = RunRequest("", "cpu", (("float32", (n,)),), None, TimingConfig())
+        request = RunRequest("", "cpu", (("float32", (n,)),), float("inf"), TimingConfig())
         return timer._arguments_for(tvm.cpu(), request)
 
     first = arguments(1000)
