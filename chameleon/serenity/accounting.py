@@ -1,0 +1,155 @@
+"""What an order of a graph costs. Shares no code with the solvers: it checks them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chameleon.serenity.graph import Graph, GraphError
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes in use over a schedule of n steps.
+
+    Attributes:
+        during: `[n]`, while each step runs: its inputs, output and workspace and all that later steps need.
+        after: `[n + 1]`, before the first step and after every step.
+    """
+
+    during: NDArray[np.int64] = field(repr=False)
+    after: NDArray[np.int64] = field(repr=False)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that is in use at any time."""
+        return int(max(self.during.max(initial=0), self.after.max(initial=0)))
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A piece of memory and the steps that it is needed for.
+
+    Attributes:
+        name: of the node that owns it; `NAME.workspace` for a workspace.
+        size_bytes: its size.
+        start: the first step that needs it.
+        stop: one past the last step that needs it.
+        tensors: the nodes whose tensors lie in it, those computed in place included; empty for a workspace.
+    """
+
+    name: str
+    size_bytes: int
+    start: int
+    stop: int
+    tensors: tuple[str, ...] = ()
+
+
+def validate(graph: Graph, order: Sequence[str]) -> None:
+    """Check that an order runs every step of a graph once, after its inputs.
+
+    Raises:
+        GraphError: if it does not; the message names the node.
+    """
+    steps, counts = set(graph.steps), Counter(order)
+    for name, times in counts.items():
+        if name not in steps:
+            what = "an input of the graph, which is there already" if name in graph.inputs else "no node of the graph"
+            raise GraphError(f"the order holds {name!r}, {what}")
+        if times > 1:
+            raise GraphError(f"the order holds {name!r} {times} times")
+    missing = [name for name in graph.steps if name not in counts]
+    if missing:
+        raise GraphError(f"the order lacks {len(missing)} of {len(steps)} nodes: {', '.join(missing[:5])}")
+    done = set(graph.inputs)
+    for name in order:
+        for source in graph.by_name[name].inputs:
+            if source not in done:
+                raise GraphError(f"the order runs {name!r} before its input {source!r}")
+        done.add(name)
+
+
+def lifetimes(graph: Graph, order: Sequence[str]) -> list[Buffer]:
+    """The memory that a schedule needs, in the order of its first use; tensors computed in place share one buffer.
+
+    Raises:
+        GraphError: if the order is not valid.
+    """
+    validate(graph, order)
+    first, last = _touches(graph, order)
+    merged = _in_place(graph, order)  # owner -> the owner whose memory it takes over
+    buffers: dict[str, Buffer] = {}
+    for owner in sorted(first, key=lambda o: first[o]):
+        root, tensors = owner, graph.members[owner]
+        while root in merged:
+            root = merged[root]
+        known = buffers.get(root)
+        start, tensors = (known.start, known.tensors + tensors) if known else (first[owner], tensors)
+        buffers[root] = Buffer(root, graph.by_name[root].output_bytes, start, last[owner] + 1, tensors)
+    steps = enumerate(order)
+    work = [Buffer(f"{n}.workspace", graph.by_name[n].workspace_bytes, t, t + 1) for t, n in steps]
+    return [b for b in (*buffers.values(), *work) if b.size_bytes]
+
+
+def footprint(graph: Graph, order: Sequence[str]) -> Footprint:
+    """Bytes in use before, during and after every step (see `chameleon.serenity.graph` for what counts).
+
+    Raises:
+        GraphError: if the order is not valid.
+    """
+    n = len(order)
+    during, after = np.zeros(n + 1, np.int64), np.zeros(n + 2, np.int64)  # differences, summed up below
+    for b in lifetimes(graph, order):
+        during[b.start] += b.size_bytes
+        during[b.stop] -= b.size_bytes
+        if b.tensors:  # after[t] is before step t
+            given = any(name in graph.inputs for name in b.tensors)
+            kept = any(name in graph.outputs for name in b.tensors)
+            after[0 if given else b.start + 1] += b.size_bytes
+            after[n + 1 if kept else b.stop] -= b.size_bytes
+    return Footprint(np.cumsum(during)[:n], np.cumsum(after)[: n + 1])
+
+
+def peak_bytes(graph: Graph, order: Sequence[str]) -> int:
+    """The least memory in which a schedule runs, its liveness bound.
+
+    Raises:
+        GraphError: if the order is not valid.
+    """
+    return footprint(graph, order).peak_bytes
+
+
+def _touches(graph: Graph, order: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
+    """For every owner of memory the first and the last step that need it."""
+    at = {name: t for t, name in enumerate(order)} | dict.fromkeys(graph.inputs, 0)
+    end = max(len(order) - 1, 0)
+    first, last = {}, {}
+    for owner, members in graph.members.items():
+        readers = [reader for name in members for reader in graph.consumers[name]]
+        if owner in graph.inputs and not readers and owner not in graph.outputs:
+            continue  # nobody wants it
+        first[owner] = min(at[name] for name in members)
+        kept = any(name in graph.outputs for name in members)
+        last[owner] = end if kept else max(at[name] for name in (*members, *readers))
+    return first, last
+
+
+def _in_place(graph: Graph, order: Sequence[str]) -> dict[str, str]:
+    """Which owners of memory take over whose, in this order."""
+    bound = {graph.owner(name) for name in (*graph.inputs, *graph.outputs)}
+    merged: dict[str, str] = {}
+    done = set(graph.inputs)
+    for name in order:
+        done.add(name)
+        taken = graph.by_name[name].in_place
+        if not taken:
+            continue
+        source = graph.owner(taken)
+        readers = [r for m in graph.members[source] for r in graph.consumers[m]]
+        if source not in bound and done.issuperset((*graph.members[source], *readers)):
+            merged[name] = source
+    return merged

@@ -1,0 +1,281 @@
+"""A network as the memory-aware scheduler sees it: nodes, and the bytes that their tensors take.
+
+What is counted, and when:
+
+- **Tensors.** A node's tensor takes `output_bytes` from the step that runs the node until the last of its readers has run:
+  the inputs and the output of a node are alive together (Ahn 2020, sec. 3.1). A tensor nobody reads is freed after its own
+  step.
+- **Graph inputs** are there before the first step and are freed after their last reader; one that nobody reads is not
+  counted. A caller that keeps them alive all the time lists them among the outputs too; one that does not want them counted
+  gives them 0 bytes.
+- **Graph outputs** are never freed.
+- **Workspaces** are there while their node runs.
+- **Storage.** `storage` names the node whose memory this node's tensor lies in. A view names the tensor that it looks at; the
+  inputs of a concatenation that copies nothing name the concatenation, whose memory is taken as a whole by the first of them
+  that runs. Memory is freed when nothing that lies in it will be read or written any more. Only the owner's `output_bytes`
+  count.
+- **In place.** `in_place` names an input that the node may overwrite. It does so when the order allows: all else that touches
+  that memory has run, and it holds no graph input or output. Then the node takes no memory of its own.
+
+The paper knows tensors only; the rest is ours, since real code generators have it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from chameleon.errors import ChameleonError, UsageError
+
+NODE_KEYS = ("name", "inputs", "output_bytes", "workspace_bytes", "storage", "in_place", "op", "attrs")
+GRAPH_KEYS = ("name", "inputs", "outputs", "nodes")
+
+
+class GraphError(ChameleonError):
+    """A graph that cannot be scheduled; the message names the place."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator and the tensor that it makes.
+
+    Attributes:
+        name: unique in its graph.
+        inputs: names of the nodes whose tensors it reads.
+        output_bytes: size of its tensor.
+        workspace_bytes: what it needs besides while it runs.
+        storage: the node in whose memory its tensor lies; empty if it has memory of its own.
+        in_place: the input that it may overwrite; of the same size. Empty if none.
+        op: what it computes, for people and for the rewriting.
+        attrs: what the rewriting needs to know of the operator, as plain data.
+    """
+
+    name: str
+    inputs: tuple[str, ...] = ()
+    output_bytes: int = 0
+    workspace_bytes: int = 0
+    storage: str = ""
+    in_place: str = ""
+    op: str = ""
+    attrs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The node as JSON, without what is empty."""
+        line = {key: getattr(self, key) for key in NODE_KEYS}
+        line["inputs"], line["attrs"] = list(self.inputs), dict(self.attrs)
+        return {key: value for key, value in line.items() if value or key == "name"}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A directed acyclic graph of nodes.
+
+    Attributes:
+        nodes: in any order.
+        inputs: the nodes whose tensors are there before the first step; a schedule does not hold them.
+        outputs: the nodes whose tensors must be there at the end.
+        name: of the network.
+
+    Raises:
+        GraphError: if names repeat or do not exist, a size is negative or no integer, there is a cycle, or storage is amiss.
+    """
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    name: str = "graph"
+
+    def __post_init__(self) -> None:
+        for key in ("nodes", "inputs", "outputs"):
+            object.__setattr__(self, key, tuple(getattr(self, key)))
+        _check_names(self)
+        for node in self.nodes:
+            _check_node(self, node)
+        _check_acyclic(self)
+
+    @cached_property
+    def by_name(self) -> dict[str, Node]:
+        """Nodes by their names."""
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def consumers(self) -> dict[str, tuple[str, ...]]:
+        """For every node the nodes that read its tensor, each once."""
+        found: dict[str, list[str]] = {node.name: [] for node in self.nodes}
+        for node in self.nodes:
+            for source in dict.fromkeys(node.inputs):
+                found[source].append(node.name)
+        return {name: tuple(readers) for name, readers in found.items()}
+
+    @cached_property
+    def steps(self) -> tuple[str, ...]:
+        """The names that a schedule holds: all but the graph's inputs, as listed."""
+        given = set(self.inputs)
+        return tuple(node.name for node in self.nodes if node.name not in given)
+
+    @cached_property
+    def members(self) -> dict[str, tuple[str, ...]]:
+        """For every node that owns memory the nodes whose tensors lie in it, itself included."""
+        found: dict[str, list[str]] = {node.name: [] for node in self.nodes if not node.storage}
+        for node in self.nodes:
+            found[node.storage or node.name].append(node.name)
+        return {owner: tuple(names) for owner, names in found.items()}
+
+    def owner(self, name: str) -> str:
+        """The node whose memory the tensor of `name` lies in."""
+        return self.by_name[name].storage or name
+
+    def to_json(self) -> dict[str, Any]:
+        """The graph as plain data; the inverse of `from_json`."""
+        return {
+            "name": self.name,
+            "inputs": list(self.inputs),
+            "outputs": list(self.outputs),
+            "nodes": [node.to_json() for node in self.nodes],
+        }
+
+    @classmethod
+    def from_json(cls, content: Any) -> Graph:
+        """Build a graph from plain data.
+
+        Raises:
+            GraphError: if it is no graph, says what was expected and where.
+        """
+        if not isinstance(content, Mapping) or not isinstance(content.get("nodes"), list):
+            raise GraphError("expected a graph: an object with `nodes`, a list, and optionally `name`, `inputs` and `outputs`")
+        _check_keys("a graph", content, GRAPH_KEYS)
+        nodes = tuple(_node(number, line) for number, line in enumerate(content["nodes"]))
+        inputs, outputs = (_strings(f"`{key}` of the graph", content.get(key, [])) for key in ("inputs", "outputs"))
+        return cls(nodes, inputs, outputs, str(content.get("name", "graph")))
+
+
+def read_graph(path: str | Path) -> Graph:
+    """Read a graph from a JSON file.
+
+    Raises:
+        UsageError: if there is no such file.
+        GraphError: if it holds no graph.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; expected a graph as JSON")
+    try:
+        return Graph.from_json(json.loads(path.read_text()))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise GraphError(f"{path}: expected JSON, got {error}") from error
+    except GraphError as error:
+        raise GraphError(f"{path}: {error}") from error
+
+
+def write_graph(graph: Graph, path: str | Path) -> None:
+    """Write a graph as JSON, one node a line."""
+    content = graph.to_json()
+    head = [f'"{key}": {json.dumps(content[key])},' for key in ("name", "inputs", "outputs")]
+    lines = ",\n  ".join(json.dumps(node) for node in content["nodes"])
+    Path(path).write_text("\n ".join(["{", *head, f'"nodes": [\n  {lines}\n ]']) + "\n}\n")
+
+
+def _node(number: int, line: Any) -> Node:
+    if not isinstance(line, Mapping) or not isinstance(line.get("name"), str):
+        raise GraphError(f"node {number}: expected an object with a `name`, got {line!r:.80}")
+    place = f"node {line['name']!r}"
+    _check_keys(place, line, NODE_KEYS)
+    fields = dict(line)
+    fields["inputs"] = _strings(f"`inputs` of {place}", line.get("inputs", []))
+    if not isinstance(line.get("attrs", {}), Mapping):
+        raise GraphError(f"{place}: expected `attrs` to be an object, got {line['attrs']!r:.80}")
+    return Node(**fields)
+
+
+def _check_keys(place: str, content: Mapping[str, Any], known: Iterable[str]) -> None:
+    for key in content:
+        if key not in known:
+            raise GraphError(f"{place}: unknown key {key!r}; known: {', '.join(known)}")
+
+
+def _strings(place: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
+        raise GraphError(f"{place}: expected a list of names, got {value!r:.80}")
+    return tuple(value)
+
+
+def _check_names(graph: Graph) -> None:
+    seen: set[str] = set()
+    for node in graph.nodes:
+        if node.name in seen:
+            raise GraphError(f"two nodes are called {node.name!r}; names must be unique")
+        seen.add(node.name)
+    for what, names in (("input", graph.inputs), ("output", graph.outputs)):
+        for name in names:
+            if name not in seen:
+                raise GraphError(f"the graph's {what} {name!r} is not among its {len(graph.nodes)} nodes")
+        if len(set(names)) != len(names):
+            raise GraphError(f"the graph lists an {what} twice: {', '.join(names)}")
+
+
+def _check_node(graph: Graph, node: Node) -> None:
+    place = f"node {node.name!r}"
+    for key in ("output_bytes", "workspace_bytes"):
+        size = getattr(node, key)
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise GraphError(f"{place}: expected {key} to be an integer >= 0, got {size!r}")
+    for source in node.inputs:
+        if source not in graph.by_name:
+            raise GraphError(f"{place} reads {source!r}, which is not among the graph's nodes")
+    if node.name in graph.inputs and (node.inputs or node.workspace_bytes or node.storage or node.in_place):
+        raise GraphError(f"{place} is an input of the graph: it can have no inputs, workspace, storage or in_place")
+    if node.storage:
+        _check_storage(graph, node)
+    if node.in_place:
+        _check_in_place(graph, node)
+
+
+def _check_storage(graph: Graph, node: Node) -> None:
+    place = f"node {node.name!r}"
+    owner = graph.by_name.get(node.storage)
+    if owner is None or owner.storage or owner.name == node.name:
+        raise GraphError(f"{place}: expected `storage` to name another node that owns its memory, got {node.storage!r}")
+    if node.output_bytes > owner.output_bytes:
+        raise GraphError(f"{place}: its {node.output_bytes} bytes do not fit into the {owner.output_bytes} of {owner.name!r}")
+    if node.in_place:
+        raise GraphError(f"{place}: a tensor that lies in {node.storage!r} cannot also take the place of {node.in_place!r}")
+
+
+def _check_in_place(graph: Graph, node: Node) -> None:
+    place = f"node {node.name!r}"
+    if node.in_place not in node.inputs:
+        raise GraphError(f"{place}: expected `in_place` to name one of its inputs, got {node.in_place!r}")
+    owner = graph.by_name[graph.owner(node.in_place)]
+    if owner.output_bytes != node.output_bytes:
+        raise GraphError(
+            f"{place}: to be computed in place its {node.output_bytes} bytes must be as many as the {owner.output_bytes} "
+            f"of {owner.name!r}"
+        )
+    early = [m for m in graph.members.get(node.name, ()) if m in node.inputs]
+    if early:
+        raise GraphError(f"{place}: it cannot be computed in place, since its input {early[0]!r} lies in its memory already")
+
+
+def _check_acyclic(graph: Graph) -> None:
+    waiting = {node.name: len(set(node.inputs)) for node in graph.nodes}
+    ready = [name for name, n in waiting.items() if not n]
+    while ready:
+        for reader in graph.consumers[ready.pop()]:
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                ready.append(reader)
+    left = {name for name, n in waiting.items() if n}
+    if left:
+        raise GraphError(f"the graph has a cycle: {' -> '.join(_a_cycle(graph, left))}")
+
+
+def _a_cycle(graph: Graph, left: set[str]) -> list[str]:
+    """A cycle among nodes each of which has an input among them, in the direction of the data."""
+    path = [min(left)]
+    while path.count(path[-1]) < 2:
+        path.append(next(source for source in graph.by_name[path[-1]].inputs if source in left))
+    return path[path.index(path[-1]) :][::-1]
