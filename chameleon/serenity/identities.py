@@ -91,13 +91,26 @@ def apply_sites(graph: Graph, sites: Collection[Site], accumulation: Accumulatio
     return _run(graph, lambda site, _: site in chosen, accumulation)
 
 
+def data_order(graph: Graph) -> list[str]:
+    """All nodes, inputs of the graph included, in the order in which they are listed, each right after what it reads."""
+    order: dict[str, None] = {}
+    stack = [node.name for node in reversed(graph.nodes)]
+    while stack:
+        waiting = [source for source in graph.by_name[stack[-1]].inputs if source not in order]
+        if waiting:
+            stack += reversed(waiting)
+        else:
+            order[stack.pop()] = None
+    return list(order)
+
+
 Take = Callable[[Site, Collection[Site]], bool]
 
 
 def _run(graph: Graph, take: Take, accumulation: Accumulation) -> Graph:
     """One pass in the order of the data, in which `take` decides at every site."""
     draft = _Draft(graph, {node.name: node for node in graph.nodes})
-    order = _topological(graph)
+    order = data_order(graph)
     for name in order:
         node = draft.nodes[name]
         if node.op == "concat" and _nested(draft, node):
@@ -335,19 +348,3 @@ def _drop_dead(draft: _Draft) -> None:
             del draft.nodes[name]
             draft.passed.discard(name)
         dead = [name for name in draft.passed if _is_dead(draft, name)]
-
-
-def _topological(graph: Graph) -> list[str]:
-    """Names in the order of the data, otherwise as listed."""
-    order, done = [], set()
-    waiting = list(graph.nodes)
-    while waiting:
-        later = []
-        for node in waiting:
-            if done.issuperset(node.inputs):
-                order.append(node.name)
-                done.add(node.name)
-            else:
-                later.append(node)
-        waiting = later
-    return order
