@@ -150,13 +150,14 @@ def test_each_partial_convolution_is_a_kernel_that_adds_to_the_one_before(loaded
     mod, _, _ = loaded("dilated, behind a relu")
     (site,) = (site for site in find_sites(mod) if site.kind == "channel_wise")
     after = apply_sites(mod, [site, *find_sites(mod)[site]])
-    text = _kernels(after, TARGET)["main"].script(show_meta=False)
-    calls = re.findall(r"(\w+) = R\.call_tir\(cls\.(\w+), \((.*?)\), out", text)
-    convs = [(var, kernel, arguments.split(", ")) for var, kernel, arguments in calls if "conv2d" in kernel][2:]
-    assert [kernel.rstrip("0123456789") for _, kernel, _ in convs] == ["conv2d_part", "conv2d_part_add", "fused_conv2d_add_add"]
-    for (var, _, _), (_, _, arguments) in pairwise(convs):
-        assert var in arguments
-    assert "concat" not in text
+    kernels = _kernels(after, TARGET)
+    calls = [b for b in kernels["main"].body.blocks[0].bindings if isinstance(b.value, tvm.ir.Call)]
+    names = [re.sub(r"\d", "", b.value.args[0].name_hint.replace("conv2d", "conv")) for b in calls]
+    assert not any("concat" in name for name in names)
+    partial = [i for i, name in enumerate(names) if "conv" in name][2:]  # after those that make the parts
+    assert [names[i] for i in partial] == ["conv_part", "conv_part_add", "fused_conv_add_add"]
+    for before, after_it in pairwise(partial):
+        assert any(argument.same_as(calls[before].var) for argument in calls[after_it].value.args[1].fields)
 
 
 def test_functions_that_are_no_single_block_of_static_shapes_have_no_sites() -> None:
