@@ -1,8 +1,8 @@
 """Identity graph rewriting (Ahn 2020, sec. 3.3) on a relax module, before its operators become kernels.
 
 `find_sites` names the places, `apply_sites` rewrites a chosen set of them; `chameleon.serenity.identities` says what the kinds
-are and does the rewriting, on the graph of `chameleon.deploy.concat_graph`. Which sites to keep is for the caller to find out
-on the kernels that come of it, with `chameleon.serenity.site_search.choose_sites`: fusion changes the peak.
+are and does the rewriting, on the graph of `chameleon.deploy.concat_graph`. `rewrite_module` keeps those that lower the peak of
+the kernels that come of it, whose fusion changes what a rewrite saves.
 
 Partial convolutions must not be fused with each other: TVM fuses a chain of sums into one kernel, for which all partial results
 are alive at a time. So each of them, with its sum, becomes a function with the attribute `Primitive`, which is a kernel of its
@@ -15,6 +15,7 @@ it. A concatenation whose parts are to be written in place is such a function to
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from tvm import relax
@@ -24,7 +25,9 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from chameleon.deploy.concat_graph import ConcatGraph, concat_graph
 from chameleon.serenity import identities
 from chameleon.serenity.graph import Graph, Node
-from chameleon.serenity.identities import Site
+from chameleon.serenity.identities import KINDS, Site
+from chameleon.serenity.rewrite import RewriteOptions, Solution, rewrite
+from chameleon.serenity.site_search import Choice, Score, choose_sites
 
 OrderOf = Callable[[Graph], Sequence[str]]
 
@@ -53,6 +56,51 @@ def apply_sites(mod: IRModule, sites: Collection[Site], order_of: OrderOf | None
     after = identities.apply_sites(read.graph, sites)
     order = identities.data_order(after) if order_of is None else [*after.inputs, *order_of(after)]
     return _Emitter(mod, read, after).emit(order)
+
+
+@dataclass(frozen=True)
+class RewrittenModule:
+    """A module with the rewrites that lower its score.
+
+    Attributes:
+        mod: the module; the given one if nothing lowers its peak.
+        choice: the sites, the scores before and after, how many sets of sites were tried.
+    """
+
+    mod: IRModule = field(repr=False)
+    choice: Choice[Site]
+
+
+def rewrite_module(
+    mod: IRModule,
+    score: Callable[[IRModule], Score],
+    solve: Callable[[Graph], Solution],
+    kinds: Collection[str] = KINDS,
+    max_tries: int = 32,
+) -> RewrittenModule:
+    """The module with the sites rewritten that lower its peak.
+
+    Args:
+        score: of a rewritten module; its first number is the peak. To be right it makes kernels of the module and solves their
+            graph, which takes time: so the search starts from what pays in the graph of the operators, which costs no kernels.
+        solve: a solver for the graph of the operators; partial results are added up in the order that it finds.
+        kinds: of sites that may be rewritten.
+        max_tries: how many modules are scored at most.
+    """
+    read = concat_graph(mod)
+    sites = {} if read is None else identities.find_sites(read.graph)
+    needs = {site: n for site, n in sites.items() if site.kind in kinds and all(s.kind in kinds for s in n)}
+    if read is None or not needs:
+        before = score(mod)
+        return RewrittenModule(mod, Choice((), before, before, 1, True))
+
+    def order_of(graph: Graph) -> Sequence[str]:
+        return solve(graph).order
+
+    guess = rewrite(read.graph, solve, RewriteOptions(kinds=tuple(kinds))).applied
+    groups = [guess, *([site for site in needs if site.kind == kind] for kind in kinds)]
+    choice = choose_sites(needs, lambda chosen: score(apply_sites(mod, chosen, order_of)), groups, max_tries)
+    return RewrittenModule(apply_sites(mod, choice.chosen, order_of), choice)
 
 
 class _Emitter:
