@@ -53,7 +53,7 @@ class ConcatKernel:
 
 
 def concat_kernel(func: PrimFunc) -> ConcatKernel | None:
-    """What a kernel concatenates; none if it does anything else, or one tensor twice."""
+    """What a kernel concatenates; none if it does anything else."""
     *inputs, output = func.params
     blocks = _blocks(func)
     if len(inputs) < 2 or len(blocks) != 1 or not isinstance(blocks[0].body, BufferStore) or blocks[0].init is not None:
@@ -93,7 +93,8 @@ def without_copies(func: PrimFunc, placed: Collection[int]) -> PrimFunc:
             return node
         return tirx.BufferRegion(output, [Range.from_min_extent(i, 1) for i in indices])
 
-    return func.with_body(structural_map(func.body, [(TensorLoad, load), (TensorRegion, region)]))
+    body = structural_map(func.body, [(TensorLoad, load), (TensorRegion, region)])
+    return PrimFunc(func.params, body, func.ret_type, func.attrs)
 
 
 def can_be_windowed(func: PrimFunc) -> bool:
