@@ -80,7 +80,7 @@ def without_copies(func: PrimFunc, placed: Collection[int]) -> PrimFunc:
     """
     *inputs, output = func.params
     if len(placed) == len(inputs):
-        nothing = PrimFunc(func.params, tirx.Evaluate(IntImm("int32", 0)), func.ret_type, func.attrs)
+        nothing: Any = PrimFunc(func.params, tirx.Evaluate(IntImm("int32", 0)), func.ret_type, func.attrs)
         return nothing.with_attr("tirx.is_scheduled", True)
     (block,) = _blocks(func)
     indices = list(block.body.indices)
