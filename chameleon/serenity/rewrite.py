@@ -1,0 +1,94 @@
+"""Rewrite a graph where that lowers the peak of its best schedule (Ahn 2020, sec. 3.3).
+
+`chameleon.serenity.identities` says what can be rewritten and what a node must tell for it. The paper applies every pattern
+it finds. That can raise the peak: a part that was small may have readers that now wait, and two readers of one concatenation
+may need it and its parts. So here a rewrite stays only if the *solved* peak falls by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from chameleon.serenity.accounting import footprint
+from chameleon.serenity.graph import Graph
+from chameleon.serenity.identities import KINDS, Accumulation, Site, apply_sites, find_sites
+from chameleon.serenity.site_search import choose_sites
+
+
+class Solution(Protocol):
+    """What a solver returns, such as `chameleon.serenity.schedule.Schedule`."""
+
+    @property
+    def order(self) -> tuple[str, ...]: ...
+
+    @property
+    def peak_bytes(self) -> int: ...
+
+
+T = TypeVar("T", bound=Solution)
+
+
+@dataclass(frozen=True)
+class RewriteOptions:
+    """What may be rewritten, and how long to search."""
+
+    kinds: tuple[str, ...] = KINDS  # of sites, see chameleon.serenity.identities
+    accumulation: Accumulation = "shared"  # how the partial sums of a convolution are kept
+    max_solves: int = 256  # solver calls, the one for the graph as it is included
+
+
+@dataclass(frozen=True)
+class Rewritten(Generic[T]):
+    """A graph with the rewrites that lower its peak, and its schedule.
+
+    Attributes:
+        graph: the rewritten graph; the given one if nothing lowers its peak.
+        schedule: of `graph`.
+        applied: the sites that were rewritten; without any one of them the peak would be higher.
+        before: the schedule of the graph as it was given.
+        sites: how many sites there were.
+        solves: how often the solver ran.
+        complete: the search ended by itself, not by `max_solves`.
+    """
+
+    graph: Graph
+    schedule: T
+    applied: tuple[Site, ...]
+    before: T
+    sites: int
+    solves: int
+    complete: bool
+
+    @property
+    def saved_bytes(self) -> int:
+        """By how much the peak fell; never negative."""
+        return self.before.peak_bytes - self.schedule.peak_bytes
+
+
+def rewrite(graph: Graph, solve: Callable[[Graph], T], options: RewriteOptions = RewriteOptions()) -> Rewritten[T]:
+    """The graph with the rewrites that lower the peak that `solve` finds; deterministic if `solve` is.
+
+    Sets of one peak are told apart by the number of steps that reach it, so that the search sees a step forward where a
+    network has its peak at two places and a rewrite clears one of them.
+
+    Raises:
+        GraphError: if a node says something of its channels that cannot be.
+    """
+    found = {site: needs for site, needs in find_sites(graph).items() if site.kind in options.kinds}
+    needs = {site: n for site, n in found.items() if n <= found.keys()}
+    solved: dict[frozenset[Site], tuple[Graph, T]] = {}
+
+    def evaluate(sites: frozenset[Site]) -> tuple[int, int]:
+        candidate = apply_sites(graph, sites, options.accumulation) if sites else graph
+        schedule = solve(candidate)
+        solved[sites] = candidate, schedule
+        use = footprint(candidate, schedule.order)
+        return schedule.peak_bytes, int((use.during == use.peak_bytes).sum())
+
+    groups = [[site for site in needs if site.kind == kind] for kind in options.kinds]
+    choice = choose_sites(needs, evaluate, groups, options.max_solves)
+    best, schedule = solved[frozenset(choice.chosen)]
+    before = solved[frozenset()][1]
+    return Rewritten(best, schedule, choice.chosen, before, len(needs), choice.evaluations, choice.complete)
