@@ -11,6 +11,7 @@ What counts as what:
   from the beginning until their last reader.
 - **Workspaces** that a kernel gets from outside (`chameleon.deploy.workspaces`) count while it runs.
 - **Outputs** are planned like every other tensor and live to the end.
+- **Concatenations whose parts are written in place** (`chameleon.deploy.placed_concats`) own the memory of these parts.
 - **In place**: a kernel whose output may take the memory of an input says so (`chameleon.deploy.in_place`).
 """
 
@@ -31,6 +32,7 @@ from tvm.ir import Call, GenericConst, GlobalVar, IRModule, TupleType
 from tvm.tirx import IntImm, PrimFunc
 
 from chameleon.deploy.in_place import in_place_inputs
+from chameleon.deploy.placed_concats import placed_inputs
 from chameleon.deploy.workspaces import n_workspaces
 from chameleon.serenity.graph import Graph, GraphError, Node
 
@@ -128,6 +130,7 @@ class _Extractor:
         self.calls: dict[str, KernelCall] = {}
         self.tensors: dict[Any, Any] = {}  # variable -> node's name, None for a constant, or a list of these
         self.arguments: dict[str, list[Any]] = {}
+        self.placed: dict[str, str] = {}  # part -> the concatenation that it lies in
         self.replaceable: dict[str, list[str]] = {}
         self.names: set[str] = set()
 
@@ -181,6 +184,7 @@ class _Extractor:
         self.nodes.append(node)
         self.calls[node.name] = made
         self.arguments[node.name] = arguments
+        self.placed |= {arguments[i]: node.name for i in (placed_inputs(func) if isinstance(func, PrimFunc) else ())}
         self.replaceable[node.name] = self._replaceable(func, arguments, made)
         self.tensors[binding.var] = [node.name] * len(all_types) if isinstance(binding.var.ty, TupleType) else node.name
 
@@ -196,7 +200,16 @@ class _Extractor:
         """The nodes, each with the one input to overwrite that the fewest others read."""
         readers = Counter(source for node in self.nodes for source in node.inputs)
         chosen = {name: min(known, key=lambda n: readers[n]) for name, known in self.replaceable.items() if known}
-        return tuple(dataclasses.replace(node, in_place=chosen.get(node.name, "")) for node in self.nodes)
+        return tuple(self._with_memory(node, chosen.get(node.name, "")) for node in self.nodes)
+
+    def _with_memory(self, node: Node, in_place: str) -> Node:
+        """The node in the memory of the outermost concatenation that it is a part of, or with its own."""
+        owner = node.name
+        while owner in self.placed:
+            owner = self.placed[owner]
+        if owner != node.name:
+            return dataclasses.replace(node, output_bytes=0, storage=owner)
+        return dataclasses.replace(node, in_place=in_place)
 
     def _behind(self, value: Any, place: str) -> Any:
         """The nodes behind an expression that moves no data."""
