@@ -24,13 +24,11 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from chameleon.deploy.in_place import overwriting
 from chameleon.deploy.memory_graph import ALIGNMENT, Extracted, TensorType, extract_graph
-from chameleon.deploy.placed_concats import place_where_it_pays
 from chameleon.deploy.workspaces import hoist_workspaces, scratch_bytes
-from chameleon.serenity.accounting import Buffer, footprint, lifetimes
+from chameleon.serenity.accounting import Buffer, lifetimes
 from chameleon.serenity.arena import Arena, plan_arena
 from chameleon.serenity.graph import Graph, GraphError
 from chameleon.serenity.schedule import Schedule, schedule
-from chameleon.serenity.site_search import Score
 
 Solve = Callable[[Graph], Schedule]
 
@@ -41,7 +39,6 @@ class MemoryOptions:
 
     hoist: bool = True  # kernels' own workspaces lie in the arena as well
     in_place: bool = True  # kernels may write over an input that nothing else needs
-    zero_copy: bool = True  # parts of a concatenation may be written in place, where that lowers the peak
     arena_limit_s: float = 10.0  # for the arena's offsets
     name: str = "main"  # of the network, for messages
 
@@ -84,27 +81,14 @@ def plan_memory(mod: IRModule, solve: Solve = schedule, options: MemoryOptions |
     """
     options = options or MemoryOptions()
     mod = prepare(mod, hoist=options.hoist)
-    if options.zero_copy:
-        mod = place_where_it_pays(mod, lambda placed: peak_score(placed, solve, options))
-    extracted, graph = _graph_of(mod, options)
+    extracted = extract_graph(mod, options.name)
+    graph = extracted.graph if options.in_place else without_in_place(extracted.graph)
     found = solve(graph)
     buffers = lifetimes(graph, found.order)
     arena = plan_arena(buffers, alignment=ALIGNMENT, time_limit_s=options.arena_limit_s)
     mod = _in_order(mod, extracted, found.order, buffers)
     mod = _lowered(mod, _places(extracted, found.order, buffers, arena), arena.size_bytes)
     return mod, MemoryPlan(graph, found, arena, scratch_bytes(mod, _threads()))
-
-
-def peak_score(mod: IRModule, solve: Solve, options: MemoryOptions) -> Score:
-    """The peak of a prepared module's best order, and how many of its steps reach it: for the search of rewrites."""
-    _, graph = _graph_of(mod, options)
-    use = footprint(graph, solve(graph).order)
-    return use.peak_bytes, int((use.during == use.peak_bytes).sum())
-
-
-def _graph_of(mod: IRModule, options: MemoryOptions) -> tuple[Extracted, Graph]:
-    extracted = extract_graph(mod, options.name)
-    return extracted, extracted.graph if options.in_place else without_in_place(extracted.graph)
 
 
 @tvm.transform.module_pass(opt_level=0, name="MemoryAware")
@@ -256,9 +240,7 @@ class _Placer(PyExprMutator):
         main = next(var for var in self.mod.get_global_vars() if var.name_hint == "main")
         self.builder_.update_func(main, self.visit_expr(self.mod["main"]))
         if self.places:
-            raise GraphError(
-                f"{len(self.places)} tensors of the plan were not met in the function; this is a bug of MemoryAware"
-            )
+            raise GraphError(f"{len(self.places)} tensors of the plan were not met in the function; this is a bug of MemoryAware")
         return self.builder_.get()
 
     def visit_call_(self, call: Call) -> relax.Expr:

@@ -32,16 +32,19 @@ def placed_inputs(func: Any) -> tuple[int, ...]:
     return tuple(int(i) for i in attrs.get(_ATTR, ())) if attrs else ()
 
 
-def placeable_concats(mod: IRModule) -> dict[str, tuple[int, ...]]:
+def placeable_concats(mod: IRModule, kernels: str = "") -> dict[str, tuple[int, ...]]:
     """The concatenations of `main`, by variable, and the positions of the parts that can be written in place.
 
     A part can if a kernel makes it, only kernels read it, and it lies in no other concatenation.
+
+    Args:
+        kernels: how the names of the concatenations' kernels begin; by default any.
     """
     calls = _Calls(mod)
     taken: set[Any] = set()
     found: dict[str, tuple[int, ...]] = {}
     for name, call in calls.by_name.items():
-        if parts := calls.placeable(call, taken):
+        if call.kernel.name_hint.startswith(kernels) and (parts := calls.placeable(call, taken)):
             found[name] = tuple(parts)
             taken.update(call.arguments[i] for i in parts)
     return found

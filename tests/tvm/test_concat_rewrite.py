@@ -24,7 +24,7 @@ from chameleon.deploy.concat_graph import concat_graph
 from chameleon.deploy.concat_rewrite import apply_sites, find_sites
 from chameleon.deploy.layouts import to_target_layout
 from chameleon.deploy.model import input_arrays, load_model
-from chameleon.deploy.tasks import _kernels
+from chameleon.deploy.tasks import kernels_of
 from chameleon.serenity.accounting import validate
 from chameleon.serenity.graph import Graph
 
@@ -107,7 +107,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[IR
 
 
 def outputs(mod: IRModule, x: np.ndarray) -> np.ndarray:
-    executable = tvm.compile(_kernels(mod, TARGET), TARGET, relax_pipeline="default_build")
+    executable = tvm.compile(kernels_of(mod, TARGET), TARGET, relax_pipeline="default_build")
     result = relax.VirtualMachine(executable, tvm.cpu())["main"](tvm.runtime.tensor(x))
     return (result if isinstance(result, tvm.runtime.Tensor) else result[0]).numpy()
 
@@ -156,7 +156,7 @@ def test_each_partial_convolution_is_a_kernel_that_adds_to_the_one_before(loaded
     mod, _, _ = loaded("dilated, behind a relu")
     (site,) = (site for site in find_sites(mod) if site.kind == "channel_wise")
     after = apply_sites(mod, [site, *find_sites(mod)[site]])
-    kernels = _kernels(after, TARGET)
+    kernels = kernels_of(after, TARGET)
     calls = [b for b in kernels["main"].body.blocks[0].bindings if isinstance(b.value, tvm.ir.Call)]
     names = [re.sub(r"\d", "", b.value.args[0].name_hint.replace("conv2d", "conv")) for b in calls]
     assert not any("concat" in name for name in names)

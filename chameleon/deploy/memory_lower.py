@@ -1,0 +1,104 @@
+"""From a model to kernels that need little memory, rewritten where that lowers the peak.
+
+Rewriting comes before kernels are made and fused, but what it saves shows on the kernels only. So every set of rewrites that is
+tried is lowered, its kernels get the lean default schedule, and the graph of that is solved.
+"""
+
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from tvm.ir import IRModule
+from tvm.target import Target
+
+from chameleon.deploy.concat_rewrite import apply_sites, find_sites, rewrite_module
+from chameleon.deploy.defaults import schedule_defaults
+from chameleon.deploy.layouts import to_target_layout
+from chameleon.deploy.memory_graph import extract_graph
+from chameleon.deploy.memory_pass import prepare
+from chameleon.deploy.model import Model, ModelError
+from chameleon.deploy.placed_concats import place_parts, placeable_concats
+from chameleon.deploy.tasks import kernels_of, operators_left
+from chameleon.serenity.accounting import footprint
+from chameleon.serenity.graph import Graph
+from chameleon.serenity.identities import Site
+from chameleon.serenity.schedule import Schedule
+
+Solve = Callable[[Graph], Schedule]
+
+CONCAT_KERNELS = "concat_parts"
+"""How kernels are called that `chameleon.deploy.concat_rewrite` makes for concatenations whose parts are to be written in place."""
+
+MAX_TRIES = 32
+"""Sets of rewrites that are lowered and solved, at most."""
+
+
+@dataclass(frozen=True)
+class RewrittenModel:
+    """A model's fused kernels, without schedules, after the rewrites that lower the peak.
+
+    Attributes:
+        lowered: as `chameleon.deploy.tasks.lower` makes them.
+        sites: what was rewritten.
+        tries: how many sets of rewrites were solved.
+    """
+
+    lowered: IRModule = field(repr=False)
+    sites: tuple[Site, ...]
+    tries: int
+
+
+def lean(lowered: IRModule, target: Target, *, hoist: bool = True) -> IRModule:
+    """Kernels in the form in which their memory counts: scheduled, workspaces as arguments, chosen parts in place."""
+    with target:
+        prepared = prepare(schedule_defaults(lowered, target, lean=True), hoist=hoist)
+    return in_place_concats(prepared)
+
+
+def in_place_concats(prepared: IRModule) -> IRModule:
+    """The parts of the concatenations that the rewriting chose, written where they belong."""
+    return place_parts(prepared, placeable_concats(prepared, CONCAT_KERNELS))
+
+
+def lower_rewritten(model: Model, target: Target, solve: Solve, max_tries: int = MAX_TRIES) -> RewrittenModel:
+    """The kernels of a model in which identities are applied where that lowers the solved peak.
+
+    Raises:
+        ModelError: if TVM has no kernel for an operator.
+    """
+
+    def score(mod: IRModule) -> tuple[int, int]:
+        graph = extract_graph(lean(_lowered(mod, target, model.name), target), model.name).graph
+        use = footprint(graph, solve(graph).order)
+        return use.peak_bytes, int((use.during == use.peak_bytes).sum())
+
+    found = rewrite_module(_base(model, target), score, solve, max_tries=max_tries)
+    return RewrittenModel(_lowered(found.mod, target, model.name), found.choice.chosen, found.choice.evaluations)
+
+
+def lower_with_sites(model: Model, target: Target, solve: Solve, sites: Sequence[Site]) -> IRModule:
+    """The kernels with these sites rewritten, as `lower_rewritten` found them in an earlier run.
+
+    Raises:
+        ModelError: if the model has no such site.
+    """
+    base = _base(model, target)
+    if missing := set(sites) - set(find_sites(base)):
+        raise ModelError(f"{model.name} has no place to rewrite called {', '.join(map(str, sorted(missing)))}")
+    return _lowered(apply_sites(base, sites, lambda graph: solve(graph).order), target, model.name)
+
+
+def _base(model: Model, target: Target) -> IRModule:
+    """The operators in the layout that `chameleon.deploy.tasks.lower` takes."""
+    moved = to_target_layout(model.mod, target)
+    return model.mod if operators_left(kernels_of(moved, target)) else moved
+
+
+def _lowered(mod: IRModule, target: Target, name: str) -> IRModule:
+    lowered = kernels_of(mod, target)
+    if left := operators_left(lowered):
+        raise ModelError(f"{name}: TVM has no kernel for the operators {', '.join(left)} as they are used here")
+    return lowered
