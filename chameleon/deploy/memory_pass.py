@@ -13,6 +13,7 @@ each for tensors of one type, which takes up to twice the memory that a schedule
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,10 +38,10 @@ Solve = Callable[[Graph], Schedule]
 class MemoryOptions:
     """What the pass may do."""
 
-    hoist: bool = True  # kernels' own workspaces lie in the arena as well
-    in_place: bool = True  # kernels may write over an input that nothing else needs
     arena_limit_s: float = 10.0  # for the arena's offsets
     name: str = "main"  # of the network, for messages
+    hoist: bool = True  # kernels' own workspaces lie in the arena as well
+    in_place: bool = True  # kernels may write over an input that nothing else needs
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,6 @@ class MemoryAware:
 
 def without_in_place(graph: Graph) -> Graph:
     """The graph in which no kernel overwrites an input."""
-    import dataclasses
-
     return dataclasses.replace(graph, nodes=tuple(dataclasses.replace(node, in_place="") for node in graph.nodes))
 
 
@@ -240,7 +239,9 @@ class _Placer(PyExprMutator):
         main = next(var for var in self.mod.get_global_vars() if var.name_hint == "main")
         self.builder_.update_func(main, self.visit_expr(self.mod["main"]))
         if self.places:
-            raise GraphError(f"{len(self.places)} tensors of the plan were not met in the function; this is a bug of MemoryAware")
+            raise GraphError(
+                f"{len(self.places)} tensors of the plan were not met in the function; this is a bug of MemoryAware"
+            )
         return self.builder_.get()
 
     def visit_call_(self, call: Call) -> relax.Expr:

@@ -81,7 +81,9 @@ def measure_peak(executable: Any, inputs: Sequence[NDArray[Any]], threads: int =
 def _build_counter(folder: Path) -> Path:
     compiler = next((path for path in map(shutil.which, _COMPILERS) if path), None)
     if compiler is None:
-        raise ChameleonError("measuring the peak needs a C++ compiler, for instance `apt install g++`; `--no-measure` does without")
+        raise ChameleonError(
+            "measuring the peak needs a C++ compiler, for instance `apt install g++`; `--no-measure` does without"
+        )
     library = folder / "allocations.so"
     command = [compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(_COUNTER)]
     built = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -77,7 +77,15 @@ def _with_parameters(func: PrimFunc, buffers: list[Buffer]) -> PrimFunc:
     root = func.body.block
     kept = [b for b in root.alloc_buffers if not any(b.same_as(out) for out in buffers)]
     block = SBlock(
-        root.iter_vars, root.reads, root.writes, root.name_hint, root.body, root.init, kept, root.match_buffers, root.annotations
+        root.iter_vars,
+        root.reads,
+        root.writes,
+        root.name_hint,
+        root.body,
+        root.init,
+        kept,
+        root.match_buffers,
+        root.annotations,
     )
     realize = SBlockRealize(func.body.iter_values, func.body.predicate, block)
     made = PrimFunc([*func.params, *buffers], realize, func.ret_type, func.attrs)
