@@ -164,7 +164,8 @@ def _answer(summary: MemorySummary, budget: int, text: str, console: Console) ->
             f"it fits into {text} ({budget} bytes): its arena takes {summary.arena.size_bytes}", highlight=False, soft_wrap=True
         )
         return
-    why = f"the best order found needs {summary.last.peak_bytes}, its arena {summary.arena.size_bytes}, the lower bound is {bound}"
+    found = f"the best order found needs {summary.last.peak_bytes}, its arena {summary.arena.size_bytes}"
+    why = f"{found}, the lower bound is {bound}"
     console.print(f"not known whether it fits into {text} ({budget} bytes): {why}", highlight=False, soft_wrap=True)
 
 

@@ -10,7 +10,7 @@ in one piece of memory**: only a planner that knows this may take it. The concat
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,13 +21,15 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.tirx import PrimFunc
 
 from chameleon.deploy.windows import Window, can_be_windowed, concat_kernel, windowed, without_copies
+from chameleon.serenity.site_search import Score, choose_sites
 
 _ATTR = "chameleon.placed_inputs"
 
 
-def placed_inputs(func: PrimFunc) -> tuple[int, ...]:
+def placed_inputs(func: Any) -> tuple[int, ...]:
     """The inputs of a kernel, by position, that lie in its output already."""
-    return tuple(int(i) for i in func.attrs.get(_ATTR, ())) if func.attrs else ()
+    attrs = getattr(func, "attrs", None)
+    return tuple(int(i) for i in attrs.get(_ATTR, ())) if attrs else ()
 
 
 def placeable_concats(mod: IRModule, kernels: str = "") -> dict[str, tuple[int, ...]]:
@@ -64,6 +66,23 @@ def place_parts(mod: IRModule, concats: Collection[str]) -> IRModule:
             inside[call.arguments[i]] = call.var, tuple(starts)
     windows = {var: _window(var, inside, calls) for var in inside}
     return _Placer(mod, calls, placed, windows).run() if inside else mod
+
+
+def place_where_it_pays(mod: IRModule, score: Callable[[IRModule], Score], max_tries: int = 32) -> IRModule:
+    """The module with the parts of those concatenations in place that lower the peak.
+
+    Args:
+        score: of a module; its first number is the peak.
+        max_tries: how many modules are scored at most.
+    """
+    needs: dict[str, frozenset[str]] = {name: frozenset() for name in placeable_concats(mod)}
+    if not needs:
+        return mod
+
+    def placed(chosen: Collection[str]) -> IRModule:
+        return place_parts(mod, [name for name in needs if name in chosen])
+
+    return placed(choose_sites(needs, lambda chosen: score(placed(chosen)), max_evaluations=max_tries).chosen)
 
 
 @dataclass
@@ -173,7 +192,8 @@ class _Placer(PyExprMutator):
             types[0] = relax.TensorType(self.windows[binding.var].shape, types[0].dtype)
         arguments = relax.Tuple([self.visit_expr(a) for a in value.args[1].fields])
         made = relax.call_tir(self._kernel(call, windows), arguments, types if len(types) > 1 else types[0])
-        self.set_var_remap(binding.var, self.builder_.emit(made, binding.var.name))
+        emit = self.builder_.emit if isinstance(binding.var, relax.DataflowVar) else self.builder_.emit_output
+        self.set_var_remap(binding.var, emit(made, binding.var.name))
 
     def _windows(self, call: _Call) -> dict[int, Window]:
         """Which parameters of a call's kernel are windows; the output comes after the inputs."""

@@ -72,7 +72,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "dilated, behind a relu": lambda: Net(lambda m, c: m.y(F.relu(c)), y=conv(12, 6, dilation=2, padding=2)),
     "padded on one axis": lambda: Net(lambda m, c: m.y(torch.sigmoid(c)), y=conv(12, 6, padding=(2, 0))),
     "with bias": lambda: Net(lambda m, c: F.relu(m.y(c)), y=nn.Conv2d(12, 6, 1)),
-    "depthwise": lambda: Net(lambda m, c: m.y(F.relu6(c)), y=conv(12, 12, groups=12, stride=2)),
+    "depthwise": lambda: Net(lambda m, c: m.y(F.relu(c)), y=conv(12, 12, groups=12, stride=2)),
+    "behind a clip": lambda: Net(lambda m, c: m.y(F.relu6(c)), y=conv(12, 6)),
     "depthwise with a multiplier": lambda: Net(lambda m, c: m.y(c), y=conv(12, 24, groups=12)),
     "separable": lambda: Net(lambda m, c: m.z(m.y(F.relu(c))), y=nn.Conv2d(12, 12, 3, groups=12), z=conv(12, 7, 1)),
     "a norm before the activation": lambda: Net(lambda m, c: m.y(F.silu(m.n[1](c))), n=conv(1, 12), y=conv(12, 6)),
@@ -111,14 +112,19 @@ def outputs(mod: IRModule, x: np.ndarray) -> np.ndarray:
     return (result if isinstance(result, tvm.runtime.Tensor) else result[0]).numpy()
 
 
-@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-@pytest.mark.parametrize("name", NETWORKS)
+IN_NCHW = ("strided", "depthwise with a multiplier", "separable", "behind a clip")
+
+
+@pytest.mark.parametrize(("name", "layout"), [*((n, "NHWC") for n in NETWORKS), *((n, "NCHW") for n in IN_NCHW)])
 def test_a_rewritten_network_computes_the_same(name: str, layout: str, loaded: Callable[[str], tuple]) -> None:
     mod, x, expected = loaded(name)
     mod = to_target_layout(mod, TARGET) if layout == "NHWC" else mod
     sites = find_sites(mod)
     kinds = {site.kind for site in sites}
-    assert kinds > {"zero_copy"} if name != "grouped" else kinds == {"zero_copy"}
+    if name == "grouped" or (name, layout) == ("behind a clip", "NHWC"):  # TVM keeps a clip in NCHW, between transposes
+        assert kinds == {"zero_copy"}
+    else:
+        assert kinds > {"zero_copy"}
     after = apply_sites(mod, sites)
     relax.analysis.well_formed(after)
     assert find_sites(mod) == sites  # names of sites are stable, and the module is as it was

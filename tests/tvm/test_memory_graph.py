@@ -133,7 +133,7 @@ def test_operators_that_are_no_kernels_are_refused() -> None:
 def test_control_flow_is_refused() -> None:
     @R.function
     def main(x: R.Tensor((4,), "float32"), flag: R.Tensor((), "bool")) -> R.Tensor((4,), "float32"):
-        if flag:
+        if flag:  # noqa: SIM108
             y = R.add(x, x)
         else:
             y = R.multiply(x, x)
