@@ -78,15 +78,20 @@ def compile_command(
     target: TargetOpt = None,
     out: OutOpt = None,
     input_shape: ShapeOpt = None,
+    memory_aware: Annotated[bool, typer.Option(help="Order it for the least memory; all its tensors in one arena.")] = False,
 ) -> None:
     """Build a network with the best schedules that were found; plain TVM runs the result."""
     from chameleon.deploy.job import compile_tuned
 
     check_writable(output)
-    untuned = compile_tuned(_spec(model, target, out, input_shape), output, _say)
+    compiled = compile_tuned(_spec(model, target, out, input_shape), output, _say, memory_aware=memory_aware)
     console.print(f"wrote {output}", soft_wrap=True)
-    if untuned:
-        console.print(f"{len(untuned)} tasks had no tuned schedule: {', '.join(untuned)}", soft_wrap=True)
+    if compiled.untuned:
+        console.print(f"{len(compiled.untuned)} tasks had no tuned schedule: {', '.join(compiled.untuned)}", soft_wrap=True)
+    if compiled.memory is not None:
+        from chameleon.memory_cli import plan_text
+
+        console.print(plan_text(compiled.memory), highlight=False, soft_wrap=True)
 
 
 @app.command("bench")
@@ -104,6 +109,35 @@ def bench_command(
     result = bench_tuned(_spec(model, target, out, input_shape), _say)
     _write_json(json_out, result.to_json())
     _print_bench(result)
+
+
+@app.command("memory")
+def memory_command(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A name of `chameleon models`, an .onnx or .pt2 file, or a graph.json.")
+    ],
+    target: TargetOpt = None,
+    input_shape: ShapeOpt = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Does it fit into 512KB, 256KiB, 2MB? Exit code 1 if it provably does not.")
+    ] = None,
+    time_limit: Annotated[float, typer.Option(help="Seconds for each order; then the best so far, with its gap.")] = 60.0,
+    rewrite: Annotated[bool, typer.Option(help="Rewrite the graph where that lowers the peak.")] = True,
+    measure: Annotated[bool, typer.Option(help="Build and run a model to measure its peak.")] = True,
+    count_inputs: Annotated[
+        bool, typer.Option(help="Count the model's inputs, which are the caller's, as TFLite does.")
+    ] = False,
+    alignment: Annotated[int | None, typer.Option(help="Of the tensors of a graph.json, in bytes. Default: 64.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw footprint and arena into this file (.png, .svg, .pdf).")] = None,
+    graph_out: Annotated[Path | None, typer.Option("--graph", help="Write the network's graph to this file as JSON.")] = None,
+    json_out: JsonOpt = None,
+) -> None:
+    """Order a network for the least memory: as it is, Kahn, best, rewritten; arena and measured peak."""
+    from chameleon.memory_cli import MemoryRequest, run_memory
+
+    paths = {"plot": plot, "json_out": json_out, "graph_out": graph_out}
+    switches = {"rewrite": rewrite, "measure": measure, "count_inputs": count_inputs, "alignment": alignment}
+    run_memory(MemoryRequest(model, target, input_shape, budget, time_limit, **switches, **paths), console, _say)
 
 
 @app.command("models")

@@ -30,7 +30,7 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
 from chameleon.deploy.bench import BenchResult, bench_model
-from chameleon.deploy.compile import compile_model
+from chameleon.deploy.compile import Compiled, compile_model
 from chameleon.deploy.config import TuneConfig
 from chameleon.deploy.measure import WarmBuilder, WarmRunner
 from chameleon.deploy.model import Model, load_model
@@ -43,6 +43,7 @@ from chameleon.deploy.tuning import Measurer, Session, TaskTuner, database_of, o
 from chameleon.errors import ChameleonError, UsageError
 from chameleon.manifest import write_manifest
 from chameleon.search import KnobSpace, make_searcher, option
+from chameleon.serenity.schedule import schedule
 
 Watch = Callable[[Session], None]
 Say = Callable[[str], None]
@@ -128,16 +129,19 @@ def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tup
     return report, job.out
 
 
-def compile_tuned(spec: JobSpec, output: Path, say: Say) -> list[str]:
-    """Build the network with the best schedules in the folder's records; returns the tasks that had none.
+def compile_tuned(spec: JobSpec, output: Path, say: Say, *, memory_aware: bool = False) -> Compiled:
+    """Build the network with the best schedules in the folder's records and write it.
+
+    Args:
+        memory_aware: order it for the least memory, with these schedules' workspaces, in one arena.
 
     Raises:
         ChameleonError: if there are no records, or they belong to another model or target.
     """
     job = open_job(spec, say)
-    compiled = compile_model(job.lowered, job.target, recorded_database(job, spec))
+    compiled = compile_model(job.lowered, job.target, recorded_database(job, spec), schedule if memory_aware else None)
     _export(compiled, output)
-    return list(compiled.untuned)
+    return compiled
 
 
 def bench_tuned(spec: JobSpec, say: Say) -> BenchResult:

@@ -2,8 +2,8 @@
 
 What counts as what:
 
-- A **call of a kernel** (`call_tir`, `call_dps_packed`) is a node; its tensor takes the bytes of its shape. Several tensors of one
-  call lie in one piece of memory, each from a multiple of `ALIGNMENT`, and are freed together.
+- A **call of a kernel** (`call_tir`, `call_dps_packed`) is a node; its tensor takes the bytes of its shape. Several tensors of
+  one call lie in one piece of memory, each from a multiple of `ALIGNMENT`, and are freed together.
 - **Reshapes, tuples and their elements, and names of other names** move no data: they are no nodes; who reads them reads the
   tensors behind them.
 - **Constants** are the weights: they are in memory before and after, and are not counted.
@@ -11,7 +11,7 @@ What counts as what:
   from the beginning until their last reader.
 - **Workspaces** that a kernel gets from outside (`chameleon.deploy.workspaces`) count while it runs.
 - **Outputs** are planned like every other tensor and live to the end.
-- **Concatenations whose parts are written in place** (`chameleon.deploy.placed_concats`) own the memory of these parts.
+- **Parts of a concatenation that copies nothing** lie in its memory (`chameleon.deploy.placed_concats`).
 - **In place**: a kernel whose output may take the memory of an input says so (`chameleon.deploy.in_place`).
 """
 
@@ -130,8 +130,8 @@ class _Extractor:
         self.calls: dict[str, KernelCall] = {}
         self.tensors: dict[Any, Any] = {}  # variable -> node's name, None for a constant, or a list of these
         self.arguments: dict[str, list[Any]] = {}
-        self.placed: dict[str, str] = {}  # part -> the concatenation that it lies in
         self.replaceable: dict[str, list[str]] = {}
+        self.inside: dict[str, str] = {}  # node -> the concatenation that its tensor lies in
         self.names: set[str] = set()
 
     def run(self, main: relax.Function) -> Extracted:
@@ -140,7 +140,9 @@ class _Extractor:
         for binding in block.bindings:
             self._binding(binding)
         outputs = dict.fromkeys(_leaves(self._behind(main.body.body, "the result")))
-        graph = Graph(self._with_in_place(), tuple(i for leaves in inputs for i in leaves), tuple(outputs), self.name)
+        graph = Graph(
+            self._with_storage(self._with_in_place()), tuple(i for leaves in inputs for i in leaves), tuple(outputs), self.name
+        )
         return Extracted(graph, self.calls, block, self.arguments)
 
     def _input(self, param: Any) -> list[str]:
@@ -184,8 +186,8 @@ class _Extractor:
         self.nodes.append(node)
         self.calls[node.name] = made
         self.arguments[node.name] = arguments
-        self.placed |= {arguments[i]: node.name for i in (placed_inputs(func) if isinstance(func, PrimFunc) else ())}
         self.replaceable[node.name] = self._replaceable(func, arguments, made)
+        self.inside |= {arguments[i]: node.name for i in (placed_inputs(func) if isinstance(func, PrimFunc) else ())}
         self.tensors[binding.var] = [node.name] * len(all_types) if isinstance(binding.var.ty, TupleType) else node.name
 
     def _replaceable(self, func: Any, arguments: Sequence[Any], made: KernelCall) -> list[str]:
@@ -200,16 +202,18 @@ class _Extractor:
         """The nodes, each with the one input to overwrite that the fewest others read."""
         readers = Counter(source for node in self.nodes for source in node.inputs)
         chosen = {name: min(known, key=lambda n: readers[n]) for name, known in self.replaceable.items() if known}
-        return tuple(self._with_memory(node, chosen.get(node.name, "")) for node in self.nodes)
+        return tuple(dataclasses.replace(node, in_place=chosen.get(node.name, "")) for node in self.nodes)
 
-    def _with_memory(self, node: Node, in_place: str) -> Node:
-        """The node in the memory of the outermost concatenation that it is a part of, or with its own."""
-        owner = node.name
-        while owner in self.placed:
-            owner = self.placed[owner]
-        if owner != node.name:
-            return dataclasses.replace(node, output_bytes=0, storage=owner)
-        return dataclasses.replace(node, in_place=in_place)
+    def _with_storage(self, nodes: Sequence[Node]) -> tuple[Node, ...]:
+        """The nodes, those that lie in a concatenation in the memory of the outermost; nothing overwrites them."""
+        found = []
+        for node in nodes:
+            owner = node.name
+            while owner in self.inside:
+                owner = self.inside[owner]
+            in_place = "" if owner != node.name or node.in_place in self.inside else node.in_place
+            found.append(dataclasses.replace(node, storage=owner if owner != node.name else "", in_place=in_place))
+        return tuple(found)
 
     def _behind(self, value: Any, place: str) -> Any:
         """The nodes behind an expression that moves no data."""

@@ -30,7 +30,7 @@ from chameleon.serenity.schedule import Schedule
 Solve = Callable[[Graph], Schedule]
 
 CONCAT_KERNELS = "concat_parts"
-"""How kernels are called that `chameleon.deploy.concat_rewrite` makes for concatenations whose parts are to be written in place."""
+"""So `chameleon.deploy.concat_rewrite` calls the kernels of concatenations whose parts are to be written in place."""
 
 MAX_TRIES = 32
 """Sets of rewrites that are lowered and solved, at most."""

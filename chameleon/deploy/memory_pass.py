@@ -13,6 +13,7 @@ each for tensors of one type, which takes up to twice the memory that a schedule
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,11 +25,13 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from chameleon.deploy.in_place import overwriting
 from chameleon.deploy.memory_graph import ALIGNMENT, Extracted, TensorType, extract_graph
+from chameleon.deploy.placed_concats import place_where_it_pays
 from chameleon.deploy.workspaces import hoist_workspaces, scratch_bytes
-from chameleon.serenity.accounting import Buffer, lifetimes
+from chameleon.serenity.accounting import Buffer, footprint, lifetimes
 from chameleon.serenity.arena import Arena, plan_arena
 from chameleon.serenity.graph import Graph, GraphError
 from chameleon.serenity.schedule import Schedule, schedule
+from chameleon.serenity.site_search import Score
 
 Solve = Callable[[Graph], Schedule]
 
@@ -37,10 +40,11 @@ Solve = Callable[[Graph], Schedule]
 class MemoryOptions:
     """What the pass may do."""
 
-    hoist: bool = True  # kernels' own workspaces lie in the arena as well
-    in_place: bool = True  # kernels may write over an input that nothing else needs
     arena_limit_s: float = 10.0  # for the arena's offsets
     name: str = "main"  # of the network, for messages
+    hoist: bool = True  # kernels' own workspaces lie in the arena as well
+    in_place: bool = True  # kernels may write over an input that nothing else needs
+    zero_copy: bool = True  # parts of a concatenation may be written in place, where that lowers the peak
 
 
 @dataclass(frozen=True)
@@ -81,14 +85,27 @@ def plan_memory(mod: IRModule, solve: Solve = schedule, options: MemoryOptions |
     """
     options = options or MemoryOptions()
     mod = prepare(mod, hoist=options.hoist)
-    extracted = extract_graph(mod, options.name)
-    graph = extracted.graph if options.in_place else without_in_place(extracted.graph)
+    if options.zero_copy:
+        mod = place_where_it_pays(mod, lambda placed: peak_score(placed, solve, options))
+    extracted, graph = _graph_of(mod, options)
     found = solve(graph)
     buffers = lifetimes(graph, found.order)
     arena = plan_arena(buffers, alignment=ALIGNMENT, time_limit_s=options.arena_limit_s)
     mod = _in_order(mod, extracted, found.order, buffers)
     mod = _lowered(mod, _places(extracted, found.order, buffers, arena), arena.size_bytes)
     return mod, MemoryPlan(graph, found, arena, scratch_bytes(mod, _threads()))
+
+
+def peak_score(mod: IRModule, solve: Solve, options: MemoryOptions) -> Score:
+    """The peak of a prepared module's best order, and how many of its steps reach it: for the search of rewrites."""
+    _, graph = _graph_of(mod, options)
+    use = footprint(graph, solve(graph).order)
+    return use.peak_bytes, int((use.during == use.peak_bytes).sum())
+
+
+def _graph_of(mod: IRModule, options: MemoryOptions) -> tuple[Extracted, Graph]:
+    extracted = extract_graph(mod, options.name)
+    return extracted, extracted.graph if options.in_place else without_in_place(extracted.graph)
 
 
 @tvm.transform.module_pass(opt_level=0, name="MemoryAware")
@@ -110,8 +127,6 @@ class MemoryAware:
 
 def without_in_place(graph: Graph) -> Graph:
     """The graph in which no kernel overwrites an input."""
-    import dataclasses
-
     return dataclasses.replace(graph, nodes=tuple(dataclasses.replace(node, in_place="") for node in graph.nodes))
 
 
@@ -240,7 +255,9 @@ class _Placer(PyExprMutator):
         main = next(var for var in self.mod.get_global_vars() if var.name_hint == "main")
         self.builder_.update_func(main, self.visit_expr(self.mod["main"]))
         if self.places:
-            raise GraphError(f"{len(self.places)} tensors of the plan were not met in the function; this is a bug of MemoryAware")
+            raise GraphError(
+                f"{len(self.places)} tensors of the plan were not met in the function; this is a bug of MemoryAware"
+            )
         return self.builder_.get()
 
     def visit_call_(self, call: Call) -> relax.Expr:

@@ -1,7 +1,7 @@
 """The process in which `chameleon.deploy.memory_peak` runs a network once: counts its memory, keeps its outputs.
 
-Run as `python -m chameleon.deploy.memory_probe LIBRARY INPUTS.npz OUTPUTS.npz THREADS`, with the counter preloaded; prints one line
-of JSON. The library with its weights, the inputs and the threads are there before the count begins; the outputs are kept until
+Run as `python -m chameleon.deploy.memory_probe LIBRARY INPUTS.npz OUTPUTS.npz THREADS`, with the counter preloaded; prints one
+line of JSON. The library with its weights, the inputs and the threads are there before the count begins; the outputs are kept until
 it ends.
 """
 
@@ -16,11 +16,11 @@ from typing import Any
 
 sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # TVM does without, and its import takes longer than all else
 
-import numpy as np
-import tvm
-from tvm import relax
+import numpy as np  # noqa: E402
+import tvm  # noqa: E402
+from tvm import relax  # noqa: E402
 
-from chameleon.deploy.target import set_threads
+from chameleon.deploy.target import set_threads  # noqa: E402
 
 
 def main(library: str, inputs: str, outputs: str, threads: str) -> None:

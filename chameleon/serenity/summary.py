@@ -18,7 +18,18 @@ from chameleon.serenity.schedule import Schedule, ScheduleOptions, schedule
 Solve = Callable[[Graph], Schedule]
 Verdict = Literal["fits", "does not fit", "not known"]
 
-_UNITS = {"": 1, "b": 1, "k": 1000, "kb": 1000, "kib": 1 << 10, "m": 10**6, "mb": 10**6, "mib": 1 << 20, "gb": 10**9, "gib": 1 << 30}
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "k": 1000,
+    "kb": 1000,
+    "kib": 1 << 10,
+    "m": 10**6,
+    "mb": 10**6,
+    "mib": 1 << 20,
+    "gb": 10**9,
+    "gib": 1 << 30,
+}
 
 
 @dataclass(frozen=True)
@@ -75,8 +86,10 @@ class MemorySummary:
         return min(self.best.lower_bound_bytes, self.last.lower_bound_bytes)
 
     def to_json(self) -> dict[str, Any]:
-        """What `chameleon memory --json` writes; bound and proof are of the given graph, arena and measured peak of the last row."""
-        peaks = {name: self.rows[name].peak_bytes if name in self.rows else None for name in ("as_is", "kahn", "best", "rewritten")}
+        """What `chameleon memory --json` writes: bound and proof of the given graph, arena and measured peak of the last row."""
+        peaks = {
+            name: self.rows[name].peak_bytes if name in self.rows else None for name in ("as_is", "kahn", "best", "rewritten")
+        }
         return {
             "model": self.graph.name,
             "nodes": len(self.graph.steps),
@@ -95,7 +108,9 @@ class MemorySummary:
         return "does not fit" if self.lower_bound_bytes > budget_bytes else "not known"
 
 
-def summarise(graph: Graph, options: ScheduleOptions, *, rewriting: bool = True, arena_limit_s: float = 10.0) -> MemorySummary:
+def summarise(
+    graph: Graph, options: ScheduleOptions, *, rewriting: bool = True, alignment: int = 64, arena_limit_s: float = 10.0
+) -> MemorySummary:
     """Solve a graph, rewrite it by its own `op` and `attrs`, and place it in an arena."""
 
     def solve(candidate: Graph) -> Schedule:
@@ -103,10 +118,11 @@ def summarise(graph: Graph, options: ScheduleOptions, *, rewriting: bool = True,
 
     rows = rows_of(graph, solve)
     if not rewriting:
-        return with_arena(graph, rows, arena_limit_s=arena_limit_s)
+        return with_arena(graph, rows, alignment=alignment, arena_limit_s=arena_limit_s)
     found = rewrite(graph, solve)
     rows["rewritten"] = Row(found.schedule.order, found.schedule.peak_bytes, found.schedule)
-    return with_arena(graph, rows, found.graph, tuple(map(str, found.applied)), arena_limit_s)
+    applied = tuple(map(str, found.applied))
+    return with_arena(graph, rows, found.graph, applied, alignment=alignment, arena_limit_s=arena_limit_s)
 
 
 def rows_of(graph: Graph, solve: Solve) -> dict[str, Row]:
@@ -122,11 +138,13 @@ def with_arena(
     rows: dict[str, Row],
     rewritten: Graph | None = None,
     rewrites: Sequence[str] = (),
+    *,
+    alignment: int = 64,
     arena_limit_s: float = 10.0,
 ) -> MemorySummary:
     """The summary, with an arena for the last row."""
     last = rows["rewritten" if rewritten else "best"]
-    arena = plan_arena(lifetimes(rewritten or graph, last.order), time_limit_s=arena_limit_s)
+    arena = plan_arena(lifetimes(rewritten or graph, last.order), alignment=alignment, time_limit_s=arena_limit_s)
     return MemorySummary(graph, rows, rewritten, tuple(rewrites), arena)
 
 
