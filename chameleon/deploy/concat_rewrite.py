@@ -26,7 +26,7 @@ from chameleon.deploy.concat_graph import ConcatGraph, concat_graph
 from chameleon.serenity import identities
 from chameleon.serenity.graph import Graph, Node
 from chameleon.serenity.identities import KINDS, Site
-from chameleon.serenity.rewrite import RewriteOptions, Solution, rewrite
+from chameleon.serenity.rewrite import RewriteOptions, Solution, kind_groups, neighbourhoods, rewrite
 from chameleon.serenity.site_search import Choice, Score, choose_sites
 
 OrderOf = Callable[[Graph], Sequence[str]]
@@ -98,8 +98,13 @@ def rewrite_module(
         return solve(graph).order
 
     guess = rewrite(read.graph, solve, RewriteOptions(kinds=tuple(kinds))).applied
-    groups = [guess, *([site for site in needs if site.kind == kind] for kind in kinds)]
-    choice = choose_sites(needs, lambda chosen: score(apply_sites(mod, chosen, order_of)), groups, max_tries)
+    choice = choose_sites(
+        needs,
+        lambda chosen: score(apply_sites(mod, chosen, order_of)),
+        [guess, *kind_groups(needs)],
+        neighbourhoods(read.graph, needs),
+        max_tries,
+    )
     return RewrittenModule(apply_sites(mod, choice.chosen, order_of), choice)
 
 

@@ -7,9 +7,11 @@ may need it and its parts. So here a rewrite stays only if the *solved* peak fal
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
+
+import networkx as nx
 
 from chameleon.serenity.accounting import footprint
 from chameleon.serenity.graph import Graph
@@ -87,8 +89,31 @@ def rewrite(graph: Graph, solve: Callable[[Graph], T], options: RewriteOptions =
         use = footprint(candidate, schedule.order)
         return schedule.peak_bytes, int((use.during == use.peak_bytes).sum())
 
-    groups = [[site for site in needs if site.kind == kind] for kind in options.kinds]
-    choice = choose_sites(needs, evaluate, groups, options.max_solves)
+    choice = choose_sites(needs, evaluate, kind_groups(needs), neighbourhoods(graph, needs), options.max_solves)
     best, schedule = solved[frozenset(choice.chosen)]
     before = solved[frozenset()][1]
     return Rewritten(best, schedule, choice.chosen, before, len(needs), choice.evaluations, choice.complete)
+
+
+def kind_groups(sites: Collection[Site]) -> list[list[Site]]:
+    """Where a search may start: the sites of each kind, and of all kinds but one."""
+    kinds = list(dict.fromkeys(site.kind for site in sites))
+    alone = [[site for site in sites if site.kind == kind] for kind in kinds]
+    return alone + [[site for site in sites if site.kind != kind] for kind in kinds]
+
+
+def neighbourhoods(graph: Graph, sites: Mapping[Site, frozenset[Site]]) -> list[list[Site]]:
+    """Sites that may only help together: those of each chain of concatenations, with all, some or no zero-copy ones."""
+    links = nx.Graph()
+    for site in sites:
+        node = graph.by_name[site.node]
+        links.add_node(node.name)
+        links.add_edges_from((node.name, source) for source in node.inputs if graph.by_name[source].op == "concat")
+    names = {site.node for site in sites}
+    links.add_edges_from((name, source) for name in names for source in graph.by_name[name].inputs if source in names)
+    found = []
+    for chain in nx.connected_components(links):
+        near = [site for site in sites if site.node in chain]
+        new = [site for site in near if site.kind != "zero_copy" or sites[site]]  # copies of the graph as it was stay
+        found += [[site for site in near if site.kind != "zero_copy"], new, near]
+    return [group for group in found if len(group) > 1]

@@ -34,27 +34,31 @@ def choose_sites(
     needs: Mapping[S, frozenset[S]],
     evaluate: Callable[[frozenset[S]], Score],
     groups: Iterable[Iterable[S]] = (),
+    moves: Iterable[Iterable[S]] = (),
     max_evaluations: int = 256,
 ) -> Choice[S]:
     """The sites to rewrite: a local search, deterministic, with a bounded number of evaluations.
 
-    No single site may lower the peak where two places of a network share it, or where a convolution is reached only through
-    another rewrite; and all sites together may raise it. So the search starts from the best of *no site*, *all sites* and
-    *all of a group*, changes one site at a time as long as that lowers the score, and at the end takes out, in chunks that
-    get smaller, every site without which the peak is the same. What stays is therefore needed: a rewrite stays only if the
-    peak falls.
+    No single site may lower the peak where two places of a network share it, or where it takes several rewrites in a row to
+    get rid of a tensor; and all sites together may raise it. So the search starts from all sites, and from the best of *no
+    site* and *all of a group*; puts in or takes out one bundle of `moves` or one site at a time as long as that lowers the
+    score; and at the end takes out, in chunks that get smaller, every site without which the peak is the same. What stays is
+    therefore needed: a rewrite stays only if the peak falls.
 
     Args:
         needs: per site all those without which it cannot be applied, those that they need included.
         evaluate: the score of a set that holds with every site what it needs; lower is better. The first number is the
             peak, the others tell apart sets of one peak, so that a step that clears one of two places counts.
         groups: sets to start from.
+        moves: bundles of sites that may only help together.
         max_evaluations: at least 1.
     """
-    search = _Search(needs, evaluate, max_evaluations)
+    bundles = [frozenset(move) for move in (*moves, *([site] for site in needs))]
+    search = _Search(needs, list(dict.fromkeys(bundles)), evaluate, max_evaluations)
     none: frozenset[S] = frozenset()
     starts = [none, *(search.closed(group) for group in (needs, *groups))]
-    best = search.thinned(search.improved(min(starts, key=search.rank)))
+    starts = [min(starts, key=search.rank), starts[1]]
+    best = search.thinned(min((search.improved(start) for start in starts), key=search.rank))
     chosen = tuple(site for site in needs if site in best)
     return Choice(chosen, search.known[best], search.known[none], len(search.known), not search.spent)
 
@@ -62,6 +66,7 @@ def choose_sites(
 @dataclass
 class _Search(Generic[S]):
     needs: Mapping[S, frozenset[S]]
+    moves: list[frozenset[S]]
     evaluate: Callable[[frozenset[S]], Score]
     max_evaluations: int
     known: dict[frozenset[S], Score] = field(default_factory=dict)
@@ -88,11 +93,11 @@ class _Search(Generic[S]):
         return frozenset(site for site in sites if site not in gone and not gone & self.needs[site])
 
     def improved(self, best: frozenset[S]) -> frozenset[S]:
-        """Add or take out one site at a time while the score falls."""
-        order, unchanged, i = list(self.needs), 0, 0
-        while unchanged < len(order) and not self.spent:
-            site = order[i % len(order)]
-            other = self.without(best, [site]) if site in best else best | self.closed([site])
+        """Put in or take out one bundle at a time while the score falls."""
+        i = unchanged = 0
+        while unchanged < len(self.moves) and not self.spent:
+            move = self.moves[i % len(self.moves)]
+            other = self.without(best, move) if move <= best else best | self.closed(move)
             i, unchanged = i + 1, unchanged + 1
             if self.score(other) < self.score(best):
                 best, unchanged = other, 0
