@@ -24,7 +24,7 @@ class Solved:
     peak_bytes: int
 
 
-def solve(graph: Graph) -> Solved:
+def least_peak(graph: Graph) -> Solved:
     """An order of least peak, by dynamic programming over what has run and which nodes took over their input's memory."""
     start = (frozenset(graph.inputs), frozenset())
     layer: dict[Any, tuple[int, tuple[str, ...]]] = {start: (_alive(graph, *start), ())}
