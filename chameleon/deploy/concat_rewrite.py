@@ -29,6 +29,9 @@ from chameleon.serenity.identities import KINDS, Site
 from chameleon.serenity.rewrite import RewriteOptions, Solution, rewrite
 from chameleon.serenity.site_search import Choice, Score, choose_sites
 
+GUESS_SOLVES = 48
+"""Solves of the graph of operators that may be spent on a set of sites to start from."""
+
 OrderOf = Callable[[Graph], Sequence[str]]
 
 
@@ -97,9 +100,18 @@ def rewrite_module(
     def order_of(graph: Graph) -> Sequence[str]:
         return solve(graph).order
 
-    guess = rewrite(read.graph, solve, RewriteOptions(kinds=tuple(kinds))).applied
+    guess = rewrite(read.graph, solve, RewriteOptions(kinds=tuple(kinds), max_solves=GUESS_SOLVES)).applied
     groups = [guess, *([site for site in needs if site.kind == kind] for kind in kinds)]
-    choice = choose_sites(needs, lambda chosen: score(apply_sites(mod, chosen, order_of)), groups, max_tries)
+    scores: dict[frozenset[Site], Score] = {}
+
+    def evaluate(chosen: frozenset[Site]) -> Score:
+        if chosen not in scores:
+            scores[chosen] = score(apply_sites(mod, chosen, order_of))
+        return scores[chosen]
+
+    choice = choose_sites(needs, evaluate, groups, min(max_tries, len(groups) + 2))
+    if choice.score[0] < choice.before[0]:  # else the peak is where no rewrite reaches, most likely
+        choice = choose_sites(needs, evaluate, groups, max_tries)
     return RewrittenModule(apply_sites(mod, choice.chosen, order_of), choice)
 
 
