@@ -141,9 +141,24 @@ def memory_command(
     """Order a network for the least memory: as it is, Kahn, best, rewritten; arena and measured peak."""
     from chameleon.memory_cli import MemoryRequest, run_memory
 
-    paths = {"plot": plot, "json_out": json_out, "graph_out": graph_out}
-    switches = {"rewrite": rewrite, "measure": measure, "count_inputs": count_inputs, "alignment": alignment}
-    run_memory(MemoryRequest(model, target, input_shape, budget, time_limit, **switches, **paths), console, _say)
+    run_memory(
+        MemoryRequest(
+            model=model,
+            target=target,
+            input_shape=input_shape,
+            budget=budget,
+            time_limit_s=time_limit,
+            rewrite=rewrite,
+            measure=measure,
+            count_inputs=count_inputs,
+            alignment=alignment,
+            plot=plot,
+            json_out=json_out,
+            graph_out=graph_out,
+        ),
+        console,
+        _say,
+    )
 
 
 @app.command("models")
