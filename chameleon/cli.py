@@ -37,6 +37,7 @@ ModelArg = Annotated[str, typer.Argument(metavar="MODEL", help="A name of `chame
 TargetOpt = Annotated[str | None, typer.Option("--target", help="A TVM target: kind, tag or JSON. Default: this machine.")]
 OutOpt = Annotated[Path | None, typer.Option("--out", help="Folder of the run. Default: one under runs/.")]
 ShapeOpt = Annotated[str | None, typer.Option("--input-shape", help="For a model that leaves it open, such as 1,3,224,224.")]
+RewriteOpt = Annotated[bool, typer.Option("--rewrite", help="Rewrite the network first where that lowers its peak memory.")]
 JsonOpt = Annotated[Path | None, typer.Option("--json", help="Write the result to this file as JSON.")]
 
 
@@ -55,6 +56,7 @@ def tune_command(
     input_shape: ShapeOpt = None,
     tracker: Annotated[str | None, typer.Option(help="host:port of a TVM RPC tracker to measure on its devices.")] = None,
     device_key: Annotated[str | None, typer.Option(help="The key under which the devices registered at the tracker.")] = None,
+    rewrite: RewriteOpt = False,
     json_out: JsonOpt = None,
 ) -> None:
     """Tune a network's tasks; run the same command again to go on where it ended."""
@@ -66,7 +68,8 @@ def tune_command(
     resolved = tune_config(read_yaml(config) if config else {}, flags)
     check_writable(json_out)
     with Watcher(console) as watch:
-        report, folder = tune_model(_spec(model, target, out, input_shape, tracker, device_key), resolved, watch, _say)
+        spec = _spec(model, target, out, input_shape, tracker, device_key, rewrite)
+        report, folder = tune_model(spec, resolved, watch, _say)
     _print_report(report, folder)
     _write_json(json_out, report.to_json())
 
@@ -78,13 +81,16 @@ def compile_command(
     target: TargetOpt = None,
     out: OutOpt = None,
     input_shape: ShapeOpt = None,
-    memory_aware: Annotated[bool, typer.Option(help="Order it for the least memory; all its tensors in one arena.")] = False,
+    rewrite: RewriteOpt = False,
+    memory_aware: Annotated[
+        bool, typer.Option("--memory-aware", help="Order it for the least memory; all its tensors in one arena.")
+    ] = False,
 ) -> None:
     """Build a network with the best schedules that were found; plain TVM runs the result."""
     from chameleon.deploy.job import compile_tuned
 
     check_writable(output)
-    compiled = compile_tuned(_spec(model, target, out, input_shape), output, _say, memory_aware=memory_aware)
+    compiled = compile_tuned(_spec(model, target, out, input_shape, rewrite=rewrite), output, _say, memory_aware=memory_aware)
     console.print(f"wrote {output}", soft_wrap=True)
     if compiled.untuned:
         console.print(f"{len(compiled.untuned)} tasks had no tuned schedule: {', '.join(compiled.untuned)}", soft_wrap=True)
@@ -135,9 +141,24 @@ def memory_command(
     """Order a network for the least memory: as it is, Kahn, best, rewritten; arena and measured peak."""
     from chameleon.memory_cli import MemoryRequest, run_memory
 
-    paths = {"plot": plot, "json_out": json_out, "graph_out": graph_out}
-    switches = {"rewrite": rewrite, "measure": measure, "count_inputs": count_inputs, "alignment": alignment}
-    run_memory(MemoryRequest(model, target, input_shape, budget, time_limit, **switches, **paths), console, _say)
+    run_memory(
+        MemoryRequest(
+            model=model,
+            target=target,
+            input_shape=input_shape,
+            budget=budget,
+            time_limit_s=time_limit,
+            rewrite=rewrite,
+            measure=measure,
+            count_inputs=count_inputs,
+            alignment=alignment,
+            plot=plot,
+            json_out=json_out,
+            graph_out=graph_out,
+        ),
+        console,
+        _say,
+    )
 
 
 @app.command("models")
@@ -215,10 +236,11 @@ def _spec(
     input_shape: str | None,
     tracker: str | None = None,
     device_key: str | None = None,
+    rewrite: bool = False,
 ) -> JobSpec:
     from chameleon.deploy.job import JobSpec, parse_shape
 
-    return JobSpec(model, target, out, parse_shape(input_shape) if input_shape else None, tracker, device_key)
+    return JobSpec(model, target, out, parse_shape(input_shape) if input_shape else None, tracker, device_key, rewrite=rewrite)
 
 
 def _write_json(path: Path | None, content: dict[str, Any]) -> None:

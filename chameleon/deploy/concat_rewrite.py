@@ -29,6 +29,12 @@ from chameleon.serenity.identities import KINDS, Site
 from chameleon.serenity.rewrite import RewriteOptions, Solution, kind_groups, neighbourhoods, rewrite
 from chameleon.serenity.site_search import Choice, Score, choose_sites
 
+GUESS_SOLVES = 48
+"""Solves of the graph of operators that may be spent on a set of sites to start from."""
+
+FIRST_TRIES = 8
+"""Modules that are scored before the search gives up if none has a lower peak."""
+
 OrderOf = Callable[[Graph], Sequence[str]]
 
 
@@ -97,14 +103,18 @@ def rewrite_module(
     def order_of(graph: Graph) -> Sequence[str]:
         return solve(graph).order
 
-    guess = rewrite(read.graph, solve, RewriteOptions(kinds=tuple(kinds))).applied
-    choice = choose_sites(
-        needs,
-        lambda chosen: score(apply_sites(mod, chosen, order_of)),
-        [guess, *kind_groups(needs)],
-        neighbourhoods(read.graph, needs),
-        max_tries,
-    )
+    guess = rewrite(read.graph, solve, RewriteOptions(kinds=tuple(kinds), max_solves=GUESS_SOLVES)).applied
+    groups, moves = [guess, *kind_groups(needs)], neighbourhoods(read.graph, needs)
+    scores: dict[frozenset[Site], Score] = {}
+
+    def evaluate(chosen: frozenset[Site]) -> Score:
+        if chosen not in scores:
+            scores[chosen] = score(apply_sites(mod, chosen, order_of))
+        return scores[chosen]
+
+    choice = choose_sites(needs, evaluate, groups, moves, min(max_tries, FIRST_TRIES))
+    if choice.score[0] < choice.before[0]:  # else the peak is where no rewrite reaches, most likely
+        choice = choose_sites(needs, evaluate, groups, moves, max_tries)
     return RewrittenModule(apply_sites(mod, choice.chosen, order_of), choice)
 
 

@@ -20,10 +20,11 @@ from chameleon.deploy.bench import Difference, difference
 from chameleon.deploy.compile import build
 from chameleon.deploy.defaults import schedule_defaults
 from chameleon.deploy.memory_graph import extract_graph
-from chameleon.deploy.memory_lower import lean, lower_rewritten
+from chameleon.deploy.memory_lower import lean, lean_rewritten, lower_rewritten
 from chameleon.deploy.memory_pass import MemoryOptions, plan_memory, stock_plan_bytes
 from chameleon.deploy.memory_peak import MeasuredPeak, can_measure, measure_peak
 from chameleon.deploy.model import Model, input_arrays, load_model
+from chameleon.deploy.placed_concats import placed_concats
 from chameleon.deploy.target import detect_target, parse_target
 from chameleon.deploy.tasks import lower
 from chameleon.serenity.graph import Graph
@@ -83,16 +84,17 @@ def memory_of_model(spec: str, settings: MemorySettings, say: Say) -> ModelMemor
         return schedule(candidate, ScheduleOptions(time_limit_s=settings.time_limit_s))
 
     rows = rows_of(graph, solve)
-    rewrites: tuple[str, ...] = ()
-    if settings.rewrite:
-        say("rewriting, where that lowers the peak")
-        found = lower_rewritten(model, target, solve)
-        rewrites = tuple(map(str, found.sites))
-        kernels = lean(found.lowered, target) if rewrites else kernels
-        best = solve(_graph(kernels, model, settings)) if rewrites else rows["best"].schedule
-        assert best is not None  # rows_of puts it there
-        rows["rewritten"] = Row(best.order, best.peak_bytes, best)
-    after = _graph(kernels, model, settings) if settings.rewrite else None
+    if not settings.rewrite:
+        return _run(
+            model, target, lowered, kernels, with_arena(graph, rows, arena_limit_s=settings.arena_limit_s), settings, say
+        )
+    say("rewriting, where that lowers the peak")
+    found = lower_rewritten(model, target, solve)
+    kernels = lean_rewritten(found.lowered, target, solve)
+    after = _graph(kernels, model, settings)
+    best = solve(after)
+    rows["rewritten"] = Row(best.order, best.peak_bytes, best)
+    rewrites = (*map(str, found.sites), *(f"in place:{name}" for name in placed_concats(kernels)))
     summary = with_arena(graph, rows, after, rewrites, arena_limit_s=settings.arena_limit_s)
     return _run(model, target, lowered, kernels, summary, settings, say)
 
@@ -113,7 +115,9 @@ def _run(
     """Build both networks, run them, compare."""
     stock = schedule_defaults(lowered, target)
     with target:
-        mod, plan = plan_memory(kernels, lambda _: summary.last, MemoryOptions(settings.arena_limit_s, model.name))
+        mod, plan = plan_memory(
+            kernels, lambda _: summary.last, MemoryOptions(settings.arena_limit_s, model.name, zero_copy=False)
+        )
     result = ModelMemory(summary, plan.scratch_bytes, stock_plan_bytes(stock))
     if not settings.measure or settings.count_inputs:
         return result

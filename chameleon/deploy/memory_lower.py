@@ -8,7 +8,7 @@ tried is lowered, its kernels get the lean default schedule, and the graph of th
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tvm.ir import IRModule
@@ -17,17 +17,12 @@ from tvm.target import Target
 from chameleon.deploy.concat_rewrite import apply_sites, find_sites, rewrite_module
 from chameleon.deploy.defaults import schedule_defaults
 from chameleon.deploy.layouts import to_target_layout
-from chameleon.deploy.memory_graph import extract_graph
-from chameleon.deploy.memory_pass import prepare
+from chameleon.deploy.memory_pass import MemoryOptions, Solve, peak_score, prepare
 from chameleon.deploy.model import Model, ModelError
-from chameleon.deploy.placed_concats import place_parts, placeable_concats
+from chameleon.deploy.placed_concats import place_parts, place_where_it_pays, placeable_concats
 from chameleon.deploy.tasks import kernels_of, operators_left
-from chameleon.serenity.accounting import footprint
-from chameleon.serenity.graph import Graph
 from chameleon.serenity.identities import Site
-from chameleon.serenity.schedule import Schedule
-
-Solve = Callable[[Graph], Schedule]
+from chameleon.serenity.site_search import Score
 
 CONCAT_KERNELS = "concat_parts"
 """So `chameleon.deploy.concat_rewrite` calls the kernels of concatenations whose parts are to be written in place."""
@@ -51,16 +46,16 @@ class RewrittenModel:
     tries: int
 
 
-def lean(lowered: IRModule, target: Target, *, hoist: bool = True) -> IRModule:
+def lean(lowered: IRModule, target: Target) -> IRModule:
     """Kernels in the form in which their memory counts: scheduled, workspaces as arguments, chosen parts in place."""
     with target:
-        prepared = prepare(schedule_defaults(lowered, target, lean=True), hoist=hoist)
-    return in_place_concats(prepared)
-
-
-def in_place_concats(prepared: IRModule) -> IRModule:
-    """The parts of the concatenations that the rewriting chose, written where they belong."""
+        prepared = prepare(schedule_defaults(lowered, target, lean=True))
     return place_parts(prepared, placeable_concats(prepared, CONCAT_KERNELS))
+
+
+def lean_rewritten(lowered: IRModule, target: Target, solve: Solve) -> IRModule:
+    """The same with the parts of all other concatenations in place as well, where that lowers the peak."""
+    return place_where_it_pays(lean(lowered, target), lambda mod: peak_score(mod, solve, MemoryOptions()), max_tries=16)
 
 
 def lower_rewritten(model: Model, target: Target, solve: Solve, max_tries: int = MAX_TRIES) -> RewrittenModel:
@@ -70,10 +65,8 @@ def lower_rewritten(model: Model, target: Target, solve: Solve, max_tries: int =
         ModelError: if TVM has no kernel for an operator.
     """
 
-    def score(mod: IRModule) -> tuple[int, int]:
-        graph = extract_graph(lean(_lowered(mod, target, model.name), target), model.name).graph
-        use = footprint(graph, solve(graph).order)
-        return use.peak_bytes, int((use.during == use.peak_bytes).sum())
+    def score(mod: IRModule) -> Score:
+        return peak_score(lean(_lowered(mod, target, model.name), target), solve, MemoryOptions(name=model.name))
 
     found = rewrite_module(_base(model, target), score, solve, max_tries=max_tries)
     return RewrittenModel(_lowered(found.mod, target, model.name), found.choice.chosen, found.choice.evaluations)

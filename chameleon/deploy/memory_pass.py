@@ -260,8 +260,8 @@ class _Placer(PyExprMutator):
             )
         return self.builder_.get()
 
-    def visit_call_(self, call: Call) -> relax.Expr:
-        call = super().visit_call_(call)
+    def visit_call_(self, op: Call) -> relax.Expr:
+        call: Any = super().visit_call_(op)
         name = call.op.name if isinstance(call.op, tvm.ir.Op) else ""
         if name == "relax.builtin.alloc_tensor":
             return self._placed(call)
@@ -269,7 +269,7 @@ class _Placer(PyExprMutator):
             return Call(relax.ExternFunc("vm.builtin.reshape"), call.args, None, [call.ty])
         return call
 
-    def _placed(self, call: Call) -> relax.Expr:
+    def _placed(self, call: Any) -> relax.Expr:
         memory = relax.op.memory
         offset, ty = self.places.pop()
         dims = tuple(int(d) for d in call.args[0].values)

@@ -1,8 +1,8 @@
 """The process in which `chameleon.deploy.memory_peak` runs a network once: counts its memory, keeps its outputs.
 
 Run as `python -m chameleon.deploy.memory_probe LIBRARY INPUTS.npz OUTPUTS.npz THREADS`, with the counter preloaded; prints one
-line of JSON. The library with its weights, the inputs and the threads are there before the count begins; the outputs are kept until
-it ends.
+line of JSON. The library with its weights, the inputs and the threads are there before the count begins; the outputs are kept
+until it ends.
 """
 
 # TVM's reflected attributes have no static types:

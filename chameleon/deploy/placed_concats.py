@@ -32,6 +32,11 @@ def placed_inputs(func: Any) -> tuple[int, ...]:
     return tuple(int(i) for i in attrs.get(_ATTR, ())) if attrs else ()
 
 
+def placed_concats(mod: IRModule) -> list[str]:
+    """The concatenations of `main`, by variable, some parts of which are in place."""
+    return [name for name, call in _Calls(mod).by_name.items() if placed_inputs(call.func)]
+
+
 def placeable_concats(mod: IRModule, kernels: str = "") -> dict[str, tuple[int, ...]]:
     """The concatenations of `main`, by variable, and the positions of the parts that can be written in place.
 

@@ -88,7 +88,7 @@ def _with_parameters(func: PrimFunc, buffers: list[Buffer]) -> PrimFunc:
         root.annotations,
     )
     realize = SBlockRealize(func.body.iter_values, func.body.predicate, block)
-    made = PrimFunc([*func.params, *buffers], realize, func.ret_type, func.attrs)
+    made: Any = PrimFunc([*func.params, *buffers], realize, func.ret_type, func.attrs)
     return made.with_attr(_ATTR, len(buffers))
 
 
@@ -107,8 +107,8 @@ class _Hoister(PyExprMutator):
                 self.builder_.update_func(var, self.visit_expr(func))
         return self.builder_.get()
 
-    def visit_call_(self, call: Call) -> relax.Expr:
-        call = super().visit_call_(call)
+    def visit_call_(self, op: Call) -> relax.Expr:
+        call: Any = super().visit_call_(op)
         kernel = isinstance(call.op, tvm.ir.Op) and call.op.name == "relax.call_tir" and len(call.args) == 2
         if not kernel or call.args[0] not in self.hoisted:
             return call

@@ -86,7 +86,7 @@ class MemorySummary:
         return min(self.best.lower_bound_bytes, self.last.lower_bound_bytes)
 
     def to_json(self) -> dict[str, Any]:
-        """What `chameleon memory --json` writes: bound and proof of the given graph, arena and measured peak of the last row."""
+        """What `chameleon memory --json` writes; bound and proof as given, arena and measured peak of the last row."""
         peaks = {
             name: self.rows[name].peak_bytes if name in self.rows else None for name in ("as_is", "kahn", "best", "rewritten")
         }

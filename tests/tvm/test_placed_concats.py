@@ -16,7 +16,7 @@ from chameleon.deploy.concat_rewrite import apply_sites, find_sites
 from chameleon.deploy.memory_graph import extract_graph
 from chameleon.deploy.memory_pass import MemoryOptions, plan_memory, prepare
 from chameleon.deploy.placed_concats import place_parts, placeable_concats
-from chameleon.deploy.tasks import _kernels
+from chameleon.deploy.tasks import kernels_of
 
 pytestmark = pytest.mark.tvm
 TARGET = Target({"kind": "llvm", "num-cores": 1})
@@ -48,7 +48,7 @@ def network(layout: str, build) -> IRModule:
         builder.emit_func_output(result)
     mod = builder.get()
     alone = [site for site in find_sites(mod) if site.kind == "zero_copy"]
-    return _kernels(apply_sites(mod, alone), TARGET)
+    return kernels_of(apply_sites(mod, alone), TARGET)
 
 
 def wide(conv, concat, relu, x):
@@ -118,5 +118,5 @@ def test_what_the_function_returns_or_reshapes_is_no_part() -> None:
             result = builder.emit_output(relax.Tuple([parts[0], builder.emit(relax.op.sum(flat)), concat]))
         builder.emit_func_output(result)
     mod = builder.get()
-    mod = _kernels(apply_sites(mod, [site for site in find_sites(mod) if site.kind == "zero_copy"]), TARGET)
+    mod = kernels_of(apply_sites(mod, [site for site in find_sites(mod) if site.kind == "zero_copy"]), TARGET)
     assert list(placeable_concats(prepare(mod)).values()) == [(2,)]
