@@ -14,7 +14,7 @@ from typing import Generic, Protocol, TypeVar
 import networkx as nx
 
 from chameleon.serenity.accounting import footprint
-from chameleon.serenity.graph import Graph
+from chameleon.serenity.graph import Graph, Node
 from chameleon.serenity.identities import KINDS, Accumulation, Site, apply_sites, find_sites
 from chameleon.serenity.site_search import choose_sites
 
@@ -80,19 +80,40 @@ def rewrite(graph: Graph, solve: Callable[[Graph], T], options: RewriteOptions =
     """
     found = {site: needs for site, needs in find_sites(graph).items() if site.kind in options.kinds}
     needs = {site: n for site, n in found.items() if n <= found.keys()}
-    solved: dict[frozenset[Site], tuple[Graph, T]] = {}
+    sites, solved = len(needs), dict[frozenset[Site], tuple[Graph, T]]()
 
-    def evaluate(sites: frozenset[Site]) -> tuple[int, int]:
-        candidate = apply_sites(graph, sites, options.accumulation) if sites else graph
-        schedule = solve(candidate)
-        solved[sites] = candidate, schedule
+    def evaluate(chosen: frozenset[Site]) -> tuple[int, int]:
+        if chosen not in solved:
+            candidate = apply_sites(graph, chosen, options.accumulation) if chosen else graph
+            solved[chosen] = candidate, solve(candidate)
+        candidate, schedule = solved[chosen]
         use = footprint(candidate, schedule.order)
         return schedule.peak_bytes, int((use.during == use.peak_bytes).sum())
 
+    if evaluate(frozenset())[0] <= floor_bytes(graph, needs):
+        needs = {}  # the peak is where no rewrite reaches
     choice = choose_sites(needs, evaluate, kind_groups(needs), neighbourhoods(graph, needs), options.max_solves)
     best, schedule = solved[frozenset(choice.chosen)]
     before = solved[frozenset()][1]
-    return Rewritten(best, schedule, choice.chosen, before, len(needs), choice.evaluations, choice.complete)
+    return Rewritten(best, schedule, choice.chosen, before, sites, choice.evaluations, choice.complete)
+
+
+def floor_bytes(graph: Graph, sites: Collection[Site]) -> int:
+    """What some step needs that no rewrite changes: whatever is rewritten, no order has a smaller peak."""
+    changed = {site.node for site in sites}
+    return max((_least(graph, node) for node in graph.nodes if node.name not in {*changed, *graph.inputs}), default=0)
+
+
+def _least(graph: Graph, node: Node) -> int:
+    """The inputs, output and workspace of a step; a part of a concatenation may come to lie alone."""
+    sizes: dict[str, int] = {}
+    for source in node.inputs:
+        owner = graph.by_name[graph.owner(source)]
+        alone = owner.op == "concat" and source != owner.name
+        size = graph.by_name[source].output_bytes if alone else owner.output_bytes
+        sizes[owner.name] = max(sizes.get(owner.name, 0), size)
+    grows = not node.in_place and not node.storage and node.name not in sizes
+    return sum(sizes.values()) + node.workspace_bytes + (node.output_bytes if grows else 0)
 
 
 def kind_groups(sites: Collection[Site]) -> list[list[Site]]:

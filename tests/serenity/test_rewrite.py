@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from chameleon.serenity.accounting import peak_bytes
 from chameleon.serenity.graph import Graph, GraphError, Node
 from chameleon.serenity.identities import KINDS, Accumulation, Site, apply_sites, find_sites
-from chameleon.serenity.rewrite import RewriteOptions, rewrite
+from chameleon.serenity.rewrite import RewriteOptions, floor_bytes, rewrite
 from chameleon.serenity.schedule import Schedule, ScheduleOptions, schedule
 from chameleon.serenity.site_search import choose_sites
 from tests.serenity.rewriting import SIDE, check_same, least_peak, random_network
@@ -156,6 +156,30 @@ def test_the_solver_is_right_about_rewritten_graphs(seed: int, rewritten: bool) 
     graph = apply_sites(graph, list(find_sites(graph))) if rewritten else graph
     if len(graph.steps) <= 8:
         assert solve(graph).peak_bytes == least_peak(graph).peak_bytes
+
+
+@given(SEEDS, st.data())
+@settings(deadline=None, max_examples=60)
+def test_no_rewrite_gets_below_what_no_rewrite_changes(seed: int, data: st.DataObject) -> None:
+    graph = random_network(seed, 7)
+    if data.draw(st.booleans()):  # one in whose memory parts lie already
+        graph = apply_sites(graph, [site for site in find_sites(graph) if site.kind == "zero_copy"])
+    sites = find_sites(graph)
+    chosen = [site for site in sites if data.draw(st.booleans())]
+    after = apply_sites(graph, chosen, data.draw(st.sampled_from(FORMS)))
+    for trial in range(5):
+        assert floor_bytes(graph, sites) <= peak_bytes(after, some_order(after, trial))
+
+
+def test_the_search_stops_at_once_where_the_peak_is_out_of_reach() -> None:
+    graph = network("conv", parts=2)
+    t = graph.by_name["p0"].output_bytes
+    big = Node("big", ("x",), 100 * t, op="what")
+    graph = Graph((*graph.nodes, big, Node("end", ("big", graph.outputs[0]), t)), ("x",), ("end",))
+    found = rewrite(graph, solve)
+    assert (found.solves, found.applied) == (1, ())
+    assert found.sites > 0
+    assert found.complete
 
 
 def test_two_cells_with_one_peak_are_both_rewritten() -> None:
