@@ -93,7 +93,7 @@ def plan_memory(mod: IRModule, solve: Solve = schedule, options: MemoryOptions |
     arena = plan_arena(buffers, alignment=ALIGNMENT, time_limit_s=options.arena_limit_s)
     mod = _in_order(mod, extracted, found.order, buffers)
     mod = _lowered(mod, _places(extracted, found.order, buffers, arena), arena.size_bytes)
-    return mod, MemoryPlan(graph, found, arena, scratch_bytes(mod, _threads()))
+    return mod, MemoryPlan(graph, found, arena, _scratch_bytes(mod))
 
 
 def peak_score(mod: IRModule, solve: Solve, options: MemoryOptions) -> Score:
@@ -283,6 +283,9 @@ class _Placer(PyExprMutator):
         return memory.ensure_zero_offset(tensor)
 
 
-def _threads() -> int:
+def _scratch_bytes(mod: IRModule) -> int:
+    """Beside the arena; none on devices whose kernels keep such things in registers and shared memory."""
     target = tvm.target.Target.current(allow_none=True)
-    return int(target.attrs.get("num-cores", 1)) if target is not None else 1
+    if target is not None and "cpu" not in target.keys:
+        return 0
+    return scratch_bytes(mod, int(target.attrs.get("num-cores", 1)) if target is not None else 1)
