@@ -45,16 +45,17 @@ def lower(model: Model, target: Target) -> IRModule:
     Raises:
         ModelError: if TVM has no kernel for an operator.
     """
-    lowered = _kernels(to_target_layout(model.mod, target), target)
-    if _operators_left(lowered):  # one that has no kernel in the new layout
-        lowered = _kernels(model.mod, target)
-    left = _operators_left(lowered)
+    lowered = kernels_of(to_target_layout(model.mod, target), target)
+    if operators_left(lowered):  # one that has no kernel in the new layout
+        lowered = kernels_of(model.mod, target)
+    left = operators_left(lowered)
     if left:
         raise ModelError(f"{model.name}: TVM has no kernel for the operators {', '.join(left)} as they are used here")
     return lowered
 
 
-def _kernels(mod: IRModule, target: Target) -> IRModule:
+def kernels_of(mod: IRModule, target: Target) -> IRModule:
+    """The operators of a module as fused kernels; operators for which TVM has none stay."""
     transform = relax.transform
     passes = [
         transform.LegalizeOps(),
@@ -71,7 +72,7 @@ def _kernels(mod: IRModule, target: Target) -> IRModule:
         return tvm.transform.Sequential(passes)(mod)
 
 
-def _operators_left(mod: IRModule) -> list[str]:
+def operators_left(mod: IRModule) -> list[str]:
     """Operators that should have become kernels, sorted."""
     left: set[str] = set()
 

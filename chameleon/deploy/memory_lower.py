@@ -1,0 +1,97 @@
+"""From a model to kernels that need little memory, rewritten where that lowers the peak.
+
+Rewriting comes before kernels are made and fused, but what it saves shows on the kernels only. So every set of rewrites that is
+tried is lowered, its kernels get the lean default schedule, and the graph of that is solved.
+"""
+
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tvm.ir import IRModule
+from tvm.target import Target
+
+from chameleon.deploy.concat_rewrite import apply_sites, find_sites, rewrite_module
+from chameleon.deploy.defaults import schedule_defaults
+from chameleon.deploy.layouts import to_target_layout
+from chameleon.deploy.memory_pass import MemoryOptions, Solve, peak_score, prepare
+from chameleon.deploy.model import Model, ModelError
+from chameleon.deploy.placed_concats import place_parts, place_where_it_pays, placeable_concats
+from chameleon.deploy.tasks import kernels_of, operators_left
+from chameleon.serenity.identities import Site
+from chameleon.serenity.site_search import Score
+
+CONCAT_KERNELS = "concat_parts"
+"""So `chameleon.deploy.concat_rewrite` calls the kernels of concatenations whose parts are to be written in place."""
+
+MAX_TRIES = 32
+"""Sets of rewrites that are lowered and solved, at most."""
+
+
+@dataclass(frozen=True)
+class RewrittenModel:
+    """A model's fused kernels, without schedules, after the rewrites that lower the peak.
+
+    Attributes:
+        lowered: as `chameleon.deploy.tasks.lower` makes them.
+        sites: what was rewritten.
+        tries: how many sets of rewrites were solved.
+    """
+
+    lowered: IRModule = field(repr=False)
+    sites: tuple[Site, ...]
+    tries: int
+
+
+def lean(lowered: IRModule, target: Target) -> IRModule:
+    """Kernels in the form in which their memory counts: scheduled, workspaces as arguments, chosen parts in place."""
+    with target:
+        prepared = prepare(schedule_defaults(lowered, target, lean=True))
+    return place_parts(prepared, placeable_concats(prepared, CONCAT_KERNELS))
+
+
+def lean_rewritten(lowered: IRModule, target: Target, solve: Solve) -> IRModule:
+    """The same with the parts of all other concatenations in place as well, where that lowers the peak."""
+    return place_where_it_pays(lean(lowered, target), lambda mod: peak_score(mod, solve, MemoryOptions()), max_tries=16)
+
+
+def lower_rewritten(model: Model, target: Target, solve: Solve, max_tries: int = MAX_TRIES) -> RewrittenModel:
+    """The kernels of a model in which identities are applied where that lowers the solved peak.
+
+    Raises:
+        ModelError: if TVM has no kernel for an operator.
+    """
+
+    def score(mod: IRModule) -> Score:
+        return peak_score(lean(_lowered(mod, target, model.name), target), solve, MemoryOptions(name=model.name))
+
+    found = rewrite_module(_base(model, target), score, solve, max_tries=max_tries)
+    return RewrittenModel(_lowered(found.mod, target, model.name), found.choice.chosen, found.choice.evaluations)
+
+
+def lower_with_sites(model: Model, target: Target, solve: Solve, sites: Sequence[Site]) -> IRModule:
+    """The kernels with these sites rewritten, as `lower_rewritten` found them in an earlier run.
+
+    Raises:
+        ModelError: if the model has no such site.
+    """
+    base = _base(model, target)
+    if missing := set(sites) - set(find_sites(base)):
+        raise ModelError(f"{model.name} has no place to rewrite called {', '.join(map(str, sorted(missing)))}")
+    return _lowered(apply_sites(base, sites, lambda graph: solve(graph).order), target, model.name)
+
+
+def _base(model: Model, target: Target) -> IRModule:
+    """The operators in the layout that `chameleon.deploy.tasks.lower` takes."""
+    moved = to_target_layout(model.mod, target)
+    return model.mod if operators_left(kernels_of(moved, target)) else moved
+
+
+def _lowered(mod: IRModule, target: Target, name: str) -> IRModule:
+    lowered = kernels_of(mod, target)
+    if left := operators_left(lowered):
+        raise ModelError(f"{name}: TVM has no kernel for the operators {', '.join(left)} as they are used here")
+    return lowered
