@@ -122,15 +122,19 @@ class _Hoister(PyExprMutator):
 
 def _scratch(func: PrimFunc) -> tuple[list[int], list[int]]:
     """Sizes of a kernel's allocations once it is lowered: outside of parallel loops, inside."""
-    passes = [
+    passes = [  # those of tvm.s_tir.pipeline.default_s_tir_pipeline that concern CPUs, as far as the one that merges allocations
         s_tir.transform.CanonicalizeLoop(),
         s_tir.transform.LowerInitBlock(),
         s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
         s_tir.transform.ConvertBlocksToOpaque(),
         s_tir.transform.CompactBufferAllocation(),
         s_tir.transform.LowerMatchBuffer(),
+        s_tir.transform.StmtSimplify(),
+        s_tir.transform.AnnotateIrregularLoop(),
         s_tir.transform.LowerOpaqueBlock(),
         tirx.transform.FlattenBuffer(),
+        tirx.transform.NarrowDataType(32),
+        s_tir.transform.LoopPartition(),
         tirx.transform.VectorizeLoop(),
         tirx.transform.StorageRewrite(),
     ]
