@@ -122,7 +122,8 @@ class _Hoister(PyExprMutator):
 
 def _scratch(func: PrimFunc) -> tuple[list[int], list[int]]:
     """Sizes of a kernel's allocations once it is lowered: outside of parallel loops, inside."""
-    passes = [  # those of tvm.s_tir.pipeline.default_s_tir_pipeline that concern CPUs, as far as the one that merges allocations
+    # Those of TVM's default pipeline for kernels that concern CPUs, as far as the one that merges allocations.
+    passes = [
         s_tir.transform.CanonicalizeLoop(),
         s_tir.transform.LowerInitBlock(),
         s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
