@@ -34,7 +34,7 @@ from chameleon.deploy.bench import BenchResult, bench_model
 from chameleon.deploy.compile import Compiled, compile_model
 from chameleon.deploy.config import TuneConfig
 from chameleon.deploy.measure import WarmBuilder, WarmRunner
-from chameleon.deploy.memory_lower import lower_rewritten, lower_with_sites
+from chameleon.deploy.memory_lower import Rewrites, lower_again, lower_rewritten
 from chameleon.deploy.model import Model, load_model
 from chameleon.deploy.records import Records
 from chameleon.deploy.remote import rpc_runner
@@ -45,7 +45,6 @@ from chameleon.deploy.tuning import Measurer, Session, TaskTuner, database_of, o
 from chameleon.errors import ChameleonError, UsageError
 from chameleon.manifest import write_manifest
 from chameleon.search import KnobSpace, make_searcher, option
-from chameleon.serenity.identities import Site
 from chameleon.serenity.schedule import schedule
 
 Watch = Callable[[Session], None]
@@ -177,15 +176,15 @@ def _lowered(model: Model, target: Target, out: Path, spec: JobSpec, say: Say) -
     """The kernels of a run's network. What is rewritten is found once and kept in its folder: the tasks depend on it."""
     kept = out / "rewrite.json"
     if kept.exists():
-        sites = [Site(kind, node) for kind, node in _read_json(kept).get("sites", [])]
-        return lower_with_sites(model, target, schedule, sites)
+        return lower_again(model, target, schedule, Rewrites.from_json(json.loads(kept.read_text())))
     if not spec.rewrite:
         return lower(model, target)
     if (out / "run.json").exists():
         raise ChameleonError(f"{out} holds a run of {model.name} as it is; to tune it rewritten give another --out")
     say("rewriting, where that lowers the peak of memory")
     found = lower_rewritten(model, target, schedule)
-    kept.write_text(json.dumps({"sites": [[site.kind, site.node] for site in found.sites]}, indent=1) + "\n")
+    say(f"rewritten: {found.rewrites}" if str(found.rewrites) else "no rewrite lowers it")
+    kept.write_text(json.dumps(found.rewrites.to_json()) + "\n")
     return found.lowered
 
 

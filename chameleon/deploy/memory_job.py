@@ -33,6 +33,9 @@ from chameleon.serenity.summary import MemorySummary, Row, measured, rows_of, wi
 
 Say = Callable[[str], None]
 
+SEARCH_LIMIT_S = 5.0
+"""For the order of each graph that the search of rewrites looks at."""
+
 
 @dataclass(frozen=True)
 class MemorySettings:
@@ -83,18 +86,22 @@ def memory_of_model(spec: str, settings: MemorySettings, say: Say) -> ModelMemor
     def solve(candidate: Graph) -> Schedule:
         return schedule(candidate, ScheduleOptions(time_limit_s=settings.time_limit_s))
 
+    def quickly(candidate: Graph) -> Schedule:
+        """For the many graphs of the search."""
+        return schedule(candidate, ScheduleOptions(time_limit_s=min(settings.time_limit_s, SEARCH_LIMIT_S)))
+
     rows = rows_of(graph, solve)
     if not settings.rewrite:
         return _run(
             model, target, lowered, kernels, with_arena(graph, rows, arena_limit_s=settings.arena_limit_s), settings, say
         )
     say("rewriting, where that lowers the peak")
-    found = lower_rewritten(model, target, solve)
-    kernels = lean_rewritten(found.lowered, target, solve)
+    found = lower_rewritten(model, target, quickly)
+    kernels = lean_rewritten(found.lowered, target, quickly)
     after = _graph(kernels, model, settings)
     best = solve(after)
     rows["rewritten"] = Row(best.order, best.peak_bytes, best)
-    rewrites = (*map(str, found.sites), *(f"in place:{name}" for name in placed_concats(kernels)))
+    rewrites = (*filter(None, [str(found.rewrites)]), *(f"in place:{name}" for name in placed_concats(kernels)))
     summary = with_arena(graph, rows, after, rewrites, arena_limit_s=settings.arena_limit_s)
     return _run(model, target, lowered, kernels, summary, settings, say)
 

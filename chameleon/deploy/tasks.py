@@ -54,8 +54,12 @@ def lower(model: Model, target: Target) -> IRModule:
     return lowered
 
 
-def kernels_of(mod: IRModule, target: Target) -> IRModule:
-    """The operators of a module as fused kernels; operators for which TVM has none stay."""
+def kernels_of(mod: IRModule, target: Target, fuse_depth: int | None = None) -> IRModule:
+    """The operators of a module as fused kernels; operators for which TVM has none stay.
+
+    Args:
+        fuse_depth: how many operators become one kernel at most; by default as many as TVM fuses.
+    """
     transform = relax.transform
     passes = [
         transform.LegalizeOps(),
@@ -68,7 +72,8 @@ def kernels_of(mod: IRModule, target: Target) -> IRModule:
         # The tuner may choose the order in which a constant weight lies in memory.
         transform.AttachAttrLayoutFreeBuffers(),
     ]
-    with target, tvm.transform.PassContext(opt_level=3):
+    config = {} if fuse_depth is None else {"relax.FuseOps.max_depth": fuse_depth}
+    with target, tvm.transform.PassContext(opt_level=3, config=config):
         return tvm.transform.Sequential(passes)(mod)
 
 

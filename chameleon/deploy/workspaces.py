@@ -122,6 +122,7 @@ class _Hoister(PyExprMutator):
 
 def _scratch(func: PrimFunc) -> tuple[list[int], list[int]]:
     """Sizes of a kernel's allocations once it is lowered: outside of parallel loops, inside."""
+    # Those of TVM's default pipeline for kernels that concern CPUs, as far as the one that merges allocations.
     passes = [
         s_tir.transform.CanonicalizeLoop(),
         s_tir.transform.LowerInitBlock(),
@@ -129,8 +130,12 @@ def _scratch(func: PrimFunc) -> tuple[list[int], list[int]]:
         s_tir.transform.ConvertBlocksToOpaque(),
         s_tir.transform.CompactBufferAllocation(),
         s_tir.transform.LowerMatchBuffer(),
+        s_tir.transform.StmtSimplify(),
+        s_tir.transform.AnnotateIrregularLoop(),
         s_tir.transform.LowerOpaqueBlock(),
         tirx.transform.FlattenBuffer(),
+        tirx.transform.NarrowDataType(32),
+        s_tir.transform.LoopPartition(),
         tirx.transform.VectorizeLoop(),
         tirx.transform.StorageRewrite(),
     ]

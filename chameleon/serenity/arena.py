@@ -1,8 +1,8 @@
 """One piece of memory for all tensors: where in it each buffer lies (the offset), so that no two are in each other's way.
 
-No arena is smaller than what is live at any time (the liveness bound); whether one can be as small is an NP-hard question (dynamic
-storage allocation). SERENITY leaves it to the greedy allocator of TFLite (Ahn 2020, sec. 4), which may need more; here the planner
-climbs from greedy over a local search to an exact one, and stops when the bound is reached.
+No arena is smaller than what is live at any time (the liveness bound); whether one can be as small is an NP-hard question
+(dynamic storage allocation). SERENITY leaves it to the greedy allocator of TFLite (Ahn 2020, sec. 4), which may need more; here
+the planner climbs from greedy over a local search to an exact one, and stops when the bound is reached.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def plan_arena(
         alignment: in bytes; offsets are multiples of it.
         method: `greedy`; `improved`: greedy, then a local search; `exact`: greedy, then a search that can prove; `auto`: all in
             turn. Each ends when the liveness bound is reached.
-        time_limit_s: after it the best placement so far is the result; the exact search may overrun it a little.
+        time_limit_s: after it the best placement so far is the result; the exact search may overrun it a little. To load the
+            compiler, and the first time on a machine to compile, is not counted.
         capacity_bytes: end as soon as the arena is not larger. It may turn out larger; `least_bytes` says if it has to be.
         rng: of the searches; by default one with a fixed seed.
 
@@ -102,14 +103,16 @@ def plan_arena(
         share = IMPROVED_SHARE if method == "auto" else 1.0
         better(improved(problem, target, start + share * time_limit_s, rng), "improved")
     if height > target and method in ("auto", "exact"):
-        from chameleon.serenity.arena_exact import exact  # loads the compiler
+        before = time.perf_counter()
+        from chameleon.serenity.arena_exact import exact, load
 
-        new, least = exact(problem, offsets, target, deadline_s, rng)
+        load()
+        new, least = exact(problem, offsets, target, deadline_s + time.perf_counter() - before, rng)
         better(new, "exact")
     real = [b.name for b in buffers if b.size_bytes]
     places = dict.fromkeys((b.name for b in buffers), 0) | dict(zip(real, (offsets * problem.unit_bytes).tolist(), strict=True))
-    sizes = [units * problem.unit_bytes for units in (height, problem.bound, least)]
-    arena = Arena(places, *sizes, found_by, time.perf_counter() - start)
+    size_bytes, bound_bytes, least_bytes = (units * problem.unit_bytes for units in (height, problem.bound, least))
+    arena = Arena(places, size_bytes, bound_bytes, least_bytes, found_by, time.perf_counter() - start)
     check_arena(buffers, arena, alignment=alignment)
     return arena
 

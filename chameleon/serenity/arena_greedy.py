@@ -34,7 +34,7 @@ def improved(problem: Rectangles, target: int, deadline_s: float, rng: np.random
     """A local search over the orders of first fit, `[n]`.
 
     A rectangle that sticks out above the target, or one that it meets, is placed earlier, at a random place before one that it
-    meets itself; the new order stays unless it is worse. That the conflict says what to move is an idea of TelaMalloc (Maas 2022).
+    meets itself; the new order stays unless it is worse. That conflicts say what to move is an idea of TelaMalloc (Maas 2022).
 
     Args:
         target: stop at this height.

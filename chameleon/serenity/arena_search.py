@@ -10,38 +10,31 @@ left to choose is the order. Of the paper's ideas these are here:
 - *decomposition*: where no unplaced rectangle spans two sections, the two sides are solved by themselves;
 - *preordering*: among equal offsets the rectangle that is first in a static order goes first.
 
-We differ: the bound of a section is that of one machine with release times (each unplaced rectangle begins at its own lowest
-offset, not at the section's floor); a rectangle that lies too low to go next must be lifted by another one and counts from
-there; and instead of one order after another to the end, several take turns with growing limits.
+We differ: the bound of a section is that of one machine with release times (each unplaced rectangle begins at its own least
+offset, not at the section's floor); a rectangle that lies too low to go next, or that cannot be the lowest of a section, rests
+on another one and counts from there; and the static orders take turns with orders that are learnt from where the search failed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from chameleon.serenity.arena_problem import Ints, Rectangles
 
-F = TypeVar("F", bound=Callable[..., Any])
-try:
-    from numba import njit
 
-    COMPILED = True
-
-    def compiled(function: F) -> F:
-        """Compile a function of arrays and numbers to machine code; kept on disk for the next time."""
-        return njit(cache=True)(function)
-
-except ImportError:  # the same code, a hundred times slower
-    COMPILED = False
-
-    def compiled(function: F) -> F:
-        """Leave a function as it is, for want of numba."""
-        return function
+def _compiler() -> Callable[[Any], Any]:
+    """What makes machine code of a function, kept on disk; without numba nothing, and the search is a hundred times slower."""
+    try:
+        from numba import njit
+    except ImportError:
+        return lambda function: function
+    return njit(cache=True)
 
 
+compiled = _compiler()
 FAILED, SOLVED, STOPPED = 0, 1, 2
 
 
@@ -71,20 +64,26 @@ class State(NamedTuple):
     Attributes:
         offset: `[n]`, -1 where not placed yet.
         lowest: `[n + 2, n]`, for every depth of the search the lowest offset above all that is placed.
+        least: `[n]`, the least offset that each rectangle can still get, as of the last look.
         unplaced, rest: `[n_sections]`, how many rectangles of a section are not placed yet, and how high they are together.
+        across: `[n_sections]`, how many of them live in the section before as well.
+        weight: `[n_sections]`, how often the section was the reason of a failure.
+        often: `[n_sections]`, the sections, those that failed last first.
         trail: `[n]`, what is placed, in the order of placing.
         count: `[3]`, the length of the trail, nodes visited, nodes allowed.
-        least: `[n]`, scratch: the least offset that each rectangle can still get.
         heap: `[n]`, scratch: the unplaced rectangles of a section.
     """
 
     offset: Ints
     lowest: Ints
+    least: Ints
     unplaced: Ints
     rest: Ints
+    across: Ints
+    weight: Ints
+    often: Ints
     trail: Ints
     count: Ints
-    least: Ints
     heap: Ints
 
 
@@ -101,10 +100,20 @@ def prepared(problem: Rectangles, order: Ints, capacity: int) -> Problem:
 def blank(p: Problem, limit: int) -> State:
     """The state before the search, which may visit `limit` nodes."""
     n, sections = len(p.size), len(p.lives_at) - 1
-    rest = np.array([p.size[p.lives[p.lives_at[s] : p.lives_at[s + 1]]].sum() for s in range(sections)], np.int64)
-    zeros = lambda *shape: np.zeros(shape, np.int64)  # noqa: E731
-    count = np.array([0, 0, limit], np.int64)
-    return State(np.full(n, -1, np.int64), zeros(n + 2, n), np.diff(p.lives_at), rest, zeros(n), count, zeros(n), zeros(n))
+    lives = [p.lives[p.lives_at[k] : p.lives_at[k + 1]] for k in range(sections)]
+    return State(
+        offset=np.full(n, -1, np.int64),
+        lowest=np.zeros((n + 2, n), np.int64),
+        least=np.zeros(n, np.int64),
+        unplaced=np.diff(p.lives_at),
+        rest=np.array([p.size[of].sum() for of in lives], np.int64),
+        across=np.array([(p.start[of] < k).sum() for k, of in enumerate(lives)], np.int64),
+        weight=np.zeros(sections, np.int64),
+        often=np.arange(sections),
+        trail=np.zeros(n, np.int64),
+        count=np.array([0, 0, limit], np.int64),
+        heap=np.zeros(n, np.int64),
+    )
 
 
 def _flat(lists: list[Ints]) -> tuple[Ints, Ints]:
@@ -136,7 +145,7 @@ def branch(p: Problem, s: State, depth: int, first: int, last: int, floor: int, 
         result, begin = SOLVED, first
         while begin < last and result == SOLVED:
             end = part_end(p, s, begin, last)
-            if s.unplaced[begin:end].max() > 1:
+            if several(s, begin, end):
                 result = branch(p, s, depth + 1, begin, end, floor, rank)
             elif s.unplaced[begin]:
                 result = place_alone(p, s, depth + 1, begin)
@@ -159,9 +168,16 @@ def fits(p: Problem, s: State, depth: int, first: int, last: int, floor: int, ra
             return False
         s.least[b] = lowest[b] if after(lowest[b], b, floor, rank) else lifted(p, s, depth, b, floor, rank)
         if s.least[b] + p.size[b] > p.capacity:
+            for k in range(p.start[b], p.stop[b]):
+                s.weight[k] += 1
             return False
-    for k in range(first, last):  # noqa: SIM110 - compiled code knows no generators
-        if s.unplaced[k] and stacked(p, s, k) > p.capacity:
+    for i in range(len(s.often)):  # the sections that failed last come first
+        k = s.often[i]
+        if first <= k < last and s.unplaced[k] and stacked(p, s, k) > p.capacity:
+            s.weight[k] += 1
+            for j in range(i, 0, -1):
+                s.often[j] = s.often[j - 1]
+            s.often[0] = k
             return False
     return True
 
@@ -185,16 +201,26 @@ def lifted(p: Problem, s: State, depth: int, b: int, floor: int, rank: int) -> i
 
 @compiled
 def stacked(p: Problem, s: State, k: int) -> int:
-    """How high the unplaced rectangles of section `k` reach at least, each from its least offset on."""
-    n, low, high = 0, p.capacity, 0
+    """How high the unplaced rectangles of section `k` reach at least, each from its least offset on.
+
+    One that would reach beyond the capacity with all the others on top is not the lowest of them: its least offset is raised.
+    """
+    n, first_at = 0, p.capacity - s.rest[k]
+    low, high, first_top = p.capacity + 1, 0, p.capacity + 1
     for i in range(p.lives_at[k], p.lives_at[k + 1]):
         b = p.lives[i]
         if s.offset[b] < 0:
             s.heap[n] = b
             n += 1
             low, high = min(low, s.least[b]), max(high, s.least[b])
-    if high + s.rest[k] <= p.capacity or low + s.rest[k] > p.capacity:
+            if s.least[b] <= first_at:
+                first_top = min(first_top, s.least[b] + p.size[b])
+    if high <= first_at or low > first_at:
         return low + s.rest[k]
+    for i in range(n):
+        b = s.heap[i]
+        if first_at < s.least[b] < first_top:
+            s.least[b] = first_top
     for i in range(1, n):  # sorted by least offset
         b, j = s.heap[i], i - 1
         while j >= 0 and s.least[s.heap[j]] > s.least[b]:
@@ -204,18 +230,18 @@ def stacked(p: Problem, s: State, k: int) -> int:
     top = 0
     for i in range(n):
         top = max(top, s.least[s.heap[i]]) + p.size[s.heap[i]]
-    return top
+    return int(top)
 
 
 @compiled
 def candidate(p: Problem, s: State, depth: int, first: int, last: int, floor: int, rank: int) -> int:
-    """The rectangle that comes next in the canonical order, -1 if there is none."""
+    """The rectangle that comes next in the canonical order (its least offset is its lowest), -1 if there is none."""
     lowest, best, ceiling = s.lowest[depth], -1, p.capacity
     for b in range(len(p.size)):
         if s.offset[b] >= 0 or p.start[b] < first or p.start[b] >= last:
             continue
         ceiling = min(ceiling, lowest[b] + p.size[b])
-        if after(lowest[b], b, floor, rank) and (best < 0 or lowest[b] < lowest[best]):
+        if s.least[b] == lowest[b] and (best < 0 or lowest[b] < lowest[best]):
             best = b
     return best if best >= 0 and lowest[best] < ceiling else -1
 
@@ -229,6 +255,7 @@ def place(p: Problem, s: State, depth: int, b: int) -> None:
     for k in range(p.start[b], p.stop[b]):
         s.unplaced[k] -= 1
         s.rest[k] -= p.size[b]
+        s.across[k] -= k > p.start[b]
 
 
 @compiled
@@ -251,19 +278,25 @@ def undo(p: Problem, s: State, mark: int) -> None:
         for k in range(p.start[b], p.stop[b]):
             s.unplaced[k] += 1
             s.rest[k] += p.size[b]
+            s.across[k] += k > p.start[b]
 
 
 @compiled
 def part_end(p: Problem, s: State, begin: int, last: int) -> int:
     """The section after `begin` that no unplaced rectangle spans together with the one before it."""
-    k, reach = begin, begin + 1
-    while k < reach:
-        if s.unplaced[k]:
-            for i in range(p.lives_at[k], p.lives_at[k + 1]):
-                if s.offset[p.lives[i]] < 0:
-                    reach = max(reach, p.stop[p.lives[i]])
+    k = begin + 1
+    while k < last and s.across[k]:
         k += 1
-    return min(reach, last)
+    return k
+
+
+@compiled
+def several(s: State, begin: int, end: int) -> bool:
+    """Whether a part has more than one rectangle, which then meet."""
+    for k in range(begin, end):  # noqa: SIM110 - compiled code knows no generators
+        if s.unplaced[k] > 1:
+            return True
+    return False
 
 
 @compiled

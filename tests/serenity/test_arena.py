@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +18,12 @@ from chameleon.errors import UsageError
 from chameleon.serenity import arena_search
 from chameleon.serenity.accounting import Buffer, lifetimes, peak_bytes
 from chameleon.serenity.arena import METHODS, Arena, ArenaError, check_arena, plan_arena
-from chameleon.serenity.arena_exact import fit
+from chameleon.serenity.arena_exact import fit, luby
 from chameleon.serenity.arena_greedy import by_size, first_fit
 from chameleon.serenity.arena_problem import Rectangles, rectangles
 from tests.serenity.graphs import random_graph, random_order
+
+ROOT = Path(__file__).parents[2]
 
 
 def buffers(*sizes_and_steps: tuple[int, int, int]) -> list[Buffer]:
@@ -107,6 +112,27 @@ def test_exact_reaches_the_bound_where_greedy_does_not() -> None:
     assert (exact.size_bytes, exact.method, exact.proven) == (8, "exact", True)
     assert least_by_brute_force(GREEDY_FAILS) == 8
     assert plan_arena(GREEDY_FAILS, alignment=1).size_bytes == 8
+
+
+def test_the_search_is_the_same_without_the_compiler() -> None:
+    """In a process where numba cannot be imported."""
+    given_buffers = random_buffers(6, 40, steps=12, size=50)
+    arena = plan_arena(given_buffers, alignment=1, method="exact")
+    code = (
+        "import sys; sys.modules['numba'] = None\n"
+        "from tests.serenity.test_arena import plan_arena, random_buffers\n"
+        "arena = plan_arena(random_buffers(6, 40, steps=12, size=50), alignment=1, method='exact', time_limit_s=60)\n"
+        "print(arena.method, arena.size_bytes, arena.least_bytes, sorted(arena.offsets.items()))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert ran.stdout.strip() == f"exact {arena.size_bytes} {arena.least_bytes} {sorted(arena.offsets.items())}"
+
+
+def test_luby_by_its_definition() -> None:
+    sequence = [1]
+    while len(sequence) < 200:
+        sequence += [*sequence, 2 * sequence[-1]]
+    assert [luby(i) for i in range(1, 200)] == sequence[:199]
 
 
 def test_a_capacity_ends_the_search_early() -> None:

@@ -80,7 +80,16 @@ def split(b: Builder, x: relax.Var) -> relax.Expr:
     return b.add(b.conv(left, 8), right)
 
 
-NETWORKS = {"residual": residual, "fans": fans, "concats": concats, "split": split}
+def odd(b: Builder, x: relax.Var) -> relax.Expr:
+    """Results that are views of an input, of each other, or constant."""
+    y = b.emit(relax.op.nn.relu(x))
+    rows = b.emit(relax.op.reshape(y, (1, 144, 8)))
+    return relax.Tuple(
+        [b.emit(relax.op.reshape(x, (144, 8))), y, rows, b.emit(relax.op.zeros((1, 3), "float32")), b.weight(2, 2)]
+    )
+
+
+NETWORKS = {"residual": residual, "fans": fans, "concats": concats, "split": split, "odd": odd}
 
 
 def network(name: str) -> IRModule:
