@@ -15,6 +15,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from chameleon.serenity.dp import Limits, Outcome
+from chameleon.serenity.lazy import events, unfold
 from chameleon.serenity.problem import Problem
 
 Words = NDArray[np.uint64]
@@ -41,7 +42,11 @@ class Tables(NamedTuple):
         touchers: `[f, w]` of the memories that steps may free, those of u at `free_at[u] : free_at[u + 1]`.
         free_size: `[f]` their sizes.
         free_at: `[n + 1]`.
-        full: `[w]` all steps.
+        full: `[1, w]` all steps.
+        descendants: `[n, w]` what must run after a step.
+        closures: `[e, w]` of the events (`chameleon.serenity.lazy`); none if moves are single steps.
+        event_size: `[e]` bytes that they free.
+        overwritten: `[e]` whether a step may overwrite that memory.
     """
 
     before: Words
@@ -56,6 +61,32 @@ class Tables(NamedTuple):
     free_size: NDArray[np.int64]
     free_at: NDArray[np.int64]
     full: Words
+    descendants: Words
+    closures: Words
+    event_size: NDArray[np.int64]
+    overwritten: NDArray[np.bool_]
+
+
+class Moves(NamedTuple):
+    """Room for the moves of one set, with two rows to spare.
+
+    Attributes:
+        steps: `[m, w]` what runs.
+        step: `[m]` the step if it is one, else -1.
+        during: `[m]` the most bytes in use.
+        after: `[m]` bytes in use after it.
+        freed: `[m]` bytes that it frees; of moves of several steps.
+        least: `[m]` whether it may be safe (`chameleon.serenity.lazy.Move`).
+        numbers: `[n]` for the steps of a set.
+    """
+
+    steps: Words
+    step: NDArray[np.int64]
+    during: NDArray[np.int64]
+    after: NDArray[np.int64]
+    freed: NDArray[np.int64]
+    least: NDArray[np.bool_]
+    numbers: NDArray[np.int64]
 
 
 class Sets(NamedTuple):
@@ -67,7 +98,7 @@ class Sets(NamedTuple):
         in_use: `[c]` bytes.
         peak: `[c]` the least found to get there (`rounds`), or unused.
         parent: `[c]` the set before.
-        move: `[c]` the step that led here.
+        move: `[c]` the step that led here, -1 if several.
         table: `[h]` index + 1, or 0.
     """
 
@@ -90,13 +121,13 @@ def rounds(
     limits: Limits = Limits(),
 ) -> Outcome:
     """See `chameleon.serenity.dp.rounds`."""
-    tables, words = _tables(problem)
+    tables, words = _tables(problem, lazy=False)
     budget = int(min(budget, NO_LIMIT))
     sets, n_sets, total = _first(problem, words), 1, 1
     trail: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
     counters = np.zeros(6, np.int64)
     counters[DROPPED] = NO_LIMIT
-    scratch = np.empty((3, problem.n + 1), np.int64)
+    scratch = _room(problem, tables, words)
     for _ in range(problem.n):
         started, new, at = time.perf_counter(), _empty(FIRST_CAPACITY, words), 0
         counters[STATES] = 0
@@ -127,24 +158,27 @@ def rounds(
 
 
 def rise(
-    problem: Problem, *, budget: int = 0, upper: int | None = None, safe_moves: bool = True, limits: Limits = Limits()
+    problem: Problem,
+    *,
+    budget: int = 0,
+    upper: int | None = None,
+    safe_moves: bool = True,
+    lazy: bool = True,
+    limits: Limits = Limits(),
 ) -> Outcome:
     """See `chameleon.serenity.dp.rise`."""
-    tables, words = _tables(problem)
+    tables, words = _tables(problem, lazy)
     sets = _first(problem, words)
     stack, heap_key, heap_set = (np.zeros(FIRST_CAPACITY, kind) for kind in (np.int32, np.int64, np.int32))
     counters = np.array([1, 1, 0, max(budget, problem.first_bytes), 0, 0], np.int64)
-    scratch = np.empty((3, problem.n + 1), np.int64)
+    scratch = _room(problem, tables, words)
     top = NO_LIMIT if upper is None else upper
+    quota = max(1, QUOTA // (problem.n if lazy else 1))
     while True:
-        status = _rise(tables, sets, stack, heap_key, heap_set, counters, scratch, top, safe_moves, QUOTA, words)
+        status = _rise(tables, sets, stack, heap_key, heap_set, counters, scratch, top, safe_moves, quota, words)
         states, budget = int(counters[STATES]), int(counters[BUDGET])
         if status == SOLVED:
-            order, i = [], int(counters[FOUND])
-            while sets.parent[i] >= 0:
-                order.append(int(sets.move[i]))
-                i = sets.parent[i]
-            order = tuple(reversed(order))
+            order = _follow(problem, sets, int(counters[FOUND]))
             return Outcome("solution", order, problem.peak(order), budget, states)
         if status == PROVED:
             return Outcome("no solution", lower=top, states=states)
@@ -153,6 +187,16 @@ def rise(
         if status == FULL:
             sets = _grown(sets, states, words)
             stack, heap_key, heap_set = (_wider(a, len(sets.in_use)) for a in (stack, heap_key, heap_set))
+
+
+def _follow(problem: Problem, sets: Sets, i: int) -> tuple[int, ...]:
+    """The order that led to set i."""
+    order: list[int] = []
+    while sets.parent[i] >= 0:
+        after, before = (int.from_bytes(sets.done[k].astype("<u8").tobytes(), "little") for k in (i, sets.parent[i]))
+        order[:0] = unfold(problem, before, after & ~before)
+        i = sets.parent[i]
+    return tuple(order)
 
 
 @njit(cache=True, inline="always")
@@ -176,6 +220,14 @@ def _within(part, i, whole, k, u, words):
 
 
 @njit(cache=True, inline="always")
+def _lies_in(part, i, whole, k, words):
+    for w in range(len(words)):
+        if part[i, w] & ~whole[k, w]:
+            return False
+    return True
+
+
+@njit(cache=True, inline="always")
 def _meets(one, i, other, k, words):
     for w in range(len(words)):
         if one[i, w] & other[k, w]:
@@ -183,65 +235,180 @@ def _meets(one, i, other, k, words):
     return False
 
 
+@njit(cache=True, inline="always")
+def _same(one, i, other, k, words):
+    same = True
+    for w in range(len(words)):
+        same &= one[i, w] == other[k, w]
+    return same
+
+
 @njit(cache=True)
-def _moves(tables, done, ready, i, in_use, scratch, budget, safe_moves, words):
-    """All steps that can run in set i, with bytes during and after, into `scratch`; the safe one alone if there is one."""
+def _list(masks, i, numbers, words):
+    """The positions of the ones of row i into `numbers`; returns how many."""
     count = 0
     for w in range(len(words)):
-        left = ready[i, w]
-        u = w * 64 - 1
+        left = masks[i, w]
+        u = w * 64
         while left:
             while not left & np.uint64(0xFF):
                 left >>= np.uint64(8)
                 u += 8
-            while not left & np.uint64(1):
-                left >>= np.uint64(1)
-                u += 1
+            if left & np.uint64(1):
+                numbers[count] = u
+                count += 1
             left >>= np.uint64(1)
             u += 1
-            during = in_use
-            after = in_use
-            if tables.own_size[u] and not _meets(tables.starters, u, done, i, words):
-                after += tables.own_size[u]
-                if not (tables.overwrites[u] and _within(tables.needs, u, done, i, u, words)):
-                    during = after
-            for f in range(tables.free_at[u], tables.free_at[u + 1]):
-                if _within(tables.touchers, f, done, i, u, words):
-                    after -= tables.free_size[f]
-            during += tables.workspace[u]
-            if safe_moves and during <= budget and after <= in_use:
-                scratch[0, 0], scratch[1, 0], scratch[2, 0] = u, during, after
-                return 1
-            scratch[0, count], scratch[1, count], scratch[2, count] = u, during, after
-            count += 1
     return count
 
 
 @njit(cache=True)
-def _child(tables, source, i, u, new, counters, words):
-    """The place of set i with u in `new`; if it is not there yet it is added, except for its bytes, and the second is True."""
-    n = counters[STATES]
+def _single_steps(tables, done, ready, i, in_use, moves, budget, safe_moves, words):
+    """All steps that can run in set i; the first safe one alone if there is one. Returns how many."""
+    count = _list(ready, i, moves.numbers, words)
+    for m in range(count):
+        u = moves.numbers[m]
+        during = in_use
+        after = in_use
+        if tables.own_size[u] and not _meets(tables.starters, u, done, i, words):
+            after += tables.own_size[u]
+            if not (tables.overwrites[u] and _within(tables.needs, u, done, i, u, words)):
+                during = after
+        for f in range(tables.free_at[u], tables.free_at[u + 1]):
+            if _within(tables.touchers, f, done, i, u, words):
+                after -= tables.free_size[f]
+        during += tables.workspace[u]
+        at = 0 if safe_moves and during <= budget and after <= in_use else m
+        moves.step[at], moves.during[at], moves.after[at] = u, during, after
+        if at < m or (at == m == 0 and safe_moves and during <= budget and after <= in_use):
+            return 1
+    return count
+
+
+@njit(cache=True)
+def _lazy_moves(tables, done, i, in_use, moves, budget, safe_moves, words):
+    """The moves of `chameleon.serenity.lazy.moves` in set i; the first safe one alone if there is one. Returns how many."""
+    count = _least_sets(tables, done, i, moves, words)
+    count = _overwritten_sets(tables, done, i, moves, count, words)
+    for m in range(count):
+        _price(tables, done, i, in_use, moves, m, words)
+        if safe_moves and moves.least[m] and moves.during[m] <= budget and moves.after[m] <= in_use:
+            for w in range(len(words)):
+                moves.steps[0, w] = moves.steps[m, w]
+            moves.during[0], moves.after[0] = moves.during[m], moves.after[m]
+            return 1
+    return count
+
+
+@njit(cache=True)
+def _least_sets(tables, done, i, moves, words):
+    """What is missing of events within which nothing smaller is missing, and what it frees."""
+    count = 0
+    spare = len(moves.step) - 1
+    nothing = np.zeros((1, len(words)), np.uint64)
+    for e in range(len(tables.closures)):
+        for w in range(len(words)):
+            moves.steps[spare, w] = tables.closures[e, w] & ~done[i, w]
+        if _same(moves.steps, spare, nothing, 0, words):
+            continue
+        wanted = True
+        for k in range(count):
+            if _lies_in(moves.steps, k, moves.steps, spare, words):
+                if _same(moves.steps, k, moves.steps, spare, words):
+                    moves.freed[k] += tables.event_size[e]
+                wanted = False
+                break
+        if not wanted:
+            continue
+        k = 0
+        while k < count:
+            if _lies_in(moves.steps, spare, moves.steps, k, words):
+                count -= 1
+                moves.steps[k], moves.freed[k] = moves.steps[count], moves.freed[count]
+            else:
+                k += 1
+        moves.steps[count], moves.freed[count] = moves.steps[spare], tables.event_size[e]
+        count += 1
+    moves.least[:count] = True
+    return count
+
+
+@njit(cache=True)
+def _overwritten_sets(tables, done, i, moves, count, words):
+    """Adds the missing sets of memories that may be overwritten."""
+    spare = len(moves.step) - 1
+    for e in range(len(tables.closures)):
+        if not tables.overwritten[e]:
+            continue
+        for w in range(len(words)):
+            moves.steps[spare, w] = tables.closures[e, w] & ~done[i, w]
+        known = _lies_in(tables.closures, e, done, i, words)
+        for k in range(count):
+            known |= _same(moves.steps, k, moves.steps, spare, words)
+        if known:
+            continue
+        freed = 0
+        for other in range(len(tables.closures)):
+            if _lies_in(tables.closures, other, done, i, words):
+                continue
+            inside = True
+            for w in range(len(words)):
+                inside &= not tables.closures[other, w] & ~done[i, w] & ~moves.steps[spare, w]
+            if inside:
+                freed += tables.event_size[other]
+        moves.steps[count], moves.freed[count], moves.least[count] = moves.steps[spare], freed, False
+        count += 1
+    return count
+
+
+@njit(cache=True)
+def _price(tables, done, i, in_use, moves, m, words):
+    """What move m needs: `chameleon.serenity.lazy._move`."""
+    seen, spare = len(moves.step) - 2, len(moves.step) - 1
     for w in range(len(words)):
-        new.done[n, w] = source.done[i, w]
-    new.done[n, u >> 6] |= np.uint64(1) << np.uint64(u & 63)
+        moves.steps[seen, w] = done[i, w]
+        moves.steps[spare, w] = done[i, w] | moves.steps[m, w]
+    after, workspace, saved = in_use, 0, 0
+    for j in range(_list(moves.steps, m, moves.numbers, words)):
+        u = moves.numbers[j]
+        if tables.own_size[u] and not _meets(tables.starters, u, moves.steps, seen, words):
+            after += tables.own_size[u]
+        moves.steps[seen, u >> 6] |= np.uint64(1) << np.uint64(u & 63)
+        workspace += tables.workspace[u]
+        if tables.overwrites[u] and tables.own_size[u] > saved and not _meets(tables.descendants, u, moves.steps, m, words):
+            bit = np.uint64(1) << np.uint64(u & 63)
+            moves.steps[spare, u >> 6] &= ~bit
+            if _lies_in(tables.needs, u, moves.steps, spare, words) and not _meets(
+                tables.starters, u, moves.steps, spare, words
+            ):
+                saved = tables.own_size[u]
+            moves.steps[spare, u >> 6] |= bit
+    moves.step[m], moves.during[m], moves.after[m] = -1, after - saved + workspace, after - moves.freed[m]
+
+
+@njit(cache=True)
+def _child(tables, source, i, moves, m, new, counters, words):
+    """The place of set i and move m in `new`; if it is not there yet it is added, except for its bytes, and the second is True."""
+    n, u = counters[STATES], moves.step[m]
+    for w in range(len(words)):
+        new.done[n, w] = source.done[i, w] | (moves.steps[m, w] if u < 0 else np.uint64(0))
+    if u >= 0:
+        new.done[n, u >> 6] |= np.uint64(1) << np.uint64(u & 63)
     top = len(new.table) - 1
     at = _hash(new.done, n, words) & top
     while new.table[at]:
-        k = new.table[at] - 1
-        same = True
-        for w in range(len(words)):
-            same &= new.done[k, w] == new.done[n, w]
-        if same:
-            return k, False
+        if _same(new.done, new.table[at] - 1, new.done, n, words):
+            return new.table[at] - 1, False
         at = (at + 1) & top
     new.table[at] = n + 1
-    for w in range(len(words)):
-        new.ready[n, w] = source.ready[i, w]
-    new.ready[n, u >> 6] &= ~(np.uint64(1) << np.uint64(u & 63))
-    for r in range(tables.reader_at[u], tables.reader_at[u + 1]):
-        reader = tables.readers[r]
-        if _within(tables.before, reader, new.done, n, u, words):
-            new.ready[n, reader >> 6] |= np.uint64(1) << np.uint64(reader & 63)
+    if u >= 0:
+        for w in range(len(words)):
+            new.ready[n, w] = source.ready[i, w]
+        new.ready[n, u >> 6] &= ~(np.uint64(1) << np.uint64(u & 63))
+        for r in range(tables.reader_at[u], tables.reader_at[u + 1]):
+            reader = tables.readers[r]
+            if _lies_in(tables.before, reader, new.done, n, words):
+                new.ready[n, reader >> 6] |= np.uint64(1) << np.uint64(reader & 63)
     new.parent[n] = i
     new.move[n] = u
     counters[STATES] = n + 1
@@ -249,34 +416,33 @@ def _child(tables, source, i, u, new, counters, words):
 
 
 @njit(cache=True)
-def _round(tables, sets, n_sets, at, new, counters, scratch, budget, lower, safe_moves, quota, words):
+def _round(tables, sets, n_sets, at, new, counters, moves, budget, lower, safe_moves, quota, words):
     """One round of the paper's program, from set `at` on. Doing a set twice does no harm."""
     for i in range(at, min(n_sets, at + quota)):
-        if counters[STATES] + scratch.shape[1] > len(new.in_use):
+        if counters[STATES] + len(moves.step) > len(new.in_use):
             return FULL, i
         peak = sets.peak[i]
-        count = _moves(
-            tables, sets.done, sets.ready, i, sets.in_use[i], scratch, max(peak, lower), safe_moves, words
-        )
+        room = max(peak, lower)
+        count = _single_steps(tables, sets.done, sets.ready, i, sets.in_use[i], moves, room, safe_moves, words)
         for m in range(count):
-            reached = max(peak, scratch[1, m])
+            reached = max(peak, moves.during[m])
             if reached > budget:
                 counters[DROPPED] = min(counters[DROPPED], reached)
                 continue
-            k, fresh = _child(tables, sets, i, scratch[0, m], new, counters, words)
+            k, fresh = _child(tables, sets, i, moves, m, new, counters, words)
             if fresh:
-                new.in_use[k] = scratch[2, m]
+                new.in_use[k] = moves.after[m]
                 new.peak[k] = reached
             elif reached < new.peak[k]:
                 new.peak[k] = reached
                 new.parent[k] = i
-                new.move[k] = scratch[0, m]
+                new.move[k] = moves.step[m]
     at = min(n_sets, at + quota)
     return (DONE if at == n_sets else PAUSED), at
 
 
 @njit(cache=True)
-def _rise(tables, sets, stack, heap_key, heap_set, counters, scratch, top, safe_moves, quota, words):
+def _rise(tables, sets, stack, heap_key, heap_set, counters, moves, top, safe_moves, quota, words):
     """Depth first under the budget; sets with moves that do not fit wait in a heap for a larger one."""
     for _ in range(quota):
         if not counters[STACKED]:
@@ -286,34 +452,33 @@ def _rise(tables, sets, stack, heap_key, heap_set, counters, scratch, top, safe_
             while counters[STOPPED] and heap_key[0] <= counters[BUDGET]:
                 stack[counters[STACKED]] = _pop(heap_key, heap_set, counters)
                 counters[STACKED] += 1
-        if counters[STATES] + scratch.shape[1] > len(sets.in_use):
+        if counters[STATES] + len(moves.step) > len(sets.in_use):
             return FULL
         counters[STACKED] -= 1
-        i = stack[counters[STACKED]]
-        complete = True
-        for w in range(len(words)):
-            complete &= sets.done[i, w] == tables.full[w]
-        if complete:
+        i, budget = stack[counters[STACKED]], counters[BUDGET]
+        if _lies_in(tables.full, 0, sets.done, i, words):
             counters[FOUND] = i
             return SOLVED
-        budget = counters[BUDGET]
-        count = _moves(tables, sets.done, sets.ready, i, sets.in_use[i], scratch, budget, safe_moves, words)
+        if len(tables.closures):
+            count = _lazy_moves(tables, sets.done, i, sets.in_use[i], moves, budget, safe_moves, words)
+        else:
+            count = _single_steps(tables, sets.done, sets.ready, i, sets.in_use[i], moves, budget, safe_moves, words)
         over = NO_LIMIT
         for m in range(count):
-            if scratch[1, m] > budget:
-                over = min(over, scratch[1, m])
+            if moves.during[m] > budget:
+                over = min(over, moves.during[m])
         if over < NO_LIMIT:
             _push(heap_key, heap_set, counters, over, i)
         first = counters[STACKED]
         for m in range(count):
-            if scratch[1, m] > budget:
+            if moves.during[m] > budget:
                 continue
-            k, fresh = _child(tables, sets, i, scratch[0, m], sets, counters, words)
-            if fresh:
-                sets.in_use[k] = scratch[2, m]
+            k, fresh = _child(tables, sets, i, moves, m, sets, counters, words)
+            if fresh:  # the set with the fewest bytes on top
+                sets.in_use[k] = moves.after[m]
                 at = counters[STACKED]
                 counters[STACKED] += 1
-                while at > first and sets.in_use[stack[at - 1]] < scratch[2, m]:
+                while at > first and sets.in_use[stack[at - 1]] < moves.after[m]:
                     stack[at] = stack[at - 1]
                     at -= 1
                 stack[at] = k
@@ -360,10 +525,11 @@ def _fill(done, n, table, words):
         table[at] = i + 1
 
 
-def _tables(problem: Problem) -> tuple[Tables, tuple[int, ...]]:
+def _tables(problem: Problem, lazy: bool) -> tuple[Tables, tuple[int, ...]]:
     words = (0,) * max(1, -(-problem.n // 64))
     own = [problem.memories[o] if o >= 0 else None for o in problem.own]
     frees = [free for some in problem.frees for free in some]
+    table = events(problem) if lazy else []
     tables = Tables(
         before=_rows(problem.before, words),
         readers=np.array([r for some in problem.after for r in some], np.int64),
@@ -376,9 +542,19 @@ def _tables(problem: Problem) -> tuple[Tables, tuple[int, ...]]:
         touchers=_rows([touchers for touchers, _ in frees], words),
         free_size=np.array([size for _, size in frees], np.int64),
         free_at=_ends([len(some) for some in problem.frees]),
-        full=_rows([problem.full], words)[0],
+        full=_rows([problem.full], words),
+        descendants=_rows(problem.descendants, words),
+        closures=_rows([event.closure for event in table], words),
+        event_size=np.array([event.size for event in table], np.int64),
+        overwritten=np.array([event.overwritten for event in table], np.bool_),
     )
     return tables, words
+
+
+def _room(problem: Problem, tables: Tables, words: tuple[int, ...]) -> Moves:
+    rows = max(problem.n, 2 * len(tables.closures)) + 2
+    numbers = [np.zeros(rows, np.int64) for _ in range(4)]
+    return Moves(np.zeros((rows, len(words)), np.uint64), *numbers, np.zeros(rows, np.bool_), np.zeros(problem.n, np.int64))
 
 
 def _rows(masks, words: tuple[int, ...]) -> Words:

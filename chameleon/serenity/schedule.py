@@ -31,6 +31,7 @@ class ScheduleOptions:
         divide: cut the graph where every order passes, and order the parts one by one.
         soft_budget: search under a budget of bytes; without it all downsets are visited.
         budget_search: how the budget is found: `rising` from the lower bound, or as in the paper, from Kahn's peak by timeouts.
+        lazy: with the rising budget, run steps only when they help to free something (`chameleon.serenity.lazy`).
         safe_moves: take a step that fits and frees as much as it takes without trying others.
         bounds: begin with lower and upper bounds, and stop where they meet.
         time_limit_s: for the search; loading the compiled kernels is not counted.
@@ -42,6 +43,7 @@ class ScheduleOptions:
     divide: bool = True
     soft_budget: bool = True
     budget_search: Literal["rising", "paper"] = "rising"
+    lazy: bool = True
     safe_moves: bool = True
     bounds: bool = True
     time_limit_s: float = 60.0
@@ -146,7 +148,8 @@ def _search(part: _Part, floor: int, options: ScheduleOptions, deadline: float) 
 def _exact(engine: ModuleType, part: _Part, floor: int, options: ScheduleOptions, limits: Limits) -> Outcome:
     problem, upper = part.problem, part.peak if options.bounds else None
     if options.soft_budget and options.budget_search == "rising":
-        return engine.rise(problem, budget=floor, upper=upper, safe_moves=options.safe_moves, limits=limits)
+        switches = {"safe_moves": options.safe_moves, "lazy": options.lazy}
+        return engine.rise(problem, budget=floor, upper=upper, **switches, limits=limits)
     if not options.soft_budget:
         limits = replace(limits, step_s=0.0)
 
