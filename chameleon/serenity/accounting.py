@@ -150,6 +150,7 @@ def _in_place(graph: Graph, order: Sequence[str]) -> dict[str, str]:
             continue
         source = graph.owner(taken)
         readers = [r for m in graph.members[source] for r in graph.consumers[m]]
-        if source not in bound and done.issuperset((*graph.members[source], *readers)):
+        fresh = done.isdisjoint(m for m in graph.members[name] if m != name)  # no tensor in its memory was written before
+        if fresh and source not in bound and done.issuperset((*graph.members[source], *readers)):
             merged[name] = source
     return merged

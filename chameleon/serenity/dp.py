@@ -1,15 +1,15 @@
 """The exact dynamic program over downsets, to be read beside the paper (Ahn 2020, sec. 3.1 and 3.2).
 
-The paper keys its memo by the zero-indegree set, we by the downset: either determines the other. `rounds` is the paper's program:
-round i holds for every reachable set of i steps the least peak that gets there. `soft_budget` is its search for the budget.
-`rise` is ours: it visits each downset at most once, and only those that a budget below the optimum reaches.
+The paper keys its memo by the zero-indegree set, we by the downset: either determines the other. `rounds` is the paper's
+program: round i holds for every reachable set of i steps the least peak that gets there. `soft_budget` is its search for the
+budget. `rise` is ours: it visits each downset at most once, and only those that a budget up to the optimum reaches.
 
 Safe moves. A step u that can run in D, fits under the budget and does not add bytes, bytes(D + u) <= bytes(D), may be the only
 one that is tried in D. Proof: take any order from D to the end under the budget and bring u to its front. A set of steps E that
 this order has run before u becomes E + u. `bytes` is submodular, so bytes(E + u) - bytes(E) <= bytes(D + u) - bytes(D) <= 0,
-and grow of the step that runs next is no larger in E + u than in E: no step needs more than before. u itself fits in D, and after
-the place that it came from nothing has changed. So an order under the budget that begins with u exists if any does. This uses
-only what `chameleon.serenity.problem` proves for workspaces, shared storage, in-place steps, given and kept memory alike.
+and grow of the step that runs next is no larger in E + u than in E: no step needs more than before. u itself fits in D, and
+after the place that it came from nothing has changed. So an order under the budget that begins with u exists if any does. This
+uses only what `chameleon.serenity.problem` proves for workspaces, shared storage, in-place steps, given and kept memory alike.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ class Limits:
     step_s: float = 0.0
 
 
+NO_LIMITS = Limits()
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a search for an order ended.
@@ -67,7 +70,7 @@ def rounds(
     lower: int = 0,
     safe_moves: bool = False,
     width: int = 0,
-    limits: Limits = Limits(),
+    limits: Limits = NO_LIMITS,
 ) -> Outcome:
     """The paper's dynamic program: |V| rounds, in round i the least peak for every set of i steps.
 
@@ -121,11 +124,11 @@ def rounds(
 
 
 def soft_budget(solve: Callable[[float], Outcome], tau_max: int, lower: int) -> Outcome:
-    """The paper's adaptive soft budgeting: find a budget that is wide enough for a solution and small enough for the time limit.
+    """The paper's adaptive soft budgeting: a budget that is wide enough for a solution and small enough for the time limit.
 
-    As in the paper the budget starts at the peak of Kahn's order, is halved after a timeout, and after "no solution" moves to the
-    middle. We keep the bracket (largest budget without a solution, smallest that timed out), since the paper's two last values
-    can go in circles, and end with "timeout" when it is closed: then T is too small for this graph.
+    As in the paper the budget starts at the peak of Kahn's order, is halved after a timeout, and after "no solution" moves to
+    the middle. We keep the bracket (largest budget without a solution, smallest that timed out), since the paper's two last
+    values can go in circles, and end with "timeout" when it is closed: then T is too small for this graph.
 
     Args:
         solve: runs the dynamic program under a budget.
@@ -157,13 +160,13 @@ def rise(
     upper: int | None = None,
     safe_moves: bool = True,
     lazy: bool = True,
-    limits: Limits = Limits(),
+    limits: Limits = NO_LIMITS,
 ) -> Outcome:
     """Raise the budget from a lower bound until an order keeps it; every downset is visited at most once.
 
-    Where the paper tries budgets from above and starts again for each, we search depth-first under a budget that is too low, note
-    where each set was stopped and by how much, and raise the budget to the least of those. What was visited stays valid, and no
-    set is visited that only a budget above the optimum reaches. When a limit is reached, the budget is a lower bound.
+    Where the paper tries budgets from above and starts again for each, we search depth-first under a budget that is too low,
+    note where each set was stopped and by how much, and raise the budget to the least of those. What was visited stays valid,
+    and no set is visited that only a budget above the optimum reaches. When a limit is reached, the budget is a lower bound.
 
     Args:
         problem: what to order.

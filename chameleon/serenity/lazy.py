@@ -1,32 +1,33 @@
-"""Moves of several steps: a step runs only when something can be freed by it, or when it needs a workspace. Ours, not the paper's.
+"""Moves of several steps: a step runs when it helps to free something, or needs a workspace. Ours, not the paper's.
 
-Most downsets differ in steps that merely take memory and might as well wait. An *event* is that a memory is finished (all that touch
-it have run), or that a step with a workspace runs. The *closure* of an event are the steps that it needs: those that touch the
-memory, or the step with the workspace, and all that come before them. A lazy order runs the closure of one event, then what is
-missing of the closure of the next, and so on; what no event needs comes last.
+Most downsets differ in steps that merely take memory and might as well wait. An *event* is that a memory is finished (all that
+touch it have run), or that a step with a workspace runs. The *closure* of an event are the steps that it needs: those that
+touch the memory, or the step with the workspace, and all that come before them. A lazy order runs the closure of one event,
+then what is missing of the closure of the next, and so on; what no event needs comes last.
 
-**If some order keeps a budget, a lazy one does.** Take an order, and its events in the order in which they happen; event i happens at
-step f_i, before which the set G has run. Run the closures in this order, each in the order of the old one. Look at step s of closure
-i in the new order, at the set E before it. As all of the closures up to i lie in G + f_i:
+**If some order keeps a budget, a lazy one does.** Take an order, and its events in the order in which they happen; event i
+happens at step f_i, before which the set G has run. Run the closures in this order, each in the order of the old one. Look at
+step s of closure i in the new order, at the set E before it. As all of the closures up to i lie in G + f_i:
 
 - what is started by E + s is started by G + f_i;
 - what is finished in G belongs to an event before i, so it is finished in E.
 
-So s needs, workspaces apart, no more than f_i needed. If s has a workspace, it is an event itself, not before i as s is in no earlier
-closure, and not after i as s is in G + f_i: s is f_i and has the same workspace as it had. After the last event steps only take
-memory, and the end is the same. That leaves f_i overwriting an input in G, which makes it need less, by its size: it finishes the
-memory M of the input. Of the events that happen at f_i let that of M come first. If s is f_i, then all others that touch M are in E,
-and it overwrites its input again. If s comes before it, f_i has not taken its memory yet; if after it, M is finished in E: either
-way it makes up for the size. All of storage sharing, given and kept memory is in "started" and "finished", so the proof covers it.
+So s needs, workspaces apart, no more than f_i needed. If s has a workspace, it is an event itself, not before i as s is in no
+earlier closure, and not after i as s is in G + f_i: s is f_i and has the same workspace as it had. After the last event steps
+only take memory, and the end is the same. That leaves f_i overwriting an input in G, which makes it need less, by its size: it
+finishes the memory M of the input. Of the events that happen at f_i let that of M come first. If s is f_i, then all others
+that touch M are in E, and it overwrites its input again. If s comes before it, f_i has not taken its memory yet; if after it,
+M is finished in E: either way it makes up for the size. Storage sharing, given and kept memory are in "started" and
+"finished": the proof covers them.
 
-**Only events of which nothing smaller is missing have to be tried**, and those of memories that a step may overwrite. For let the
-missing part of an event lie within that of event i: it happens not after f_i, so at f_i, and may be taken first, unless f_i overwrites
-the input whose memory event i finishes.
+**Only events of which nothing smaller is missing have to be tried**, and those of memories that a step may overwrite. For let
+the missing part of an event lie within that of event i: it happens not after f_i, so at f_i, and may be taken first, unless
+f_i overwrites the input whose memory event i finishes.
 
 **Safe moves.** If nothing smaller is missing than the set U of an event in D, no step of U but the last finishes anything, so
-bytes(D + Q) >= bytes(D) for all parts Q of U. If U fits and bytes(D + U) <= bytes(D), it alone has to be tried in D: bring U to the
-front of any order from D on. Where P had run, P + U has; bytes is submodular, so bytes(D + P + U) - bytes(D + P) <= bytes(D + U) -
-bytes(D + (P and U)) <= 0. The rest is as for single steps (`chameleon.serenity.dp`).
+bytes(D + Q) >= bytes(D) for all parts Q of U. If U fits and bytes(D + U) <= bytes(D), it alone has to be tried in D: bring U
+to the front of any order from D on. Where P had run, P + U has; bytes is submodular, so bytes(D + P + U) - bytes(D + P) <=
+bytes(D + U) - bytes(D + (P and U)) <= 0. The rest is as for single steps (`chameleon.serenity.dp`).
 """
 
 from __future__ import annotations
@@ -37,7 +38,13 @@ from chameleon.serenity.problem import Problem, bits
 
 
 class Event(NamedTuple):
-    """Attributes: closure: mask of the steps it needs; size: bytes that it frees; overwritten: a step may overwrite that memory."""
+    """Something that frees bytes or needs a workspace.
+
+    Attributes:
+        closure: mask of the steps that it needs.
+        size: bytes that it frees.
+        overwritten: whether a step may overwrite that memory.
+    """
 
     closure: int
     size: int
