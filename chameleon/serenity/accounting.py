@@ -102,7 +102,7 @@ def footprint(graph: Graph, order: Sequence[str]) -> Footprint:
         GraphError: if the order is not valid.
     """
     n = len(order)
-    during, after = np.zeros(n + 1, np.int64), np.zeros(n + 2, np.int64)  # differences, summed up below
+    during, after = np.zeros(n + 2, np.int64), np.zeros(n + 2, np.int64)  # differences, summed up below
     for b in lifetimes(graph, order):
         during[b.start] += b.size_bytes
         during[b.stop] -= b.size_bytes

@@ -29,7 +29,7 @@ from chameleon.serenity.tables import (
 )
 
 QUOTA = 40_000  # sets that a kernel expands before it returns
-FIRST_CAPACITY = 1 << 12
+FIRST_CAPACITY = 1 << 10
 
 
 def rounds(
