@@ -5,8 +5,8 @@
 
 A problem is a CSV file with the columns `id`, `lower`, `upper` (half-open, in any unit of time) and `size` (bytes), as those of
 MiniMalloc, and a capacity to fit into: the number in the file's name, or `--capacity`. Every run has another seed; the runs of
-all problems and methods take turns, so that a slow time of the machine hits them all. With `--peer` OR-tools' CP-SAT gets the same
-question and time. Writes `results.json`, `table.md` and `manifest.json`.
+all problems and methods take turns, so that a slow time of the machine hits them all. With `--peer` OR-tools' CP-SAT gets the
+same question and time. Writes `results.json`, `table.md` and `manifest.json`.
 """
 
 from __future__ import annotations
