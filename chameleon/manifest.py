@@ -14,7 +14,7 @@ from typing import Any
 
 PACKAGES = (
     *("chameleon-tvm", "apache-tvm", "apache-tvm-ffi", "xtc-tvm-python-bindings", "numpy", "torch", "scikit-learn", "xgboost"),
-    *("onnx", "onnxruntime"),
+    *("onnx", "onnxruntime", "numba", "ortools", "networkx"),
 )
 
 

@@ -1,0 +1,265 @@
+"""A graph as the solvers see it: steps are bits, memories have masks of the steps that start and touch them.
+
+A *downset* is the set of the steps that have run, as a bit mask: with a step it holds the steps before it. Which memory is in
+use is a function of the downset alone, whatever the order it came about in:
+
+    bytes(D) = sum of size(m) over the memories m that are started (given, or a starter of m is in D)
+               and not finished (kept, or a toucher of m is not in D)
+
+`bytes` is submodular: for D within E and a step u outside of E, bytes(E + u) - bytes(E) <= bytes(D + u) - bytes(D). For
+"a starter is in D" has diminishing gains, "all touchers are in D" has growing ones and is subtracted. All of storage sharing is
+in these masks: views and the parts of a concatenation are touchers, and starters if they write. Running u in D needs
+
+    during(D, u) = bytes(D) + grow(D, u) + workspace(u)
+
+where grow is the size of u's memory, or 0 if that is started or if u overwrites its input in D. grow never gets larger when
+more steps have run: u overwrites its input if all others that touch that have run. What is proved from these two facts holds
+for all that a graph can have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from heapq import heappop, heappush
+
+from chameleon.serenity.graph import Graph
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A piece of memory that tensors lie in.
+
+    Attributes:
+        size: in bytes.
+        starters: mask of the steps whose tensors lie in it; the first that runs takes it.
+        touchers: mask of the steps that read or write it, starters included; it is freed after the last of them.
+        given: it is in use before the first step.
+        kept: it is in use at the end.
+    """
+
+    size: int
+    starters: int
+    touchers: int
+    given: bool = False
+    kept: bool = False
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Steps 0 .. n - 1, numbered so that every step comes after its predecessors.
+
+    Attributes:
+        names: `[n]` of the steps.
+        before: `[n]` masks of the direct predecessors.
+        memories: those in use at some time but not always.
+        constant: bytes that are always in use.
+        workspace: `[n]` bytes.
+        own: `[n]` the memory that a step may start, -1 if none.
+        overwrites: `[n]` mask of the steps that must have run for the step to overwrite its input, None if it never does.
+    """
+
+    names: tuple[str, ...]
+    before: tuple[int, ...]
+    memories: tuple[Memory, ...]
+    constant: int
+    workspace: tuple[int, ...]
+    own: tuple[int, ...]
+    overwrites: tuple[int | None, ...]
+
+    @property
+    def n(self) -> int:
+        """Number of steps."""
+        return len(self.names)
+
+    @property
+    def full(self) -> int:
+        """The downset of all steps."""
+        return (1 << self.n) - 1
+
+    @cached_property
+    def after(self) -> tuple[tuple[int, ...], ...]:
+        """`[n]` the direct successors of every step."""
+        found: list[list[int]] = [[] for _ in range(self.n)]
+        for u, mask in enumerate(self.before):
+            for source in bits(mask):
+                found[source].append(u)
+        return tuple(map(tuple, found))
+
+    @cached_property
+    def ancestors(self) -> tuple[int, ...]:
+        """`[n]` masks of all steps that must run before a step."""
+        found: list[int] = []
+        for mask in self.before:
+            total = mask
+            for source in bits(mask):
+                total |= found[source]
+            found.append(total)
+        return tuple(found)
+
+    @cached_property
+    def descendants(self) -> tuple[int, ...]:
+        """`[n]` masks of all steps that must run after a step."""
+        found = [0] * self.n
+        for u in reversed(range(self.n)):
+            for reader in self.after[u]:
+                found[u] |= found[reader] | 1 << reader
+        return tuple(found)
+
+    @cached_property
+    def frees(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """`[n]` for every step (touchers, size) of the memories that it may be the last to touch."""
+        found: list[list[tuple[int, int]]] = [[] for _ in range(self.n)]
+        for memory in self.memories:
+            if not memory.kept:
+                for u in bits(memory.touchers):
+                    found[u].append((memory.touchers, memory.size))
+        return tuple(map(tuple, found))
+
+    @cached_property
+    def first_bytes(self) -> int:
+        """Bytes in use before the first step."""
+        return self.constant + sum(m.size for m in self.memories if m.given)
+
+    @cached_property
+    def first_ready(self) -> int:
+        """Mask of the steps without predecessors."""
+        return sum(1 << u for u in range(self.n) if not self.before[u])
+
+    def run(self, done: int, in_use: int, u: int) -> tuple[int, int]:
+        """Bytes in use while step `u` runs in the downset `done`, where `in_use` bytes are in use, and after it."""
+        during = after = in_use
+        own = self.own[u]
+        if own >= 0 and not done & self.memories[own].starters:
+            after += self.memories[own].size
+            needs = self.overwrites[u]
+            if needs is None or needs & ~done:
+                during = after
+        done |= 1 << u
+        for touchers, size in self.frees[u]:
+            if not touchers & ~done:
+                after -= size
+        return during + self.workspace[u], after
+
+    def ready_after(self, done: int, ready: int, u: int) -> int:
+        """The steps that can run once `u` has: the paper's zero-indegree set. `done` holds `u` already."""
+        ready &= ~(1 << u)
+        for reader in self.after[u]:
+            if not self.before[reader] & ~done:
+                ready |= 1 << reader
+        return ready
+
+    def peak(self, order: Sequence[int]) -> int:
+        """The most bytes in use over an order. What is reported comes from `chameleon.serenity.accounting`, not from here."""
+        done, in_use, peak = 0, self.first_bytes, self.first_bytes
+        for u in order:
+            during, in_use = self.run(done, in_use, u)
+            peak, done = max(peak, during), done | 1 << u
+        return peak
+
+
+def bits(mask: int) -> Iterator[int]:
+    """The positions of the ones, ascending."""
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low
+
+
+def problem_of(graph: Graph) -> Problem:
+    """A graph as a problem; steps are numbered in the order that comes nearest to the listed one."""
+    names = _topological(graph)
+    number = {name: u for u, name in enumerate(names)}
+
+    def mask(some: Sequence[str]) -> int:
+        return sum(1 << number[name] for name in set(some) if name in number)
+
+    memories, index = [], {}
+    constant = 0
+    for owner, members in graph.members.items():
+        readers = [reader for name in members for reader in graph.consumers[name]]
+        given, kept = owner in graph.inputs, any(name in graph.outputs for name in members)
+        size = graph.by_name[owner].output_bytes
+        if not size or (given and not readers and owner not in graph.outputs):
+            continue
+        if given and kept:
+            constant += size
+            continue
+        index[owner] = len(memories)
+        memories.append(Memory(size, mask(members), mask((*members, *readers)), given, kept))
+    own = []
+    for name in names:
+        place = index.get(graph.owner(name), -1)
+        own.append(-1 if place >= 0 and memories[place].given else place)
+    return Problem(
+        names=names,
+        before=tuple(mask(graph.by_name[name].inputs) for name in names),
+        memories=tuple(memories),
+        constant=constant,
+        workspace=tuple(graph.by_name[name].workspace_bytes for name in names),
+        own=tuple(own),
+        overwrites=tuple(_overwrites(graph, name, mask) for name in names),
+    )
+
+
+def restrict(problem: Problem, start: int, stop: int) -> Problem:
+    """The part of a problem between two downsets, `start` within `stop`: what has run before is given, what runs after is kept.
+
+    An order of the part, after any order of `start`, needs in the part what the whole problem needs there, step by step.
+    """
+    inside = list(bits(stop & ~start))
+    number = {u: i for i, u in enumerate(inside)}
+
+    def mask(some: int) -> int:
+        return sum(1 << number[u] for u in bits(some & stop & ~start))
+
+    memories, constant, index = [], problem.constant, {}
+    for i, m in enumerate(problem.memories):
+        given, kept = m.given or bool(m.starters & start), m.kept or bool(m.touchers & ~stop)
+        if not (given or m.starters & stop) or not (kept or m.touchers & ~start):
+            continue
+        if given and kept:
+            constant += m.size
+            continue
+        index[i] = len(memories)
+        memories.append(Memory(m.size, mask(m.starters), mask(m.touchers), given, kept))
+    own = [index.get(problem.own[u], -1) for u in inside]
+    needs = [problem.overwrites[u] for u in inside]
+    return Problem(
+        names=tuple(problem.names[u] for u in inside),
+        before=tuple(mask(problem.before[u]) for u in inside),
+        memories=tuple(memories),
+        constant=constant,
+        workspace=tuple(problem.workspace[u] for u in inside),
+        own=tuple(-1 if o >= 0 and memories[o].given else o for o in own),
+        overwrites=tuple(None if need is None or need & ~stop else mask(need) for need in needs),
+    )
+
+
+def _overwrites(graph: Graph, name: str, mask: Callable[[Sequence[str]], int]) -> int | None:
+    node = graph.by_name[name]
+    if not node.in_place:
+        return None
+    source = graph.owner(node.in_place)
+    members = graph.members[source]
+    if source in graph.inputs or any(m in graph.outputs for m in members):
+        return None
+    readers = [reader for m in members for reader in graph.consumers[m]]
+    return mask((*members, *readers)) & ~mask([name])
+
+
+def _topological(graph: Graph) -> tuple[str, ...]:
+    """The steps, at every time the first listed of those whose inputs are there: as listed, if that is a valid order."""
+    at = {name: i for i, name in enumerate(graph.steps)}
+    waiting = {name: sum(s in at for s in set(graph.by_name[name].inputs)) for name in graph.steps}
+    heap = [at[name] for name in graph.steps if not waiting[name]]
+    found = []
+    while heap:
+        name = graph.steps[heappop(heap)]
+        found.append(name)
+        for reader in graph.consumers[name]:
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                heappush(heap, at[reader])
+    return tuple(found)
