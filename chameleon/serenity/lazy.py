@@ -20,9 +20,9 @@ that touch M are in E, and it overwrites its input again. If s comes before it, 
 M is finished in E: either way it makes up for the size. Storage sharing, given and kept memory are in "started" and
 "finished": the proof covers them.
 
-**Only events of which nothing smaller is missing have to be tried**, and those of memories that a step may overwrite. For let
+**Only events of which nothing smaller is missing have to be tried**, and some of memories that a step may overwrite. For let
 the missing part of an event lie within that of event i: it happens not after f_i, so at f_i, and may be taken first, unless
-f_i overwrites the input whose memory event i finishes.
+f_i overwrites the input whose memory event i finishes. So f_i is in all smaller missing sets, where event i has to be tried.
 
 **Safe moves.** If nothing smaller is missing than the set U of an event in D, no step of U but the last finishes anything, so
 bytes(D + Q) >= bytes(D) for all parts Q of U. If U fits and bytes(D + U) <= bytes(D), it alone has to be tried in D: bring U
@@ -36,6 +36,8 @@ from typing import NamedTuple
 
 from chameleon.serenity.problem import Problem, bits
 
+FINISHED, PASSED_OVER = -1, -2
+
 
 class Event(NamedTuple):
     """Something that frees bytes or needs a workspace.
@@ -43,12 +45,14 @@ class Event(NamedTuple):
     Attributes:
         closure: mask of the steps that it needs.
         size: bytes that it frees.
-        overwritten: whether a step may overwrite that memory.
+        overwriters: mask of the steps that may overwrite that memory.
+        inside: the events, by their places in the list, whose closures lie within this one, without those inside of others.
     """
 
     closure: int
     size: int
-    overwritten: bool
+    overwriters: int
+    inside: tuple[int, ...]
 
 
 class Move(NamedTuple):
@@ -68,46 +72,92 @@ class Move(NamedTuple):
 
 
 def events(problem: Problem) -> list[Event]:
-    """All events of a problem, and a last one for the end; those of one closure are one."""
-    found: dict[int, tuple[int, bool]] = {problem.full: (0, False)}
-    overwritten = [0] * len(problem.memories)  # masks of the steps that may overwrite a memory
-    for u, needs in enumerate(problem.overwrites):
-        for i, m in enumerate(problem.memories):
-            if needs is not None and not m.kept and m.touchers == needs | 1 << u:
-                overwritten[i] |= 1 << u
-    for i, m in enumerate(problem.memories):
+    """All events of a problem, those of few steps first, and a last one for the end; those of one closure are one."""
+    found: dict[int, tuple[int, int]] = {problem.full: (0, 0)}
+    places = [(u, needs | 1 << u) for u, needs in enumerate(problem.overwrites) if needs is not None]
+    for m in problem.memories:
         if not m.kept:
             closure = m.touchers
             for u in bits(m.touchers):
                 closure |= problem.ancestors[u]
-            size, over = found.get(closure, (0, False))
-            found[closure] = (size + m.size, over or bool(overwritten[i]))
+            size, overwriters = found.get(closure, (0, 0))
+            overwriters |= sum(1 << u for u, touchers in places if touchers == m.touchers)
+            found[closure] = (size + m.size, overwriters)
     for u, workspace in enumerate(problem.workspace):
         if workspace:
-            found.setdefault(problem.ancestors[u] | 1 << u, (0, False))
-    return [Event(closure, size, over) for closure, (size, over) in found.items()]
+            found.setdefault(problem.ancestors[u] | 1 << u, (0, 0))
+    closures = sorted(found, key=lambda c: (c.bit_count(), c))
+    return [Event(c, *found[c], inside) for c, inside in zip(closures, _insides(closures), strict=True)]
 
 
 def moves(problem: Problem, table: list[Event], done: int, in_use: int) -> list[Move]:
     """The moves that have to be tried in the downset `done`."""
-    least: dict[int, int] = {}  # what is missing of events within which no smaller one lies -> the bytes that it frees
-    others: set[int] = set()
-    for closure, size, overwritten in table:
-        missing = closure & ~done
-        if not missing:
-            continue
-        if overwritten:
-            others.add(missing)
-        if missing in least:
-            least[missing] += size
-        elif not any(not smaller & ~missing for smaller in least):
-            for larger in [mask for mask in least if not missing & ~mask]:
-                del least[larger]
-            least[missing] = size
+    least = _least(table, done)
     found = [_move(problem, done, in_use, missing, freed, True) for missing, freed in least.items()]
-    for missing in others - least.keys():
-        freed = sum(size for closure, size, _ in table if closure & ~done and not closure & ~done & ~missing)
+    for missing in _overwriting(table, done, least):
+        freed = sum(event.size for event in table if event.closure & ~done and not event.closure & ~done & ~missing)
         found.append(_move(problem, done, in_use, missing, freed, False))
+    return found
+
+
+def _least(table: list[Event], done: int) -> dict[int, int]:
+    """What is missing of the events of which nothing smaller is missing, and the bytes that it frees.
+
+    Of an event only the steps within the missing ones of those inside of it can be missing, so that most need no look at all.
+    """
+    least: list[int] = []  # 0 for one that turned out to be larger than another
+    freed: list[int] = []
+    place: list[int] = []  # of every event in `least`
+    for event in table:
+        missing = event.closure & ~done
+        inner = {place[i] for i in event.inside} - {FINISHED}
+        if not missing:
+            at = FINISHED
+        elif inner:
+            at = inner.pop()
+            if inner or at == PASSED_OVER or least[at] != missing:
+                at = PASSED_OVER
+        else:
+            within = [k for k, other in enumerate(least) if other and not other & ~missing]
+            at = within[0] if within else len(least)
+            if not within:
+                least = [other if missing & ~other else 0 for other in least] + [missing]
+                freed.append(0)
+            elif least[at] != missing:
+                at = PASSED_OVER
+        if at >= 0:
+            freed[at] += event.size
+        place.append(at)
+    return {missing: size for missing, size in zip(least, freed, strict=True) if missing}
+
+
+def _overwriting(table: list[Event], done: int, least: dict[int, int]) -> set[int]:
+    """The other missing sets that may end with an overwritten input: all smaller ones have the step that overwrites it."""
+    found = set()
+    for event in table:
+        missing, last = event.closure & ~done, event.overwriters & ~done
+        if not last or missing in least:
+            continue
+        for smaller in least:
+            if not smaller & ~missing:
+                last &= smaller
+        if last:
+            found.add(missing)
+    return found
+
+
+def _insides(closures: list[int]) -> list[tuple[int, ...]]:
+    """For every closure the places of the largest ones within it; closures are sorted by size."""
+    within: list[int] = []  # masks of places
+    found = []
+    for at, closure in enumerate(closures):
+        mask = sum(1 << i for i in range(at) if not closures[i] & ~closure)
+        within.append(mask)
+        largest = []
+        while mask:
+            largest.append(mask.bit_length() - 1)
+            mask &= ~(within[largest[-1]] | 1 << largest[-1])
+        found.append(tuple(largest))
     return found
 
 

@@ -17,7 +17,7 @@ from chameleon.serenity.graph import Graph
 from chameleon.serenity.heuristics import greedy_order, kahn_order, reverse_postorder_order
 from chameleon.serenity.problem import Problem, problem_of
 
-SMALL_STATES = 3_000  # what is solved within so many downsets is not worth loading the compiled kernels
+SMALL_WORK = 100_000  # downsets times steps: what takes less is not worth loading the compiled kernels
 SEARCH_SHARE = 0.8  # of the time that is left; the rest is for a beam search if the exact one fails
 WIDEST_BEAM = 1 << 16
 
@@ -138,8 +138,9 @@ def _search(part: _Part, floor: int, options: ScheduleOptions, deadline: float) 
     limits = Limits(now + max(deadline - now, 0) * SEARCH_SHARE, options.max_states, options.step_limit_s)
     if options.engine != "numba":
         small = options.engine == "auto" and find_spec("numba") is not None
-        found = _exact(dp, part, floor, options, replace(limits, states=min(limits.states, SMALL_STATES)) if small else limits)
-        if not (small and found.flag == "timeout" and found.states >= SMALL_STATES):
+        few = min(limits.states, SMALL_WORK // part.problem.n) if small else limits.states
+        found = _exact(dp, part, floor, options, replace(limits, states=few))
+        if not small or found.flag != "timeout" or time.perf_counter() > limits.deadline_s or few == limits.states:
             return found, deadline
     loading = time.perf_counter()
     engine = _compiled()
@@ -186,6 +187,7 @@ def _part(problem: Problem, options: ScheduleOptions) -> _Part:
 def _compiled() -> ModuleType:
     from chameleon.serenity import dp_numba  # numba takes a while to load
 
+    dp_numba.load()
     return dp_numba
 
 

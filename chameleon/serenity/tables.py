@@ -37,7 +37,9 @@ class Tables(NamedTuple):
         descendants: `[n, w]` what must run after a step.
         closures: `[e, w]` of the events (`chameleon.serenity.lazy`); none if moves are single steps.
         event_size: `[e]` bytes that they free.
-        overwritten: `[e]` whether a step may overwrite that memory.
+        overwriters: `[e, w]` the steps that may overwrite that memory.
+        inside: the events whose closures lie within another, those of e at `inside_at[e] : inside_at[e + 1]`.
+        inside_at: `[e + 1]`.
     """
 
     before: Words
@@ -55,7 +57,9 @@ class Tables(NamedTuple):
     descendants: Words
     closures: Words
     event_size: NDArray[np.int64]
-    overwritten: NDArray[np.bool_]
+    overwriters: Words
+    inside: NDArray[np.int64]
+    inside_at: NDArray[np.int64]
 
 
 class Moves(NamedTuple):
@@ -69,6 +73,7 @@ class Moves(NamedTuple):
         freed: `[m]` bytes that it frees; of moves of several steps.
         least: `[m]` whether it may be safe (`chameleon.serenity.lazy.Move`).
         numbers: `[n]` for the steps of a set.
+        place: `[e]` of every event among the moves.
     """
 
     steps: Words
@@ -78,6 +83,7 @@ class Moves(NamedTuple):
     freed: NDArray[np.int64]
     least: NDArray[np.bool_]
     numbers: NDArray[np.int64]
+    place: NDArray[np.int64]
 
 
 class Sets(NamedTuple):
@@ -102,8 +108,8 @@ class Sets(NamedTuple):
     table: NDArray[np.int32]
 
 
-def tables_of(problem: Problem, lazy: bool) -> tuple[Tables, tuple[int, ...]]:
-    words = (0,) * max(1, -(-problem.n // 64))
+def tables_of(problem: Problem, lazy: bool) -> tuple[Tables, int]:
+    words = max(1, -(-problem.n // 64))
     own = [problem.memories[o] if o >= 0 else None for o in problem.own]
     frees = [free for some in problem.frees for free in some]
     table = events(problem) if lazy else []
@@ -123,30 +129,34 @@ def tables_of(problem: Problem, lazy: bool) -> tuple[Tables, tuple[int, ...]]:
         descendants=rows(problem.descendants, words),
         closures=rows([event.closure for event in table], words),
         event_size=np.array([event.size for event in table], np.int64),
-        overwritten=np.array([event.overwritten for event in table], np.bool_),
+        overwriters=rows([event.overwriters for event in table], words),
+        inside=np.array([i for event in table for i in event.inside], np.int64),
+        inside_at=_ends([len(event.inside) for event in table]),
     )
     return tables, words
 
 
-def room(problem: Problem, tables: Tables, words: tuple[int, ...]) -> Moves:
+def room(problem: Problem, tables: Tables, words: int) -> Moves:
     rows = max(problem.n, 2 * len(tables.closures)) + 2
     step, during, after, freed = (np.zeros(rows, np.int64) for _ in range(4))
-    steps, least = np.zeros((rows, len(words)), np.uint64), np.zeros(rows, np.bool_)
-    return Moves(steps, step, during, after, freed, least, np.zeros(problem.n, np.int64))
+    steps, least = np.zeros((rows, words), np.uint64), np.zeros(rows, np.bool_)
+    return Moves(
+        steps, step, during, after, freed, least, np.zeros(problem.n, np.int64), np.zeros(len(tables.closures), np.int64)
+    )
 
 
-def rows(masks: Sequence[int], words: tuple[int, ...]) -> Words:
-    """Masks as rows of words, `[len(masks), len(words)]`."""
-    data = b"".join(mask.to_bytes(8 * len(words), "little") for mask in masks)
-    return np.frombuffer(data, "<u8").astype(np.uint64).reshape(-1, len(words))
+def rows(masks: Sequence[int], words: int) -> Words:
+    """Masks as rows of words, `[len(masks), words]`."""
+    data = b"".join(mask.to_bytes(8 * words, "little") for mask in masks)
+    return np.frombuffer(data, "<u8").astype(np.uint64).reshape(-1, words)
 
 
 def _ends(counts: list[int]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
-def empty(capacity: int, words: tuple[int, ...]) -> Sets:
-    done, ready = (np.zeros((capacity, len(words)), np.uint64) for _ in range(2))
+def empty(capacity: int, words: int) -> Sets:
+    done, ready = (np.zeros((capacity, words), np.uint64) for _ in range(2))
     in_use, peak = (np.zeros(capacity, np.int64) for _ in range(2))
     parent, move = (np.zeros(capacity, np.int32) for _ in range(2))
     return Sets(done, ready, in_use, peak, parent, move, np.zeros(2 * capacity, np.int32))
