@@ -37,6 +37,7 @@ ModelArg = Annotated[str, typer.Argument(metavar="MODEL", help="A name of `chame
 TargetOpt = Annotated[str | None, typer.Option("--target", help="A TVM target: kind, tag or JSON. Default: this machine.")]
 OutOpt = Annotated[Path | None, typer.Option("--out", help="Folder of the run. Default: one under runs/.")]
 ShapeOpt = Annotated[str | None, typer.Option("--input-shape", help="For a model that leaves it open, such as 1,3,224,224.")]
+RewriteOpt = Annotated[bool, typer.Option("--rewrite", help="Rewrite the network first where that lowers its peak memory.")]
 JsonOpt = Annotated[Path | None, typer.Option("--json", help="Write the result to this file as JSON.")]
 
 
@@ -55,6 +56,7 @@ def tune_command(
     input_shape: ShapeOpt = None,
     tracker: Annotated[str | None, typer.Option(help="host:port of a TVM RPC tracker to measure on its devices.")] = None,
     device_key: Annotated[str | None, typer.Option(help="The key under which the devices registered at the tracker.")] = None,
+    rewrite: RewriteOpt = False,
     json_out: JsonOpt = None,
 ) -> None:
     """Tune a network's tasks; run the same command again to go on where it ended."""
@@ -66,7 +68,8 @@ def tune_command(
     resolved = tune_config(read_yaml(config) if config else {}, flags)
     check_writable(json_out)
     with Watcher(console) as watch:
-        report, folder = tune_model(_spec(model, target, out, input_shape, tracker, device_key), resolved, watch, _say)
+        spec = _spec(model, target, out, input_shape, tracker, device_key, rewrite)
+        report, folder = tune_model(spec, resolved, watch, _say)
     _print_report(report, folder)
     _write_json(json_out, report.to_json())
 
@@ -78,15 +81,23 @@ def compile_command(
     target: TargetOpt = None,
     out: OutOpt = None,
     input_shape: ShapeOpt = None,
+    rewrite: RewriteOpt = False,
+    memory_aware: Annotated[
+        bool, typer.Option("--memory-aware", help="Order it for the least memory; all its tensors in one arena.")
+    ] = False,
 ) -> None:
     """Build a network with the best schedules that were found; plain TVM runs the result."""
     from chameleon.deploy.job import compile_tuned
 
     check_writable(output)
-    untuned = compile_tuned(_spec(model, target, out, input_shape), output, _say)
+    compiled = compile_tuned(_spec(model, target, out, input_shape, rewrite=rewrite), output, _say, memory_aware=memory_aware)
     console.print(f"wrote {output}", soft_wrap=True)
-    if untuned:
-        console.print(f"{len(untuned)} tasks had no tuned schedule: {', '.join(untuned)}", soft_wrap=True)
+    if compiled.untuned:
+        console.print(f"{len(compiled.untuned)} tasks had no tuned schedule: {', '.join(compiled.untuned)}", soft_wrap=True)
+    if compiled.memory is not None:
+        from chameleon.memory_cli import plan_text
+
+        console.print(plan_text(compiled.memory), highlight=False, soft_wrap=True)
 
 
 @app.command("bench")
@@ -104,6 +115,50 @@ def bench_command(
     result = bench_tuned(_spec(model, target, out, input_shape), _say)
     _write_json(json_out, result.to_json())
     _print_bench(result)
+
+
+@app.command("memory")
+def memory_command(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A name of `chameleon models`, an .onnx or .pt2 file, or a graph.json.")
+    ],
+    target: TargetOpt = None,
+    input_shape: ShapeOpt = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Does it fit into 512KB, 256KiB, 2MB? Exit code 1 if it provably does not.")
+    ] = None,
+    time_limit: Annotated[float, typer.Option(help="Seconds for each order; then the best so far, with its gap.")] = 60.0,
+    rewrite: Annotated[bool, typer.Option(help="Rewrite the graph where that lowers the peak.")] = True,
+    measure: Annotated[bool, typer.Option(help="Build and run a model to measure its peak.")] = True,
+    count_inputs: Annotated[
+        bool, typer.Option(help="Count the model's inputs, which are the caller's, as TFLite does.")
+    ] = False,
+    alignment: Annotated[int | None, typer.Option(help="Of the tensors of a graph.json, in bytes. Default: 64.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw footprint and arena into this file (.png, .svg, .pdf).")] = None,
+    graph_out: Annotated[Path | None, typer.Option("--graph", help="Write the network's graph to this file as JSON.")] = None,
+    json_out: JsonOpt = None,
+) -> None:
+    """Order a network for the least memory: as it is, Kahn, best, rewritten; arena and measured peak."""
+    from chameleon.memory_cli import MemoryRequest, run_memory
+
+    run_memory(
+        MemoryRequest(
+            model=model,
+            target=target,
+            input_shape=input_shape,
+            budget=budget,
+            time_limit_s=time_limit,
+            rewrite=rewrite,
+            measure=measure,
+            count_inputs=count_inputs,
+            alignment=alignment,
+            plot=plot,
+            json_out=json_out,
+            graph_out=graph_out,
+        ),
+        console,
+        _say,
+    )
 
 
 @app.command("models")
@@ -181,10 +236,11 @@ def _spec(
     input_shape: str | None,
     tracker: str | None = None,
     device_key: str | None = None,
+    rewrite: bool = False,
 ) -> JobSpec:
     from chameleon.deploy.job import JobSpec, parse_shape
 
-    return JobSpec(model, target, out, parse_shape(input_shape) if input_shape else None, tracker, device_key)
+    return JobSpec(model, target, out, parse_shape(input_shape) if input_shape else None, tracker, device_key, rewrite=rewrite)
 
 
 def _write_json(path: Path | None, content: dict[str, Any]) -> None:

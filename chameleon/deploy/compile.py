@@ -16,6 +16,7 @@ from tvm.target import Target
 from tvm.tirx import PrimFunc
 
 from chameleon.deploy.defaults import is_scheduled, schedule_defaults
+from chameleon.deploy.memory_pass import MemoryPlan, Solve, plan_memory
 
 
 @dataclass(frozen=True)
@@ -25,18 +26,25 @@ class Compiled:
     Attributes:
         executable: for `relax.VirtualMachine`.
         untuned: the kernels for which the database has no schedule, sorted.
+        memory: its order and arena; none if TVM planned its memory.
     """
 
     executable: Any = field(repr=False)
     untuned: tuple[str, ...]
+    memory: MemoryPlan | None = None
 
     def export(self, path: str | Path) -> None:
         """Write one shared library, weights inside; `tvm.runtime.load_module` and `relax.VirtualMachine` run it."""
         self.executable.export_library(str(path))
 
 
-def compile_model(lowered: IRModule, target: Target, database: ms.database.Database) -> Compiled:
-    """Build a module of `lower` with the database's schedules; kernels without one get a default."""
+def compile_model(lowered: IRModule, target: Target, database: ms.database.Database, solve: Solve | None = None) -> Compiled:
+    """Build a module of `lower` with the database's schedules; kernels without one get a default.
+
+    Args:
+        solve: orders the network for little memory, such as `chameleon.serenity.schedule.schedule`. An order changes no kernel,
+            so tuning does not depend on it; but the schedules bring workspaces along, so it is found with them applied.
+    """
     transform = relax.transform
     with target, database, tvm.transform.PassContext(opt_level=3):
         mod = transform.MetaScheduleApplyDatabase()(lowered)
@@ -44,8 +52,11 @@ def compile_model(lowered: IRModule, target: Target, database: ms.database.Datab
         # Weights whose order in memory was tuned are rewritten now, not at every run.
         mod = transform.SplitLayoutRewritePreproc()(mod)
         mod = tvm.transform.Sequential([transform.FoldConstant(), transform.CanonicalizeBindings()])(mod)
-        mod = schedule_defaults(mod, target)
-    return Compiled(build(mod, target), untuned)
+        mod = schedule_defaults(mod, target, lean=solve is not None)
+        plan = None
+        if solve is not None:
+            mod, plan = plan_memory(mod, solve)
+    return Compiled(build(mod, target), untuned, plan)
 
 
 def build(mod: IRModule, target: Target) -> Any:

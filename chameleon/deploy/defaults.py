@@ -8,12 +8,13 @@ import math
 from typing import Any
 
 from tvm import relax
-from tvm.ir import IRModule
+from tvm.ir import Call, IRModule
+from tvm.ir.expr import TensorLoad
 from tvm.s_tir import Schedule, ScheduleError
 from tvm.s_tir import dlight as dl
 from tvm.s_tir.dlight.analysis import normalize_prim_func
 from tvm.target import Target
-from tvm.tirx import PrimFunc
+from tvm.tirx import BufferStore, PrimFunc
 
 LANES = 16
 """Vector length: 16 floats are one AVX-512 register, and four of NEON."""
@@ -22,8 +23,16 @@ PARALLEL = 64
 """Outer iterations shared among the threads, at least, where there are as many."""
 
 
-def schedule_defaults(mod: IRModule, target: Target) -> IRModule:
-    """Give a schedule to each kernel that has none; kernels that resist stay as they are."""
+ROW = 256
+"""Elements of a row at most that a lean kernel computes at a time, in fast memory of its own."""
+
+
+def schedule_defaults(mod: IRModule, target: Target, *, lean: bool = False) -> IRModule:
+    """Give a schedule to each kernel that has none; kernels that resist stay as they are.
+
+    Args:
+        lean: for little memory, on CPUs: no padded copy of the input and no tensor between a reduction and what follows it.
+    """
     if target.kind.name != "llvm":
         gpu = dl.gpu
         rules = [gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback()]
@@ -32,7 +41,7 @@ def schedule_defaults(mod: IRModule, target: Target) -> IRModule:
     scheduled = dict(mod.functions_items())
     for var, func in scheduled.items():
         if isinstance(func, PrimFunc) and not is_scheduled(func):
-            scheduled[var] = _cpu_schedule(func)
+            scheduled[var] = (_lean_schedule(func) if lean else None) or _cpu_schedule(func)
     return relax.transform.DeadCodeElimination()(IRModule(scheduled, attrs=mod.attrs))
 
 
@@ -54,6 +63,64 @@ def _cpu_schedule(func: PrimFunc) -> PrimFunc:
     except ScheduleError:
         return func
     return sch.mod["main"].with_attr("tirx.is_scheduled", True)
+
+
+def _lean_schedule(func: PrimFunc) -> PrimFunc | None:
+    """One loop nest for a reduction, its padding and its element-wise epilogue; none if the kernel is something else."""
+    sch = Schedule(func)
+    blocks = normalize_prim_func(sch)
+    if not blocks:
+        return None
+    try:
+        kept = [b for b in blocks if not (_copies(sch, b) or _inlined(sch, b))]
+        reductions = [b for b in kept if _reduces(sch, b.block_rv)]
+        if len(kept) == 2 and len(reductions) == 1 and kept[0] is reductions[0]:
+            _schedule_pair(sch, *kept)
+        elif len(kept) == 1:
+            _schedule_block(sch, kept[0])
+        else:
+            return None
+    except ScheduleError:
+        return None
+    return sch.mod["main"].with_attr("tirx.is_scheduled", True)
+
+
+def _copies(sch: Schedule, block: Any) -> bool:
+    """Inline a block that only copies or pads, whatever reads it: computing it again costs a comparison."""
+    body = sch.get(block.block_rv).body
+    value = body.value if isinstance(body, BufferStore) else None
+    if isinstance(value, Call) and value.op.name == "prim.if_then_else":
+        value = value.args[1]
+    if not isinstance(value, TensorLoad) or not sch.get_consumers(block.block_rv):
+        return False
+    try:
+        sch.compute_inline(block.block_rv)
+    except ScheduleError:
+        return False
+    return True
+
+
+def _schedule_pair(sch: Schedule, producer: Any, block: Any) -> None:
+    """Compute a reduction where its only reader needs it: a vector or a row at a time."""
+    loops = sch.get_loops(block.block_rv)
+    *outer, inner = loops
+    lanes = _extent(sch, inner) or ROW + 1
+    vector = inner
+    if lanes % LANES == 0:
+        chunks, vector = sch.split(inner, factors=[None, LANES])
+        outer.append(chunks)
+    elif lanes > ROW or not outer:
+        outer.append(inner)
+    sch.compute_at(producer.block_rv, outer[-1], preserve_unit_loops=True)
+    inside = sch.get_loops(producer.block_rv)[len(outer) :]
+    n_spatial = len(inside) - producer.dom_kind().count("R")
+    spatial, reduction = inside[:n_spatial], inside[n_spatial:]
+    sch.reorder(*reduction, *spatial)
+    _parallel(sch, outer)
+    if lanes % LANES == 0:
+        sch.vectorize(vector)
+        sch.vectorize(spatial[-1])
+    sch.decompose_reduction(producer.block_rv, reduction[0])
 
 
 def _inlined(sch: Schedule, block: Any) -> bool:

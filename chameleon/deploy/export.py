@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from chameleon.deploy.frontends import ModelError, load_program, zoo_module
+from chameleon.deploy.frontends import load_program
 from chameleon.deploy.model import Source
+from chameleon.deploy.networks import ModelError, zoo_network
 
 
 def write_onnx(source: Source, folder: Path) -> Path:
@@ -21,7 +22,7 @@ def write_onnx(source: Source, folder: Path) -> Path:
     if source.kind == "onnx":
         return Path(source.spec)
     if source.kind == "zoo":
-        module, _ = zoo_module(source.spec, source.seed)
+        module = zoo_network(source.spec, source.seed).module
         inputs = tuple(torch.zeros(shape) for shape in source.shapes.values())
     else:
         program = load_program(Path(source.spec))

@@ -9,7 +9,7 @@ import io
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,7 @@ import torch
 from tvm.ir import IRModule
 from tvm.tirx import IntImm
 
-from chameleon.errors import ChameleonError, unknown
-
-
-class ModelError(ChameleonError):
-    """A model cannot be loaded; the message says which, why and what to do."""
+from chameleon.deploy.networks import ModelError, explained, first_line, shapes_by_name, zoo_network
 
 
 @dataclass(frozen=True)
@@ -34,40 +30,15 @@ class Imported:
     output_names: tuple[str, ...] = ()
 
 
-def model_names() -> list[str]:
-    """The names of the zoo (pytorchcv), sorted."""
-    return sorted(_zoo())
-
-
 def import_zoo(name: str, seed: int, input_shape: Any) -> Imported:
-    """A network of pytorchcv with random weights."""
-    module, shape = zoo_module(name, seed, input_shape)
-    with _explained(name), torch.no_grad():
+    """A network of the zoo with random weights."""
+    network = zoo_network(name, seed, input_shape)
+    inputs = tuple(torch.zeros(shape) for shape in network.shapes.values())
+    with explained(name), torch.no_grad():
         if input_shape is not None:
-            module(torch.zeros(shape))  # a shape that does not fit fails here; the exporter would log a traceback first
-        program = torch.export.export(module, (torch.zeros(shape),))
+            network.module(*inputs)  # a shape that does not fit fails here; the exporter would log a traceback first
+        program = torch.export.export(network.module, inputs)
     return _import_program(program, name, None)
-
-
-def zoo_module(name: str, seed: int, input_shape: Any = None) -> tuple[torch.nn.Module, tuple[int, ...]]:
-    """A network of the zoo in inference mode and the shape of its input.
-
-    Raises:
-        ModelError: if the name is unknown or the zoo is not installed.
-    """
-    zoo = _zoo()
-    if name.lower() not in zoo:
-        raise unknown("model", name, [*zoo, "an .onnx file", "a .pt2 file"])
-    with _explained(name), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = zoo[name.lower()](pretrained=False).eval()
-    if input_shape is not None:
-        shape = _shapes_by_name(name, input_shape, ["x"])["x"]
-    elif hasattr(module, "in_size"):
-        shape = (1, 3, *(int(d) for d in module.in_size))
-    else:
-        raise ModelError(f"{name}: the zoo does not say the shape of its input; give one, such as --input-shape 1,3,224,224")
-    return module, tuple(shape)
 
 
 def import_exported(path: Path, input_shape: Any) -> Imported:
@@ -87,7 +58,8 @@ def load_program(path: Path) -> torch.export.ExportedProgram:
             return torch.export.load(path)
     except Exception as error:
         raise ModelError(
-            f"{path}: not a program of torch.export.save, cut off, or of another torch than {torch.__version__}: {_line(error)}"
+            f"{path}: not a program of torch.export.save, cut off, or of another torch than {torch.__version__}: "
+            f"{first_line(error)}"
         ) from error
 
 
@@ -117,7 +89,7 @@ def static_shapes(model: str, declared: Mapping[str, Sequence[int | str]], input
     Raises:
         ModelError: if a dimension stays open or a given shape does not fit.
     """
-    given = {} if input_shape is None else _shapes_by_name(model, input_shape, list(declared))
+    given = {} if input_shape is None else shapes_by_name(model, input_shape, list(declared))
     shapes = {}
     for name, dims in declared.items():
         shape = given.get(name, dims)
@@ -166,7 +138,7 @@ def _declared_shapes(program: torch.export.ExportedProgram) -> dict[str, list[in
 
 def _unsupported(name: str, program: torch.export.ExportedProgram, error: Exception) -> str:
     """Which operator of a program the frontend refuses, and where it stands."""
-    text = _line(error)
+    text = first_line(error)
     words = set(re.findall(r"[\w.]+", text))
     nodes = [n for n in program.run_decompositions().graph.nodes if n.op == "call_function"]
     found = [f"{n.target} at {n.name!r}{_line_of_code(n)}" for n in nodes if getattr(n.target, "__name__", "") in words]
@@ -177,51 +149,6 @@ def _unsupported(name: str, program: torch.export.ExportedProgram, error: Except
 def _line_of_code(node: torch.fx.Node) -> str:
     lines = re.findall(r'File "([^"]+)", line (\d+)', node.stack_trace or "")
     return f" ({Path(lines[-1][0]).name}:{lines[-1][1]})" if lines else ""
-
-
-def _shapes_by_name(model: str, input_shape: Any, names: list[str]) -> dict[str, tuple[int, ...]]:
-    if isinstance(input_shape, Mapping):
-        for name in input_shape:
-            if name not in names:
-                raise unknown(f"input of {model}", str(name), names)
-        shapes = dict(input_shape)
-    elif len(names) == 1:
-        shapes = {names[0]: input_shape}
-    else:
-        raise ModelError(f"{model} has {len(names)} inputs ({', '.join(names)}): give each its shape by name")
-    for name, shape in shapes.items():
-        if not shape or not all(isinstance(d, int) and d > 0 for d in shape):
-            raise ModelError(f"{model}: the shape of {name!r} must be positive integers, got {_text(shape)}")
-    return {name: tuple(shape) for name, shape in shapes.items()}
-
-
-def _zoo() -> Mapping[str, Any]:
-    try:
-        from pytorchcv import model_provider
-    except ImportError as error:
-        raise ModelError(f"the zoo needs pytorchcv (pip install 'chameleon-tvm[zoo]'), whose import failed: {error}") from error
-    return model_provider._models
-
-
-@contextlib.contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Turn whatever PyTorch raises into a `ModelError`."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"{name}: PyTorch cannot build or export this network with this input shape: {_line(error)}"
-        ) from error
-
-
-def _line(error: Exception) -> str:
-    """The first line of an error that says something, at most 300 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
 
 
 def _text(dims: Sequence[Any]) -> str:

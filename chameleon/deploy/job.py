@@ -3,6 +3,7 @@
 runs/resnet18-llvm-znver4/
     run.json        which model and target the folder belongs to, and the resolved configuration
     manifest.json   commit, platform and versions of the last run
+    rewrite.json    what was rewritten before tuning, if anything (`--rewrite`)
     trials.jsonl    every measurement (docs/records.md)
     database/       the best schedules as a MetaSchedule JSON database
     network.so      the compiled network with the best schedules
@@ -30,9 +31,10 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
 from chameleon.deploy.bench import BenchResult, bench_model
-from chameleon.deploy.compile import compile_model
+from chameleon.deploy.compile import Compiled, compile_model
 from chameleon.deploy.config import TuneConfig
 from chameleon.deploy.measure import WarmBuilder, WarmRunner
+from chameleon.deploy.memory_lower import Rewrites, lower_again, lower_rewritten
 from chameleon.deploy.model import Model, load_model
 from chameleon.deploy.records import Records
 from chameleon.deploy.remote import rpc_runner
@@ -43,6 +45,7 @@ from chameleon.deploy.tuning import Measurer, Session, TaskTuner, database_of, o
 from chameleon.errors import ChameleonError, UsageError
 from chameleon.manifest import write_manifest
 from chameleon.search import KnobSpace, make_searcher, option
+from chameleon.serenity.schedule import schedule
 
 Watch = Callable[[Session], None]
 Say = Callable[[str], None]
@@ -59,6 +62,7 @@ class JobSpec:
     tracker: str | None = None  # host:port of an RPC tracker; None: measure here
     device_key: str | None = None
     records: Path | None = None  # shared by several models; None: trials.jsonl in `out`
+    rewrite: bool = False  # rewrite the network first where that lowers the peak of its memory
 
 
 @dataclass(frozen=True)
@@ -128,16 +132,19 @@ def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tup
     return report, job.out
 
 
-def compile_tuned(spec: JobSpec, output: Path, say: Say) -> list[str]:
-    """Build the network with the best schedules in the folder's records; returns the tasks that had none.
+def compile_tuned(spec: JobSpec, output: Path, say: Say, *, memory_aware: bool = False) -> Compiled:
+    """Build the network with the best schedules in the folder's records and write it.
+
+    Args:
+        memory_aware: order it for the least memory, with these schedules' workspaces, in one arena.
 
     Raises:
         ChameleonError: if there are no records, or they belong to another model or target.
     """
     job = open_job(spec, say)
-    compiled = compile_model(job.lowered, job.target, recorded_database(job, spec))
+    compiled = compile_model(job.lowered, job.target, recorded_database(job, spec), schedule if memory_aware else None)
     _export(compiled, output)
-    return list(compiled.untuned)
+    return compiled
 
 
 def bench_tuned(spec: JobSpec, say: Say) -> BenchResult:
@@ -155,13 +162,30 @@ def bench_tuned(spec: JobSpec, say: Say) -> BenchResult:
 def open_job(spec: JobSpec, say: Say) -> Opened:
     """Load the model, lower it for the target and extract its tasks."""
     target = parse_target(spec.target) if spec.target else detect_target()
-    out = spec.out or Path("runs") / slug(f"{Path(spec.model).stem}-{target.kind.name}-{target.attrs.get('mcpu', '')}")
+    name = f"{Path(spec.model).stem}-{target.kind.name}-{target.attrs.get('mcpu', '')}{'-rewritten' if spec.rewrite else ''}"
+    out = spec.out or Path("runs") / slug(name)
     _make_folder(out)
     say(f"loading {spec.model} for {target.kind.name}")
     model = load_model(spec.model, input_shape=spec.input_shape)
     _check_folder(out, model, target)
-    lowered = lower(model, target)
+    lowered = _lowered(model, target, out, spec, say)
     return Opened(model, target, lowered, extract_tasks(lowered, target), out)
+
+
+def _lowered(model: Model, target: Target, out: Path, spec: JobSpec, say: Say) -> Any:
+    """The kernels of a run's network. What is rewritten is found once and kept in its folder: the tasks depend on it."""
+    kept = out / "rewrite.json"
+    if kept.exists():
+        return lower_again(model, target, schedule, Rewrites.from_json(json.loads(kept.read_text())))
+    if not spec.rewrite:
+        return lower(model, target)
+    if (out / "run.json").exists():
+        raise ChameleonError(f"{out} holds a run of {model.name} as it is; to tune it rewritten give another --out")
+    say("rewriting, where that lowers the peak of memory")
+    found = lower_rewritten(model, target, schedule)
+    say(f"rewritten: {found.rewrites}" if str(found.rewrites) else "no rewrite lowers it")
+    kept.write_text(json.dumps(found.rewrites.to_json()) + "\n")
+    return found.lowered
 
 
 def parse_shape(text: str | Sequence[int]) -> tuple[int, ...]:

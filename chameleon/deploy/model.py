@@ -21,7 +21,8 @@ from tvm import relax
 from tvm.ir import GenericConst, IRModule, TupleType
 from tvm.tirx import IntImm
 
-from chameleon.deploy.frontends import Imported, ModelError, import_exported, import_onnx, import_zoo, model_names
+from chameleon.deploy.frontends import Imported, import_exported, import_onnx, import_zoo
+from chameleon.deploy.networks import ModelError, model_names
 from chameleon.deploy.simplify import inference_form
 from chameleon.errors import UsageError
 

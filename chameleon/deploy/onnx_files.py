@@ -9,7 +9,8 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
-from chameleon.deploy.frontends import ModelError, static_shapes
+from chameleon.deploy.frontends import static_shapes
+from chameleon.deploy.networks import ModelError
 from chameleon.deploy.onnx_fold import fold_constants
 
 

@@ -45,16 +45,21 @@ def lower(model: Model, target: Target) -> IRModule:
     Raises:
         ModelError: if TVM has no kernel for an operator.
     """
-    lowered = _kernels(to_target_layout(model.mod, target), target)
-    if _operators_left(lowered):  # one that has no kernel in the new layout
-        lowered = _kernels(model.mod, target)
-    left = _operators_left(lowered)
+    lowered = kernels_of(to_target_layout(model.mod, target), target)
+    if operators_left(lowered):  # one that has no kernel in the new layout
+        lowered = kernels_of(model.mod, target)
+    left = operators_left(lowered)
     if left:
         raise ModelError(f"{model.name}: TVM has no kernel for the operators {', '.join(left)} as they are used here")
     return lowered
 
 
-def _kernels(mod: IRModule, target: Target) -> IRModule:
+def kernels_of(mod: IRModule, target: Target, fuse_depth: int | None = None) -> IRModule:
+    """The operators of a module as fused kernels; operators for which TVM has none stay.
+
+    Args:
+        fuse_depth: how many operators become one kernel at most; by default as many as TVM fuses.
+    """
     transform = relax.transform
     passes = [
         transform.LegalizeOps(),
@@ -67,11 +72,12 @@ def _kernels(mod: IRModule, target: Target) -> IRModule:
         # The tuner may choose the order in which a constant weight lies in memory.
         transform.AttachAttrLayoutFreeBuffers(),
     ]
-    with target, tvm.transform.PassContext(opt_level=3):
+    config = {} if fuse_depth is None else {"relax.FuseOps.max_depth": fuse_depth}
+    with target, tvm.transform.PassContext(opt_level=3, config=config):
         return tvm.transform.Sequential(passes)(mod)
 
 
-def _operators_left(mod: IRModule) -> list[str]:
+def operators_left(mod: IRModule) -> list[str]:
     """Operators that should have become kernels, sorted."""
     left: set[str] = set()
 

@@ -102,7 +102,7 @@ def footprint(graph: Graph, order: Sequence[str]) -> Footprint:
         GraphError: if the order is not valid.
     """
     n = len(order)
-    during, after = np.zeros(n + 1, np.int64), np.zeros(n + 2, np.int64)  # differences, summed up below
+    during, after = np.zeros(n + 2, np.int64), np.zeros(n + 2, np.int64)  # differences, summed up below
     for b in lifetimes(graph, order):
         during[b.start] += b.size_bytes
         during[b.stop] -= b.size_bytes
@@ -150,6 +150,7 @@ def _in_place(graph: Graph, order: Sequence[str]) -> dict[str, str]:
             continue
         source = graph.owner(taken)
         readers = [r for m in graph.members[source] for r in graph.consumers[m]]
-        if source not in bound and done.issuperset((*graph.members[source], *readers)):
+        fresh = done.isdisjoint(m for m in graph.members[name] if m != name)  # no tensor in its memory was written before
+        if fresh and source not in bound and done.issuperset((*graph.members[source], *readers)):
             merged[name] = source
     return merged

@@ -1,9 +1,9 @@
 """Divide and conquer (Ahn 2020, sec. 3.2), and a lower bound that needs no search.
 
-The paper cuts a network at single nodes that all others come before or after. We cut at every downset that each order passes: those
-before and after such a node, and also where, say, two nodes both come before two others. Each order of the whole is then an order
-of the first part followed by one of the second; the memory in use at the cut, tensors that bypass it included, is that of the
-downset (`chameleon.serenity.problem.restrict` hands it to the parts). So the parts can be solved apart: this is exact.
+The paper cuts a network at single nodes that all others come before or after. We cut at every downset that each order passes:
+those before and after such a node, and also where, say, two nodes both come before two others. Each order of the whole is then
+an order of the first part followed by one of the second; the memory in use at the cut, tensors that bypass it included, is that
+of the downset (`chameleon.serenity.problem.restrict` hands it to the parts). So the parts can be solved apart: this is exact.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from chameleon.serenity.problem import Problem, restrict
 def cuts(problem: Problem) -> list[int]:
     """The downsets that every order passes, from the empty to the full one.
 
-    Such a downset holds the first steps of any valid order, so also of 0 .. n - 1; it is one if its steps come before all others.
+    Such a downset holds the first steps of any valid order, so also of 0 .. n - 1; its steps come before all others.
     """
     found, common = [problem.full], problem.full  # common: what comes before all of the steps u .. n - 1
     for u in reversed(range(problem.n)):
@@ -35,8 +35,8 @@ def divide(problem: Problem) -> list[Problem]:
 def node_bound(problem: Problem) -> int:
     """What any order must hold while it runs some step: no order has a smaller peak.
 
-    While u runs, a memory is in use if it is given or started by u or by what comes before u, and if it is kept or touched by u or
-    by what comes after u. u's own is left out if u might overwrite an input instead.
+    While u runs, a memory is in use if it is given or started by u or by what comes before u, and if it is kept or touched by
+    u or by what comes after u. u's own is left out if u might overwrite an input instead.
     """
     bound = problem.first_bytes
     for u in range(problem.n):

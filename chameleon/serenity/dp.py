@@ -1,15 +1,15 @@
 """The exact dynamic program over downsets, to be read beside the paper (Ahn 2020, sec. 3.1 and 3.2).
 
-The paper keys its memo by the zero-indegree set, we by the downset: either determines the other. `rounds` is the paper's program:
-round i holds for every reachable set of i steps the least peak that gets there. `soft_budget` is its search for the budget.
-`rise` is ours: it visits each downset at most once, and only those that a budget below the optimum reaches.
+The paper keys its memo by the zero-indegree set, we by the downset: either determines the other. `rounds` is the paper's
+program: round i holds for every reachable set of i steps the least peak that gets there. `soft_budget` is its search for the
+budget. `rise` is ours: it visits each downset at most once, and only those that a budget up to the optimum reaches.
 
 Safe moves. A step u that can run in D, fits under the budget and does not add bytes, bytes(D + u) <= bytes(D), may be the only
 one that is tried in D. Proof: take any order from D to the end under the budget and bring u to its front. A set of steps E that
 this order has run before u becomes E + u. `bytes` is submodular, so bytes(E + u) - bytes(E) <= bytes(D + u) - bytes(D) <= 0,
-and grow of the step that runs next is no larger in E + u than in E: no step needs more than before. u itself fits in D, and after
-the place that it came from nothing has changed. So an order under the budget that begins with u exists if any does. This uses
-only what `chameleon.serenity.problem` proves for workspaces, shared storage, in-place steps, given and kept memory alike.
+and grow of the step that runs next is no larger in E + u than in E: no step needs more than before. u itself fits in D, and
+after the place that it came from nothing has changed. So an order under the budget that begins with u exists if any does. This
+uses only what `chameleon.serenity.problem` proves for workspaces, shared storage, in-place steps, given and kept memory alike.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Literal
 
+from chameleon.serenity.lazy import Move, events, moves, unfold
 from chameleon.serenity.problem import Problem, bits
 
 Flag = Literal["solution", "no solution", "timeout"]
@@ -38,6 +39,9 @@ class Limits:
     deadline_s: float = float("inf")
     states: int = 1 << 62
     step_s: float = 0.0
+
+
+NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def rounds(
     lower: int = 0,
     safe_moves: bool = False,
     width: int = 0,
-    limits: Limits = Limits(),
+    limits: Limits = NO_LIMITS,
 ) -> Outcome:
     """The paper's dynamic program: |V| rounds, in round i the least peak for every set of i steps.
 
@@ -120,11 +124,11 @@ def rounds(
 
 
 def soft_budget(solve: Callable[[float], Outcome], tau_max: int, lower: int) -> Outcome:
-    """The paper's adaptive soft budgeting: find a budget that is wide enough for a solution and small enough for the time limit.
+    """The paper's adaptive soft budgeting: a budget that is wide enough for a solution and small enough for the time limit.
 
-    As in the paper the budget starts at the peak of Kahn's order, is halved after a timeout, and after "no solution" moves to the
-    middle. We keep the bracket (largest budget without a solution, smallest that timed out), since the paper's two last values
-    can go in circles, and end with "timeout" when it is closed: then T is too small for this graph.
+    As in the paper the budget starts at the peak of Kahn's order, is halved after a timeout, and after "no solution" moves to
+    the middle. We keep the bracket (largest budget without a solution, smallest that timed out), since the paper's two last
+    values can go in circles, and end with "timeout" when it is closed: then T is too small for this graph.
 
     Args:
         solve: runs the dynamic program under a budget.
@@ -150,23 +154,31 @@ def soft_budget(solve: Callable[[float], Outcome], tau_max: int, lower: int) -> 
 
 
 def rise(
-    problem: Problem, *, budget: int = 0, upper: int | None = None, safe_moves: bool = True, limits: Limits = Limits()
+    problem: Problem,
+    *,
+    budget: int = 0,
+    upper: int | None = None,
+    safe_moves: bool = True,
+    lazy: bool = True,
+    limits: Limits = NO_LIMITS,
 ) -> Outcome:
     """Raise the budget from a lower bound until an order keeps it; every downset is visited at most once.
 
     Where the paper tries budgets from above and starts again for each, we search depth-first under a budget that is too low,
-    note where each set was stopped and by how much, and raise the budget to the least of those. What was visited stays valid, and
-    no set is visited that only a budget above the optimum reaches. When a limit is reached, the budget is a lower bound.
+    note where each set was stopped and by how much, and raise the budget to the least of those. What was visited stays valid,
+    and no set is visited that only a budget above the optimum reaches. When a limit is reached, the budget is a lower bound.
 
     Args:
         problem: what to order.
         budget: to begin with; if no order has a smaller peak, an order found under it is optimal.
         upper: the peak of a known order; "no solution" means that this is the optimum. None if no order is known.
         safe_moves: see above; what is safe under a budget is safe under a larger one.
+        lazy: move by several steps, up to the next event (`chameleon.serenity.lazy`), instead of one by one.
         limits: when to give up.
     """
     budget = max(budget, problem.first_bytes)
-    trail: dict[int, tuple[int, int]] = {0: (0, -1)}
+    table = events(problem) if lazy else []
+    trail: dict[int, int] = {0: 0}  # set -> the set before
     stack = [(0, problem.first_bytes, problem.first_ready)]
     stopped: list[tuple[int, int, int, int]] = []  # what the cheapest move that did not fit needs, and the set
     count = 0
@@ -179,22 +191,26 @@ def rise(
                 stack.append(heappop(stopped)[1:])
         done, in_use, ready = stack.pop()
         if done == problem.full:
-            order = _follow(done, trail)
+            order = _follow(problem, trail)
             return Outcome("solution", order, problem.peak(order), budget, len(trail))
         count += 1
-        if not count % 256 and (time.perf_counter() > limits.deadline_s or len(trail) > limits.states):
+        if not count % 16 and (time.perf_counter() > limits.deadline_s or len(trail) > limits.states):
             return Outcome("timeout", lower=budget, states=len(trail))
-        moves = [(u, *problem.run(done, in_use, u)) for u in bits(ready)]
+        found = moves(problem, table, done, in_use) if lazy else _steps(problem, done, in_use, ready)
         if safe_moves:
-            moves = _safe_or_all(moves, in_use, budget)
-        over = [during for _, during, _ in moves if during > budget]
+            found = next(([m] for m in found if m.least and m.during <= budget and m.after <= in_use), found)
+        over = [m.during for m in found if m.during > budget]
         if over:
             heappush(stopped, (min(over), done, in_use, ready))
-        for u, _, then in sorted((m for m in moves if m[1] <= budget), key=lambda m: (-m[2], -m[0])):
-            key = done | 1 << u
+        for m in sorted((m for m in found if m.during <= budget), key=lambda m: (-m.after, -m.steps)):
+            key = done | m.steps
             if key not in trail:
-                trail[key] = (done, u)
-                stack.append((key, then, problem.ready_after(key, ready, u)))
+                trail[key] = done
+                stack.append((key, m.after, 0 if lazy else problem.ready_after(key, ready, m.steps.bit_length() - 1)))
+
+
+def _steps(problem: Problem, done: int, in_use: int, ready: int) -> list[Move]:
+    return [Move(1 << u, *problem.run(done, in_use, u), True) for u in bits(ready)]
 
 
 def _late(started: float, limits: Limits) -> bool:
@@ -217,9 +233,10 @@ def _trace(full: int, trail: list[dict[int, tuple[int, int]]]) -> tuple[int, ...
     return tuple(reversed(order))
 
 
-def _follow(done: int, trail: dict[int, tuple[int, int]]) -> tuple[int, ...]:
-    order = []
+def _follow(problem: Problem, trail: dict[int, int]) -> tuple[int, ...]:
+    order: list[int] = []
+    done = problem.full
     while done:
-        done, u = trail[done]
-        order.append(u)
-    return tuple(reversed(order))
+        order[:0] = unfold(problem, trail[done], done & ~trail[done])
+        done = trail[done]
+    return tuple(order)

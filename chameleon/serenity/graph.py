@@ -15,7 +15,8 @@ What is counted, and when:
   that runs. Memory is freed when nothing that lies in it will be read or written any more. Only the owner's `output_bytes`
   count.
 - **In place.** `in_place` names an input that the node may overwrite. It does so when the order allows: all else that touches
-  that memory has run, and it holds no graph input or output. Then the node takes no memory of its own.
+  that memory has run, it holds no graph input or output, and nothing lies in the node's own memory yet. Then the node takes no
+  memory of its own.
 
 The paper knows tensors only; the rest is ours, since real code generators have it.
 """

@@ -12,9 +12,9 @@ in these masks: views and the parts of a concatenation are touchers, and starter
 
     during(D, u) = bytes(D) + grow(D, u) + workspace(u)
 
-where grow is the size of u's memory, or 0 if that is started or if u overwrites its input in D. grow never gets larger when more
-steps have run: u overwrites its input if all others that touch that have run. What is proved from these two facts holds for all
-that a graph can have.
+where grow is the size of u's memory, or 0 if that is started or if u overwrites its input in D. grow never gets larger when
+more steps have run: u overwrites its input if all others that touch that have run. What is proved from these two facts holds
+for all that a graph can have.
 """
 
 from __future__ import annotations

@@ -27,10 +27,11 @@ class ScheduleOptions:
     """How to search. The switches may change the time and never the peak that is found, as long as no limit is reached.
 
     Attributes:
-        engine: `numba` is the compiled kernel, `python` the reference; `auto` takes numba if it is installed and the graph not tiny.
+        engine: `numba` is the compiled kernel, `python` the reference; `auto` takes numba if it is there and the graph large.
         divide: cut the graph where every order passes, and order the parts one by one.
         soft_budget: search under a budget of bytes; without it all downsets are visited.
         budget_search: how the budget is found: `rising` from the lower bound, or as in the paper, from Kahn's peak by timeouts.
+        lazy: with the rising budget, run steps only when they help to free something (`chameleon.serenity.lazy`).
         safe_moves: take a step that fits and frees as much as it takes without trying others.
         bounds: begin with lower and upper bounds, and stop where they meet.
         time_limit_s: for the search; loading the compiled kernels is not counted.
@@ -42,11 +43,15 @@ class ScheduleOptions:
     divide: bool = True
     soft_budget: bool = True
     budget_search: Literal["rising", "paper"] = "rising"
+    lazy: bool = True
     safe_moves: bool = True
     bounds: bool = True
     time_limit_s: float = 60.0
     step_limit_s: float = 1.0
     max_states: int = 20_000_000
+
+
+DEFAULTS = ScheduleOptions()
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class _Part:
     lower: int
 
 
-def schedule(graph: Graph, options: ScheduleOptions = ScheduleOptions()) -> Schedule:
+def schedule(graph: Graph, options: ScheduleOptions = DEFAULTS) -> Schedule:
     """The order of least peak memory; if a limit is reached, the best order found, with a bound.
 
     Raises:
@@ -128,7 +133,7 @@ def _solve(parts: list[_Part], options: ScheduleOptions) -> int:
 
 
 def _search(part: _Part, floor: int, options: ScheduleOptions, deadline: float) -> tuple[Outcome, float]:
-    """Search a part exactly, a tiny one in Python; returns the outcome and the deadline, moved by the loading of the kernels."""
+    """Search a part exactly, a tiny one in Python; returns the outcome and the deadline, put off by loading the kernels."""
     now = time.perf_counter()
     limits = Limits(now + max(deadline - now, 0) * SEARCH_SHARE, options.max_states, options.step_limit_s)
     if options.engine != "numba":
@@ -146,7 +151,8 @@ def _search(part: _Part, floor: int, options: ScheduleOptions, deadline: float) 
 def _exact(engine: ModuleType, part: _Part, floor: int, options: ScheduleOptions, limits: Limits) -> Outcome:
     problem, upper = part.problem, part.peak if options.bounds else None
     if options.soft_budget and options.budget_search == "rising":
-        return engine.rise(problem, budget=floor, upper=upper, safe_moves=options.safe_moves, limits=limits)
+        switches = {"safe_moves": options.safe_moves, "lazy": options.lazy}
+        return engine.rise(problem, budget=floor, upper=upper, **switches, limits=limits)
     if not options.soft_budget:
         limits = replace(limits, step_s=0.0)
 

@@ -1,4 +1,4 @@
-"""Randomly wired networks as graphs: Watts-Strogatz wirings, edges oriented by node id (RandWire, Xie 2019; Ahn 2020, sec. 4)."""
+"""Randomly wired networks as graphs: Watts-Strogatz wirings, edges oriented by node id (Xie 2019; Ahn 2020, sec. 4)."""
 
 from __future__ import annotations
 

@@ -176,3 +176,16 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
 def test_a_wrong_order_is_refused(order: list[str], words: str) -> None:
     with pytest.raises(GraphError, match=words):
         validate(chain(1, 1, 1, 1), order)
+
+
+def test_a_node_in_whose_memory_something_lies_already_overwrites_nothing() -> None:
+    """`p` writes into the memory of `r` before `r` runs: that cannot take over the memory of `a`."""
+    nodes = (Node("p", (), 2, storage="r"), Node("a", (), 4), Node("r", ("a",), 4, in_place="a"), Node("y", ("p", "r"), 1))
+    graph = Graph(nodes, outputs=("y",))
+    assert footprint(graph, ["p", "a", "r", "y"]).during.tolist() == [4, 8, 8, 5]
+    assert footprint(graph, ["a", "r", "p", "y"]).during.tolist() == [4, 4, 4, 5]
+
+
+def test_a_graph_without_steps_holds_its_inputs() -> None:
+    graph = Graph((Node("x", (), 4), Node("z", (), 3)), ("x", "z"), ("x",))
+    assert peak_bytes(graph, ()) == 4

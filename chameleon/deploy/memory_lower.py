@@ -1,0 +1,134 @@
+"""From a model to kernels that need little memory, rewritten where that lowers the peak.
+
+Rewriting comes before kernels are made and fused, but what it saves shows on the kernels only. So every set of rewrites that is
+tried is lowered, its kernels get the lean default schedule, and the graph of that is solved.
+"""
+
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tvm.ir import IRModule
+from tvm.target import Target
+
+from chameleon.deploy.concat_rewrite import apply_sites, find_sites, rewrite_module
+from chameleon.deploy.defaults import schedule_defaults
+from chameleon.deploy.layouts import to_target_layout
+from chameleon.deploy.memory_pass import MemoryOptions, Solve, peak_score, prepare
+from chameleon.deploy.model import Model, ModelError
+from chameleon.deploy.placed_concats import place_parts, place_where_it_pays, placeable_concats
+from chameleon.deploy.tasks import kernels_of, operators_left
+from chameleon.serenity.identities import Site
+from chameleon.serenity.site_search import Score
+
+CONCAT_KERNELS = "concat_parts"
+"""So `chameleon.deploy.concat_rewrite` calls the kernels of concatenations whose parts are to be written in place."""
+
+MAX_TRIES = 32
+"""Sets of rewrites that are lowered and solved, at most."""
+
+
+FUSE_DEPTHS = (None, 2)
+"""How many operators TVM may fuse. A sum of several tensors is one kernel that needs all of them at a time, unless only one
+addition is fused, with its factor; then each adds, in place, as soon as its tensor is there."""
+
+
+@dataclass(frozen=True)
+class Rewrites:
+    """What is changed of a model before its operators become kernels: all that is needed to do it again.
+
+    Attributes:
+        sites: what was rewritten.
+        fuse_depth: of `chameleon.deploy.tasks.kernels_of`.
+    """
+
+    sites: tuple[Site, ...] = ()
+    fuse_depth: int | None = None
+
+    def __str__(self) -> str:
+        depth = () if self.fuse_depth is None else (f"fused by {self.fuse_depth} operators at most",)
+        return ", ".join((*map(str, self.sites), *depth))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; the inverse of `from_json`."""
+        return {"sites": [[site.kind, site.node] for site in self.sites], "fuse_depth": self.fuse_depth}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Rewrites:
+        """What `to_json` wrote."""
+        return cls(tuple(Site(kind, node) for kind, node in content["sites"]), content.get("fuse_depth"))
+
+
+@dataclass(frozen=True)
+class RewrittenModel:
+    """A model's fused kernels, without schedules, after the rewrites that lower the peak.
+
+    Attributes:
+        lowered: as `chameleon.deploy.tasks.lower` makes them.
+        rewrites: what was done.
+        tries: how many sets of rewrites were solved.
+    """
+
+    lowered: IRModule = field(repr=False)
+    rewrites: Rewrites
+    tries: int
+
+
+def lean(lowered: IRModule, target: Target) -> IRModule:
+    """Kernels in the form in which their memory counts: scheduled, workspaces as arguments, chosen parts in place."""
+    with target:
+        prepared = prepare(schedule_defaults(lowered, target, lean=True))
+    return place_parts(prepared, placeable_concats(prepared, CONCAT_KERNELS))
+
+
+def lean_rewritten(lowered: IRModule, target: Target, solve: Solve) -> IRModule:
+    """The same with the parts of all other concatenations in place as well, where that lowers the peak."""
+    return place_where_it_pays(lean(lowered, target), lambda mod: peak_score(mod, solve, MemoryOptions()), max_tries=16)
+
+
+def lower_rewritten(model: Model, target: Target, solve: Solve, max_tries: int = MAX_TRIES) -> RewrittenModel:
+    """The kernels of a model in which identities are applied, and less is fused, where that lowers the solved peak.
+
+    Raises:
+        ModelError: if TVM has no kernel for an operator.
+    """
+
+    def score(mod: IRModule, fuse_depth: int | None = None) -> Score:
+        kernels = lean(_lowered(mod, target, model.name, fuse_depth), target)
+        return peak_score(kernels, solve, MemoryOptions(name=model.name))
+
+    found = rewrite_module(_base(model, target), score, solve, max_tries=max_tries)
+    peaks = {None: found.choice.score[0]} | {d: score(found.mod, d)[0] for d in FUSE_DEPTHS if d is not None}
+    depth = min(FUSE_DEPTHS, key=lambda d: peaks[d])
+    lowered = _lowered(found.mod, target, model.name, depth)
+    return RewrittenModel(lowered, Rewrites(found.choice.chosen, depth), found.choice.evaluations + len(FUSE_DEPTHS) - 1)
+
+
+def lower_again(model: Model, target: Target, solve: Solve, rewrites: Rewrites) -> IRModule:
+    """The kernels after the rewrites that `lower_rewritten` found in an earlier run.
+
+    Raises:
+        ModelError: if the model has no such site.
+    """
+    base = _base(model, target)
+    if missing := set(rewrites.sites) - set(find_sites(base)):
+        raise ModelError(f"{model.name} has no place to rewrite called {', '.join(map(str, sorted(missing)))}")
+    after = apply_sites(base, rewrites.sites, lambda graph: solve(graph).order)
+    return _lowered(after, target, model.name, rewrites.fuse_depth)
+
+
+def _base(model: Model, target: Target) -> IRModule:
+    """The operators in the layout that `chameleon.deploy.tasks.lower` takes."""
+    moved = to_target_layout(model.mod, target)
+    return model.mod if operators_left(kernels_of(moved, target)) else moved
+
+
+def _lowered(mod: IRModule, target: Target, name: str, fuse_depth: int | None) -> IRModule:
+    lowered = kernels_of(mod, target, fuse_depth)
+    if left := operators_left(lowered):
+        raise ModelError(f"{name}: TVM has no kernel for the operators {', '.join(left)} as they are used here")
+    return lowered

@@ -1,0 +1,166 @@
+"""What scheduling a graph is worth: its peak as it is, in Kahn's order, in the best order, and rewritten."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from chameleon.errors import UsageError
+from chameleon.serenity.accounting import lifetimes, peak_bytes
+from chameleon.serenity.arena import Arena, plan_arena
+from chameleon.serenity.graph import Graph
+from chameleon.serenity.heuristics import as_is, kahn
+from chameleon.serenity.rewrite import rewrite
+from chameleon.serenity.schedule import Schedule, ScheduleOptions, schedule
+
+Solve = Callable[[Graph], Schedule]
+Verdict = Literal["fits", "does not fit", "not known"]
+
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "k": 1000,
+    "kb": 1000,
+    "kib": 1 << 10,
+    "m": 10**6,
+    "mb": 10**6,
+    "mib": 1 << 20,
+    "gb": 10**9,
+    "gib": 1 << 30,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to run a graph: its order, and what is known of it.
+
+    Attributes:
+        order: names of the steps.
+        peak_bytes: of the order, by `chameleon.serenity.accounting`.
+        schedule: if a solver made it.
+    """
+
+    order: tuple[str, ...] = field(repr=False)
+    peak_bytes: int
+    schedule: Schedule | None = None
+
+
+@dataclass(frozen=True)
+class MemorySummary:
+    """A network's peaks.
+
+    Attributes:
+        graph: as it was given.
+        rows: by `as_is`, `kahn`, `best` and, if rewriting was tried, `rewritten`.
+        rewritten_graph: of the last row; the given one if no rewrite lowers the peak.
+        rewrites: what was applied, for people.
+        arena: of the last row.
+        measured_peak_bytes: of the last row, run for real; none if it was not.
+    """
+
+    graph: Graph = field(repr=False)
+    rows: dict[str, Row]
+    rewritten_graph: Graph | None
+    rewrites: tuple[str, ...]
+    arena: Arena
+    measured_peak_bytes: int | None = None
+
+    @property
+    def best(self) -> Schedule:
+        """The schedule of the graph as it was given."""
+        found = self.rows["best"].schedule
+        assert found is not None  # summarise puts it there
+        return found
+
+    @property
+    def last(self) -> Schedule:
+        """The schedule of what would be run: the rewritten graph, or the best order of the given one."""
+        row = self.rows.get("rewritten")
+        return row.schedule if row and row.schedule else self.best
+
+    @property
+    def lower_bound_bytes(self) -> int:
+        """No order of the given graph, nor of the rewritten one, needs less."""
+        return min(self.best.lower_bound_bytes, self.last.lower_bound_bytes)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `chameleon memory --json` writes; bound and proof as given, arena and measured peak of the last row."""
+        peaks = {
+            name: self.rows[name].peak_bytes if name in self.rows else None for name in ("as_is", "kahn", "best", "rewritten")
+        }
+        return {
+            "model": self.graph.name,
+            "nodes": len(self.graph.steps),
+            "peak_bytes": peaks,
+            "lower_bound_bytes": self.best.lower_bound_bytes,
+            "proven": self.best.proven,
+            "arena_bytes": self.arena.size_bytes,
+            "measured_peak_bytes": self.measured_peak_bytes,
+            "schedule_s": round(sum(row.schedule.seconds for row in self.rows.values() if row.schedule), 4),
+        }
+
+    def verdict(self, budget_bytes: int) -> Verdict:
+        """Whether the network fits into a memory: its arena does, or no order at all does, or it is not known."""
+        if self.arena.size_bytes <= budget_bytes:
+            return "fits"
+        return "does not fit" if self.lower_bound_bytes > budget_bytes else "not known"
+
+
+def summarise(
+    graph: Graph, options: ScheduleOptions, *, rewriting: bool = True, alignment: int = 64, arena_limit_s: float = 10.0
+) -> MemorySummary:
+    """Solve a graph, rewrite it by its own `op` and `attrs`, and place it in an arena."""
+
+    def solve(candidate: Graph) -> Schedule:
+        return schedule(candidate, options)
+
+    rows = rows_of(graph, solve)
+    if not rewriting:
+        return with_arena(graph, rows, alignment=alignment, arena_limit_s=arena_limit_s)
+    found = rewrite(graph, solve)
+    rows["rewritten"] = Row(found.schedule.order, found.schedule.peak_bytes, found.schedule)
+    applied = tuple(map(str, found.applied))
+    return with_arena(graph, rows, found.graph, applied, alignment=alignment, arena_limit_s=arena_limit_s)
+
+
+def rows_of(graph: Graph, solve: Solve) -> dict[str, Row]:
+    """The rows of a graph that is not rewritten."""
+    best = solve(graph)
+    orders = {"as_is": as_is(graph), "kahn": kahn(graph)}
+    rows = {name: Row(order, peak_bytes(graph, order)) for name, order in orders.items()}
+    return {**rows, "best": Row(best.order, best.peak_bytes, best)}
+
+
+def with_arena(
+    graph: Graph,
+    rows: dict[str, Row],
+    rewritten: Graph | None = None,
+    rewrites: Sequence[str] = (),
+    *,
+    alignment: int = 64,
+    arena_limit_s: float = 10.0,
+) -> MemorySummary:
+    """The summary, with an arena for the last row."""
+    last = rows["rewritten" if rewritten else "best"]
+    arena = plan_arena(lifetimes(rewritten or graph, last.order), alignment=alignment, time_limit_s=arena_limit_s)
+    return MemorySummary(graph, rows, rewritten, tuple(rewrites), arena)
+
+
+def measured(summary: MemorySummary, peak: int) -> MemorySummary:
+    """The summary with what a run was measured to take."""
+    return replace(summary, measured_peak_bytes=peak)
+
+
+def parse_bytes(text: str) -> int:
+    """A number of bytes from `512KB` (thousands), `512KiB` (times 1024), `2MB`, `2MiB` or a plain number.
+
+    Raises:
+        UsageError: if it is none of these.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", text)
+    unit = _UNITS.get(match.group(2).lower()) if match else None
+    if match is None or unit is None:
+        raise UsageError(f"expected a size such as 512KB, 256KiB, 2MB or 65536 (bytes), got {text!r}")
+    return int(float(match.group(1)) * unit)

@@ -1,0 +1,165 @@
+"""A model's memory from end to end: the command, the numbers that it gives, and tuned networks with their memory planned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+pytest.importorskip("tvm")
+
+import tvm
+from tvm import relax
+
+from chameleon.cli import main
+from chameleon.deploy.memory_job import MemorySettings, memory_of_model
+from chameleon.serenity.graph import read_graph
+from chameleon.serenity.schedule import schedule
+from tests.tvm.networks import write_network
+
+pytestmark = pytest.mark.tvm
+
+
+class Branches(nn.Module):
+    """Five branches, a concatenation, and a convolution over all of it: channel-wise rewriting pays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Conv2d(4, 16, k, padding=k // 2) for k in (1, 3, 1, 3, 1))
+        self.joint = nn.Conv2d(80, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = torch.cat([F.relu(branch(x)) for branch in self.branches], 1)
+        return F.relu(self.joint(parts)).mean((2, 3))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("model") / "branches.pt2"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.export.save(torch.export.export(Branches().eval(), (torch.randn(1, 4, 16, 16),)), path)
+    return str(path)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = main([*arguments])
+    captured = capsys.readouterr()
+    text = " ".join((captured.out + captured.err).split())
+    assert "Traceback" not in text
+    return code, text
+
+
+def test_a_model_is_rewritten_planned_measured_and_still_the_same(model: str) -> None:
+    found = memory_of_model(model, MemorySettings(), lambda _: None)
+    summary = found.summary
+    assert summary.best.proven
+    assert summary.last.proven
+    assert summary.last.peak_bytes < 0.6 * summary.best.peak_bytes  # five parts and their concatenation against one and the sum
+    assert any(name.startswith("channel_wise") for name in summary.rewrites)
+    assert summary.arena.size_bytes == summary.last.peak_bytes
+    assert summary.measured_peak_bytes is not None
+    assert abs(summary.measured_peak_bytes - summary.arena.size_bytes) <= 0.02 * summary.arena.size_bytes
+    assert found.scratch_bytes == 0
+    assert found.stock_measured_bytes is not None
+    assert found.stock_measured_bytes > found.stock_planned_bytes > summary.arena.size_bytes
+    assert found.difference is not None
+    assert found.difference.relative < 1e-5
+
+
+class Sums(nn.Module):
+    """Wide tensors each of which becomes narrow before it is added: a sum of all at a time needs all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.ModuleList(nn.Conv2d(4, 32, 3, padding=1) for _ in range(5))
+        self.last = nn.Conv2d(32, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        total = 0.5 * F.relu(self.wide[0](x))
+        for i, conv in enumerate(self.wide[1:], start=2):
+            total = total + F.relu(conv(x)) / i
+        return self.last(F.relu(total)).mean((2, 3))
+
+
+def test_sums_add_up_one_by_one_where_that_needs_less(tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.export.save(torch.export.export(Sums().eval(), (torch.randn(1, 4, 16, 16),)), tmp_path / "sums.pt2")
+    found = memory_of_model(str(tmp_path / "sums.pt2"), MemorySettings(), lambda _: None)
+    assert found.summary.rewrites == ("fused by 2 operators at most",)
+    assert found.summary.last.peak_bytes < 0.8 * found.summary.best.peak_bytes
+    assert found.summary.measured_peak_bytes == pytest.approx(found.summary.arena.size_bytes, rel=0.02)
+    assert found.difference is not None
+    assert found.difference.relative < 1e-5
+
+
+def test_the_command(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, graph = tmp_path / "out.json", tmp_path / "graph.json"
+    code, text = run(capsys, "memory", model, "--no-rewrite", "--json", str(out), "--graph", str(graph), "--budget", "1GB")
+    assert code == 0
+    assert "it fits into 1GB" in text
+    assert "outputs differ by" in text
+    found = json.loads(out.read_text())
+    assert found["model"] == "branches"
+    assert found["peak_bytes"]["rewritten"] is None
+    assert found["measured_peak_bytes"] == pytest.approx(found["arena_bytes"], rel=0.02)
+    assert schedule(read_graph(graph)).peak_bytes == found["peak_bytes"]["best"]
+    code, text = run(capsys, "memory", model, "--no-measure", "--budget", "1KB", "--json", str(out))
+    assert code == 1
+    assert "does not fit into 1KB" in text
+    assert json.loads(out.read_text())["measured_peak_bytes"] is None
+
+
+def test_inputs_may_count(model: str) -> None:
+    plain, counted = (
+        memory_of_model(model, MemorySettings(rewrite=False, measure=False, count_inputs=flag), lambda _: None).summary
+        for flag in (False, True)
+    )
+    image = 4 * 16 * 16 * 4
+    assert plain.graph.by_name[plain.graph.inputs[0]].output_bytes == 0
+    assert counted.graph.by_name[counted.graph.inputs[0]].output_bytes == image
+
+
+def test_models_that_cannot_be_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dynamic = write_network(tmp_path / "dynamic.onnx", batch="N")
+    code, text = run(capsys, "memory", str(dynamic))
+    assert code == 1
+    assert "'x' has a dynamic shape" in text
+    assert "--input-shape" in text
+    code, text = run(capsys, "memory", "dartz")
+    assert code == 2
+    assert "darts" in text
+    code, text = run(capsys, "memory", str(dynamic), "--input-shape", "1,3,16,16", "--alignment", "16")
+    assert code == 2
+    assert "--alignment is for graphs" in text
+
+
+@pytest.mark.parametrize("rewrite", [False, True])
+def test_a_tuned_network_is_compiled_with_its_memory_planned(
+    rewrite: bool, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tune, then order; with --rewrite: rewrite, tune, then order."""
+    flags = ["--out", str(tmp_path / "run"), *(["--rewrite"] if rewrite else [])]
+    assert main(["tune", model, "--trials", "12", "--searcher", "random", *flags]) == 0
+    assert (tmp_path / "run" / "rewrite.json").exists() == rewrite
+    library = tmp_path / "net.so"
+    code, text = run(capsys, "compile", model, "-o", str(library), "--memory-aware", *flags)
+    assert code == 0
+    assert "memory: arena" in text
+    machine = relax.VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
+    x = np.random.default_rng(0).standard_normal((1, 4, 16, 16)).astype("float32")
+    result = machine["main"](tvm.runtime.tensor(x))
+    ours = (result if isinstance(result, tvm.runtime.Tensor) else result[0]).numpy()
+    with torch.no_grad():
+        theirs = torch.export.load(model).module()(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    if not rewrite:
+        code, text = run(capsys, "tune", model, "--trials", "12", "--searcher", "random", *flags, "--rewrite")
+        assert code == 1
+        assert "as it is" in text
