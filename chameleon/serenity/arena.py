@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -20,8 +21,8 @@ from chameleon.serenity.arena_problem import Ints, rectangles
 
 METHODS = ("auto", "greedy", "improved", "exact")
 SEED = 20200302
-IMPROVED_SHARE = 0.03
-"""Part of the time that the local search may take before the exact one."""
+IMPROVED_SHARE, WITHOUT_NUMBA = 0.01, 0.3
+"""Part of the time that the local search may take before the exact one, which is fast only where numba is installed."""
 
 
 class ArenaError(ChameleonError):
@@ -100,7 +101,7 @@ def plan_arena(
             offsets, height, found_by = new, problem.height(new), name
 
     if height > target and method in ("auto", "improved"):
-        share = IMPROVED_SHARE if method == "auto" else 1.0
+        share = 1.0 if method == "improved" else IMPROVED_SHARE if find_spec("numba") else WITHOUT_NUMBA
         better(improved(problem, target, start + share * time_limit_s, rng), "improved")
     if height > target and method in ("auto", "exact"):
         before = time.perf_counter()

@@ -10,9 +10,9 @@ left to choose is the order. Of the paper's ideas these are here:
 - *decomposition*: where no unplaced rectangle spans two sections, the two sides are solved by themselves;
 - *preordering*: among equal offsets the rectangle that is first in a static order goes first.
 
-We differ: the bound of a section is that of one machine with release times (each unplaced rectangle begins at its own least
-offset, not at the section's floor); a rectangle that lies too low to go next, or that cannot be the lowest of a section, rests
-on another one and counts from there; and the static orders take turns with orders that are learnt from where the search failed.
+We differ: a rectangle that lies too low to go next must be lifted by another one, and counts from there in the floors; the
+sections that failed last are looked at first; and static orders take turns with orders that are learnt from where the search
+failed (`chameleon.serenity.arena_exact`). A sharper bound of a section, that of one machine with release times, saved no nodes.
 """
 
 from __future__ import annotations
@@ -71,7 +71,6 @@ class State(NamedTuple):
         often: `[n_sections]`, the sections, those that failed last first.
         trail: `[n]`, what is placed, in the order of placing.
         count: `[3]`, the length of the trail, nodes visited, nodes allowed.
-        heap: `[n]`, scratch: the unplaced rectangles of a section.
     """
 
     offset: Ints
@@ -84,7 +83,6 @@ class State(NamedTuple):
     often: Ints
     trail: Ints
     count: Ints
-    heap: Ints
 
 
 def prepared(problem: Rectangles, order: Ints, capacity: int) -> Problem:
@@ -112,7 +110,6 @@ def blank(p: Problem, limit: int) -> State:
         often=np.arange(sections),
         trail=np.zeros(n, np.int64),
         count=np.array([0, 0, limit], np.int64),
-        heap=np.zeros(n, np.int64),
     )
 
 
@@ -201,36 +198,12 @@ def lifted(p: Problem, s: State, depth: int, b: int, floor: int, rank: int) -> i
 
 @compiled
 def stacked(p: Problem, s: State, k: int) -> int:
-    """How high the unplaced rectangles of section `k` reach at least, each from its least offset on.
-
-    One that would reach beyond the capacity with all the others on top is not the lowest of them: its least offset is raised.
-    """
-    n, first_at = 0, p.capacity - s.rest[k]
-    low, high, first_top = p.capacity + 1, 0, p.capacity + 1
+    """How high the unplaced rectangles of section `k` reach at least: all together, from their least offset on."""
+    low = p.capacity + 1
     for i in range(p.lives_at[k], p.lives_at[k + 1]):
-        b = p.lives[i]
-        if s.offset[b] < 0:
-            s.heap[n] = b
-            n += 1
-            low, high = min(low, s.least[b]), max(high, s.least[b])
-            if s.least[b] <= first_at:
-                first_top = min(first_top, s.least[b] + p.size[b])
-    if high <= first_at or low > first_at:
-        return low + s.rest[k]
-    for i in range(n):
-        b = s.heap[i]
-        if first_at < s.least[b] < first_top:
-            s.least[b] = first_top
-    for i in range(1, n):  # sorted by least offset
-        b, j = s.heap[i], i - 1
-        while j >= 0 and s.least[s.heap[j]] > s.least[b]:
-            s.heap[j + 1] = s.heap[j]
-            j -= 1
-        s.heap[j + 1] = b
-    top = 0
-    for i in range(n):
-        top = max(top, s.least[s.heap[i]]) + p.size[s.heap[i]]
-    return int(top)
+        if s.offset[p.lives[i]] < 0:
+            low = min(low, s.least[p.lives[i]])
+    return low + s.rest[k]
 
 
 @compiled
