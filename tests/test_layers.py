@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-HEAVY = {"tvm", "tvm_ffi", "torch", "xgboost", "sklearn", "matplotlib"}
+HEAVY = {"tvm", "tvm_ffi", "torch", "xgboost", "sklearn", "matplotlib", "numba", "ortools", "networkx"}
 
 
 def loaded(code: str) -> set[str]:
@@ -21,7 +21,16 @@ def loaded(code: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["chameleon", "tuners", "chameleon.search", "tuners.landscape", "tuners.replay", "chameleon.report", "chameleon.manifest"],
+    [
+        "chameleon",
+        "tuners",
+        "chameleon.search",
+        "tuners.landscape",
+        "tuners.replay",
+        "chameleon.report",
+        "chameleon.manifest",
+        "chameleon.serenity.schedule",
+    ],
 )
 def test_importing_loads_nothing_heavy(module: str) -> None:
     assert not loaded(f"import {module}") & HEAVY

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -48,7 +49,7 @@ class ScheduleOptions:
     bounds: bool = True
     time_limit_s: float = 60.0
     step_limit_s: float = 1.0
-    max_states: int = 20_000_000
+    max_states: int = 8_000_000
 
 
 DEFAULTS = ScheduleOptions()
@@ -77,7 +78,9 @@ class Schedule:
     @property
     def gap(self) -> float:
         """How far the peak may be above the least possible one, as a fraction of the bound; 0 if proven."""
-        return self.peak_bytes / self.lower_bound_bytes - 1 if self.lower_bound_bytes else 0.0
+        if self.proven:
+            return 0.0
+        return self.peak_bytes / self.lower_bound_bytes - 1 if self.lower_bound_bytes else float("inf")
 
 
 @dataclass
@@ -114,7 +117,7 @@ def _solve(parts: list[_Part], options: ScheduleOptions) -> int:
     part needs in any case, the floor.
     """
     floor = max((part.lower for part in parts), default=0) if options.bounds else 0
-    states, deadline = 0, None
+    states, deadline, unsolved = 0, None, []
     for part in sorted(parts, key=lambda p: -p.peak):
         if options.bounds and part.peak <= floor:
             continue
@@ -122,14 +125,13 @@ def _solve(parts: list[_Part], options: ScheduleOptions) -> int:
             deadline = time.perf_counter() + options.time_limit_s
         found, deadline = _search(part, floor, options, deadline)
         states += found.states
-        part.lower = max(part.lower, min(found.lower, part.peak)) if found.flag != "solution" else part.lower
         if found.flag == "solution":
             part.order, part.peak = found.order, found.peak
-            part.lower = max(part.lower, found.lower if found.lower <= found.peak else 0)
         elif found.flag == "timeout":
-            states += _beams(part, max(floor, part.lower), options, deadline)
+            unsolved.append(part)
+        part.lower = max(part.lower, min(found.lower, part.peak))  # what was found under the floor changes no maximum
         floor = max(floor, part.lower) if options.bounds else 0
-    return states
+    return states + sum(_beams(part, max(p.lower for p in parts), options, deadline or 0.0) for part in unsolved)
 
 
 def _search(part: _Part, floor: int, options: ScheduleOptions, deadline: float) -> tuple[Outcome, float]:
@@ -167,7 +169,8 @@ def _exact(engine: ModuleType, part: _Part, floor: int, options: ScheduleOptions
 
 def _beams(part: _Part, lower: int, options: ScheduleOptions, deadline: float) -> int:
     """Improve a part's order by wider and wider beams until the deadline; returns the number of downsets visited."""
-    engine = dp if options.engine == "python" or find_spec("numba") is None else _compiled()
+    loaded = "chameleon.serenity.dp_numba" in sys.modules  # if not, there is no time to load it now
+    engine = _compiled() if loaded and options.engine != "python" else dp
     states, width = 0, 64
     while width <= WIDEST_BEAM and part.peak > lower and time.perf_counter() < deadline:
         found = engine.rounds(part.problem, budget=part.peak - 1, safe_moves=True, width=width, limits=Limits(deadline))
