@@ -145,12 +145,17 @@ def _write(summary: MemorySummary, request: MemoryRequest) -> None:
     if request.graph_out:
         write_graph(summary.graph, request.graph_out)
     if request.plot:
-        from chameleon.serenity.picture import draw_memory
+        _draw(summary, request.plot)
 
-        graph = summary.rewritten_graph or summary.graph
-        draw_memory(
-            graph, {NAMES["rewritten" if summary.rewritten_graph else "best"]: summary.last.order}, summary.arena, request.plot
-        )
+
+def _draw(summary: MemorySummary, path: Path) -> None:
+    """All orders of the table, and the arena of the last."""
+    from chameleon.serenity.picture import draw_memory
+
+    graph, last = summary.rewritten_graph or summary.graph, "rewritten" if summary.rewritten_graph else "best"
+    given = ("as_is", "kahn", "best")[: 3 if summary.rewritten_graph else 2]
+    others = {NAMES[name]: (summary.graph, summary.rows[name].order) for name in given}
+    draw_memory(graph, {NAMES[last]: summary.last.order}, summary.arena, path, others=others)
 
 
 def _answer(summary: MemorySummary, budget: int, text: str, console: Console) -> None:
