@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""What TensorFlow Lite plans and takes for a network: litert-torch converts it, ai-edge-litert runs it.
+
+The reference planner of Ahn 2020: operators run in the order of the file, and the arena's planner gives every tensor an offset
+when the interpreter allocates. Read from the interpreter: the addresses of all tensors that are no weights, the temporary
+ones of kernels included; the planned bytes are what they span. Its own kernels run, without the XNNPACK delegate, which keeps
+its memory to itself. Tensors are NHWC from end to end, inputs and outputs too, so that nothing is transposed.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import common
+import litert_torch
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+
+def measure(network: common.Prepared) -> common.Peak:
+    """Convert, allocate, run once."""
+    content = np.frombuffer(_convert(network), np.uint8).tobytes()
+    resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    interpreter = Interpreter(model_content=content, experimental_op_resolver_type=resolver, num_threads=1)
+    inputs = [np.ascontiguousarray(_channels_last(x.numpy())) for x in network.inputs]
+    details = sorted(interpreter.get_input_details(), key=lambda d: d["name"])
+    with common.counting() as counted:
+        interpreter.allocate_tensors()
+        for detail, x in zip(details, inputs, strict=True):
+            interpreter.set_tensor(detail["index"], x)
+        interpreter.invoke()
+    outputs = [_channels_first(interpreter.get_tensor(d["index"])) for d in interpreter.get_output_details()]
+    spans = _spans(interpreter)
+    planned = max(stop for _, stop in spans.values()) - min(start for start, _ in spans.values())
+    more = {"tensors": len(spans), "operators": [op["op_name"] for op in interpreter._get_ops_details()]}
+    return common.Peak(planned, counted.heap_bytes, ("inputs", "outputs", "intermediates", "workspaces"), outputs, more)
+
+
+def _convert(network: common.Prepared) -> bytes:
+    n = len(network.inputs)
+    module = litert_torch.to_channel_last_io(network.module, args=list(range(n)), outputs=[0]).eval()
+    inputs = tuple(x.permute(0, 2, 3, 1).contiguous() if x.ndim == 4 else x for x in network.inputs)
+    converted = litert_torch.convert(module, inputs)
+    with tempfile.TemporaryDirectory(prefix="chameleon-") as folder:
+        path = Path(folder) / "network.tflite"
+        converted.export(str(path))
+        return path.read_bytes()
+
+
+def _spans(interpreter: Any) -> dict[int, tuple[int, int]]:
+    """Address and end of every tensor in the arena: what operators make or the caller gives, and temporaries of kernels.
+
+    Temporaries come behind the tensors of the file and have no names; those that kernels keep from run to run (weights in
+    another layout) lie in a second arena, which is not counted.
+    """
+    made = {int(i) for op in interpreter._get_ops_details() for i in op["outputs"]}
+    made |= {int(d["index"]) for d in interpreter.get_input_details()}
+    found = {}
+    for detail in interpreter.get_tensor_details():
+        index = int(detail["index"])
+        if index not in made and detail["name"]:
+            continue
+        try:
+            array = interpreter.tensor(index)()
+        except ValueError:  # a temporary that was not needed
+            continue
+        start = array.__array_interface__["data"][0]
+        found[index] = (start, start + array.nbytes)
+    first = min(found[index][0] for index in made if index in found)
+    last = max(found[index][1] for index in made if index in found)
+    arena = last - first
+    return {i: (a, b) for i, (a, b) in found.items() if i in made or (first - arena <= a and b <= last + arena)}
+
+
+def _channels_last(x: np.ndarray) -> np.ndarray:
+    return x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
+
+
+def _channels_first(x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if x.ndim == 4 else x.copy()
+
+
+if __name__ == "__main__":
+    sys.exit(common.run("tflite", ("litert-torch", "ai-edge-litert"), measure))
