@@ -1,4 +1,4 @@
-"""What the scripts of the peers share: each network in a process of its own with its allocations counted, one JSON line a network.
+"""What the scripts of the peers share: each network in a process of its own, its allocations counted, a JSON line for each.
 
     ENV/bin/python scripts/peers/tflite.py swiftnet-hpd-a darts-normal-cell
 
@@ -32,14 +32,15 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-import numpy as np
-import torch
-from torch.fx.experimental.optimization import fuse
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from torch.fx.experimental.optimization import fuse  # noqa: E402
 
-from chameleon.deploy.memory_peak import build_counter
-from chameleon.deploy.networks import zoo_network
+from chameleon.deploy.memory_peak import build_counter  # noqa: E402
+from chameleon.deploy.networks import zoo_network  # noqa: E402
 
 CHILD = "--one"
+EVERYTHING = ("inputs", "outputs", "intermediates", "workspaces")
 TIMEOUT_S = 600
 
 

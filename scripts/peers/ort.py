@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 
 import common
+import numpy as np
 import onnxruntime
 import torch
 
@@ -32,7 +33,8 @@ def measure(network: common.Prepared) -> common.Peak:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     given = {entry.name: x.numpy() for entry, x in zip(session.get_inputs(), network.inputs, strict=True)}
     with common.counting() as counted:
-        outputs = session.run(None, given)
+        results = session.run(None, given)
+    outputs = [np.asarray(result) for result in results]
     more = {"heap_bytes": counted.heap_bytes}
     return common.Peak(None, counted.tensors_bytes, ("outputs", "intermediates", "workspaces"), outputs, more)
 

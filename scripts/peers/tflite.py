@@ -7,6 +7,7 @@ ones of kernels included; the planned bytes are what they span. Its own kernels 
 its memory to itself. Tensors are NHWC from end to end, inputs and outputs too, so that nothing is transposed.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import sys
@@ -35,8 +36,8 @@ def measure(network: common.Prepared) -> common.Peak:
     outputs = [_channels_first(interpreter.get_tensor(d["index"])) for d in interpreter.get_output_details()]
     spans = _spans(interpreter)
     planned = max(stop for _, stop in spans.values()) - min(start for start, _ in spans.values())
-    more = {"tensors": len(spans), "operators": [op["op_name"] for op in interpreter._get_ops_details()]}
-    return common.Peak(planned, counted.heap_bytes, ("inputs", "outputs", "intermediates", "workspaces"), outputs, more)
+    more = {"operators": len(interpreter._get_ops_details()), "inputs_kept": _kept({d["index"] for d in details}, spans)}
+    return common.Peak(planned, counted.heap_bytes, common.EVERYTHING, outputs, more)
 
 
 def _convert(network: common.Prepared) -> bytes:
@@ -73,6 +74,12 @@ def _spans(interpreter: Any) -> dict[int, tuple[int, int]]:
     last = max(found[index][1] for index in made if index in found)
     arena = last - first
     return {i: (a, b) for i, (a, b) in found.items() if i in made or (first - arena <= a and b <= last + arena)}
+
+
+def _kept(inputs: set[int], spans: dict[int, tuple[int, int]]) -> bool:
+    """Whether nothing ever lies where the inputs do."""
+    others = [span for index, span in spans.items() if index not in inputs]
+    return not any(a < spans[i][1] and spans[i][0] < b for i in inputs for a, b in others)
 
 
 def _channels_last(x: np.ndarray) -> np.ndarray:
