@@ -67,7 +67,7 @@ def measure_peak(executable: Any, inputs: Sequence[NDArray[Any]], threads: int =
     """
     with tempfile.TemporaryDirectory(prefix="chameleon-") as name:
         folder = Path(name)
-        counter = _build_counter(folder)
+        counter = build_counter(folder)
         library = folder / "network.so"
         executable.export_library(str(library))
         np.savez(folder / "inputs.npz", *inputs)
@@ -78,7 +78,12 @@ def measure_peak(executable: Any, inputs: Sequence[NDArray[Any]], threads: int =
     return MeasuredPeak(found["tensors_peak"], found["heap_peak"], outputs)
 
 
-def _build_counter(folder: Path) -> Path:
+def build_counter(folder: Path) -> Path:
+    """Compile the counter of allocations, a library to be preloaded.
+
+    Raises:
+        ChameleonError: if there is no C++ compiler, or it fails.
+    """
     compiler = next((path for path in map(shutil.which, _COMPILERS) if path), None)
     if compiler is None:
         raise ChameleonError(

@@ -1,44 +1,165 @@
-"""What the peers share: the networks, and one JSON line for each. Runs in environments without TVM."""
+"""What the scripts of the peers share: each network in a process of its own, its allocations counted, a JSON line for each.
+
+    ENV/bin/python scripts/peers/tflite.py swiftnet-hpd-a darts-normal-cell
+
+A line has
+- `planned_bytes`: the memory that the runtime plans before it runs, None if it plans none;
+- `measured_bytes`: the most that it allocated at a time, counted by a malloc that is loaded before the C library's;
+- `includes`: which of `inputs`, `outputs`, `intermediates` and `workspaces` these two count. Weights are never in them;
+- `inputs_bytes`, `outputs_bytes`, `versions`, and what else the runtime says of itself.
+
+To compare, add `inputs_bytes` where the inputs are not included. Batch norms are folded into the convolutions before a runtime
+sees the network, since not all of them fold. None of this needs TVM: `setup.sh` makes an environment for each peer.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
+import math
+import os
+import subprocess
 import sys
-import warnings
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # this checkout; the environments do not install it
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from torch.fx.experimental.optimization import fuse  # noqa: E402
 
-from chameleon.deploy.networks import Network, zoo_network
+from chameleon.deploy.memory_peak import build_counter  # noqa: E402
+from chameleon.deploy.networks import zoo_network  # noqa: E402
 
-Need = Callable[[Network, tuple[torch.Tensor, ...]], dict[str, Any]]
-
-
-def main(peer: str, need: Need, packages: Sequence[str]) -> None:
-    """Print a line for every network named on the command line; one that fails says so and the rest goes on."""
-    warnings.simplefilter("ignore")
-    versions = {name: version(name) for name in packages}
-    for name in sys.argv[1:]:
-        line: dict[str, Any] = {"peer": peer, "network": name, "versions": versions}
-        try:
-            network = zoo_network(name, 0)
-            rng = np.random.default_rng(0)
-            inputs = tuple(torch.from_numpy(rng.standard_normal(s).astype(np.float32)) for s in network.shapes.values())
-            line |= need(network, inputs)
-        except Exception as error:
-            line["error"] = f"{type(error).__name__}: {error}"[:500]
-        print(json.dumps(line), flush=True)
+CHILD = "--one"
+EVERYTHING = ("inputs", "outputs", "intermediates", "workspaces")
+TIMEOUT_S = 600
 
 
-def max_error(network: Network, inputs: tuple[torch.Tensor, ...], found: NDArray[np.float32]) -> float:
-    """The largest difference to PyTorch's output."""
+@dataclass(frozen=True)
+class Prepared:
+    """A network as every peer gets it.
+
+    Attributes:
+        name: in the zoo.
+        module: without batch norms where they follow a convolution.
+        inputs: random ones.
+        expected: the result that PyTorch finds for them.
+    """
+
+    name: str
+    module: torch.nn.Module
+    inputs: tuple[torch.Tensor, ...]
+    expected: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What a peer says of a network, see above."""
+
+    planned_bytes: int | None
+    measured_bytes: int | None
+    includes: tuple[str, ...]
+    outputs: Sequence[np.ndarray]
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Counted:
+    """Allocations between the beginning and the end of a `with counting()`; filled at its end.
+
+    Attributes:
+        tensors_bytes: peak of the blocks that were asked for with an alignment.
+        heap_bytes: peak of all blocks.
+    """
+
+    tensors_bytes: int = 0
+    heap_bytes: int = 0
+
+
+@contextmanager
+def counting() -> Iterator[Counted]:
+    """Count the allocations of this process; once a process."""
+    counter, found = ctypes.CDLL(None), Counted()
+    for name in ("tensors_peak", "heap_peak", "lost"):
+        getattr(counter, f"chameleon_{name}").restype = ctypes.c_longlong
+    gc.collect()
+    gc.disable()  # blocks from before would be freed while we count
+    counter.chameleon_watch(1)
+    yield found
+    counter.chameleon_watch(0)
+    gc.enable()
+    if counter.chameleon_lost():
+        raise SystemExit(f"the counter lost {counter.chameleon_lost()} blocks")
+    found.tensors_bytes, found.heap_bytes = int(counter.chameleon_tensors_peak()), int(counter.chameleon_heap_peak())
+
+
+def run(peer: str, packages: Sequence[str], measure: Callable[[Prepared], Peak]) -> int:
+    """The command line of a peer: names of networks; prints a JSON line for each and returns an exit code."""
+    names = sys.argv[1:]
+    if names[:1] == [CHILD]:
+        return _one(peer, packages, measure, names[1])
+    if not names or any(name.startswith("-") for name in names):
+        print(f"usage: {Path(sys.argv[0]).name} NETWORK...", file=sys.stderr)
+        return 2
+    failed = False
+    with tempfile.TemporaryDirectory(prefix="chameleon-") as folder:
+        environment = {**os.environ, "LD_PRELOAD": str(build_counter(Path(folder)))}
+        for name in names:
+            command = [sys.executable, sys.argv[0], CHILD, name]
+            ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S, check=False)
+            lines = [line for line in ran.stdout.splitlines() if line.startswith("{")]
+            if ran.returncode or not lines:
+                print(f"{peer}: {name}: {ran.stderr.strip()[-800:]}", file=sys.stderr)
+                failed = True
+            else:
+                print(lines[-1], flush=True)
+    return int(failed)
+
+
+def _one(peer: str, packages: Sequence[str], measure: Callable[[Prepared], Peak], name: str) -> int:
+    torch.set_num_threads(1)
+    prepared = prepare(name)
+    peak = measure(prepared)
+    line = asdict(peak) | {"peer": peer, "network": name, "max_error": _difference(prepared, peak.outputs)}
+    line |= line.pop("more") | {"versions": {package: version(package) for package in (*packages, "torch")}}
+    del line["outputs"]
+    line["inputs_bytes"] = sum(x.numel() * x.element_size() for x in prepared.inputs)
+    line["outputs_bytes"] = prepared.expected.numel() * prepared.expected.element_size()
+    print(json.dumps(line))
+    return 0
+
+
+def prepare(name: str) -> Prepared:
+    """The network with seed 0, its batch norms folded; checked against the network with them."""
+    network = zoo_network(name, 0)
+    rng = np.random.default_rng(0)
+    inputs = tuple(torch.from_numpy(rng.standard_normal(s).astype(np.float32)) for s in network.shapes.values())
     with torch.no_grad():
-        expected = network.module(*inputs).numpy()
-    return float(np.abs(expected - found.reshape(expected.shape)).max())
+        expected = network.module(*inputs)
+        folded = fuse(network.module).eval().requires_grad_(False)
+        torch.testing.assert_close(folded(*inputs), expected, rtol=1e-3, atol=1e-4)
+    return Prepared(name, folded, inputs, expected)
+
+
+def _difference(prepared: Prepared, outputs: Sequence[np.ndarray]) -> float:
+    """The largest difference from PyTorch; a runtime that computes something else measures something else.
+
+    Raises:
+        SystemExit: if it is too large.
+    """
+    found, expected = outputs[0], prepared.expected.numpy()
+    if math.prod(found.shape) != expected.size:
+        raise SystemExit(f"{prepared.name}: got an output of shape {found.shape}, expected {expected.shape}")
+    error = float(np.abs(found - expected).max())
+    if not error <= 1e-3 * max(1.0, float(np.abs(expected).max())):
+        raise SystemExit(f"{prepared.name}: the output differs from PyTorch's by {error}")
+    return error

@@ -1,82 +1,94 @@
 #!/usr/bin/env python3
-"""The memory that TFLite plans for a network: `python scripts/peers/tflite.py NETWORK...`.
+"""What TensorFlow Lite plans and takes for a network: litert-torch converts it, ai-edge-litert runs it.
 
-The module is converted by litert-torch and loaded with TFLite's own kernels (no XNNPACK delegate, which has an arena of its
-own). TFLite places inputs, intermediate tensors, scratch buffers of kernels and outputs in one arena and does not tell its
-size; it is the span from the first to the last byte of all tensors that are no constants. A converted network is NHWC inside;
-it is converted with NCHW and with NHWC inputs and outputs, the latter without the transposes at the ends, and the smaller
-arena counts.
+The reference planner of Ahn 2020: operators run in the order of the file, and the arena's planner gives every tensor an offset
+when the interpreter allocates. Read from the interpreter: the addresses of all tensors that are no weights, the temporary
+ones of kernels included; the planned bytes are what they span. Its own kernels run, without the XNNPACK delegate, which keeps
+its memory to itself. Tensors are NHWC from end to end, inputs and outputs too, so that nothing is transposed.
 """
 
-# Other environments than this project's have these packages:
-# pyright: reportMissingImports=false, reportArgumentType=false
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import common
 import litert_torch
 import numpy as np
-import torch
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
-from common import main, max_error
-
-from chameleon.deploy.networks import Network
-
-INCLUDES = ["inputs", "intermediates", "workspaces", "outputs"]
 
 
-def need(network: Network, inputs: tuple[torch.Tensor, ...]) -> dict[str, Any]:
-    """Both conversions; the better one's arena."""
-    found = [_arena(network, inputs, channels_last) for channels_last in (False, True)]
-    return {**min(found, key=lambda f: f["planned_bytes"]), "measured_bytes": None, "includes": INCLUDES}
-
-
-def _arena(network: Network, inputs: tuple[torch.Tensor, ...], channels_last: bool) -> dict[str, Any]:
-    module, given = network.module, inputs
-    if channels_last:
-        module = litert_torch.to_channel_last_io(module, args=list(range(len(inputs))), outputs=[0])
-        given = tuple(x.permute(0, 2, 3, 1).contiguous() for x in inputs)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.tflite"
-        litert_torch.convert(module.eval(), given).export(str(path))
-        content = path.read_bytes()
-    interpreter = Interpreter(
-        model_content=content,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-        num_threads=1,
-    )
-    interpreter.allocate_tensors()
-    span = _span(interpreter)
+def measure(network: common.Prepared) -> common.Peak:
+    """Convert, allocate, run once."""
+    content = np.frombuffer(_convert(network), np.uint8).tobytes()
+    resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    interpreter = Interpreter(model_content=content, experimental_op_resolver_type=resolver, num_threads=1)
+    inputs = [np.ascontiguousarray(_channels_last(x.numpy())) for x in network.inputs]
     details = sorted(interpreter.get_input_details(), key=lambda d: d["name"])
-    for detail, x in zip(details, given, strict=True):
-        interpreter.set_tensor(detail["index"], x.numpy())
-    interpreter.invoke()
-    result = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-    if channels_last:
-        result = result.transpose(0, 3, 1, 2)
-    return {"planned_bytes": span, "channels_last": channels_last, "max_error": max_error(network, inputs, result)}
+    with common.counting() as counted:
+        interpreter.allocate_tensors()
+        for detail, x in zip(details, inputs, strict=True):
+            interpreter.set_tensor(detail["index"], x)
+        interpreter.invoke()
+    outputs = [_channels_first(interpreter.get_tensor(d["index"])) for d in interpreter.get_output_details()]
+    spans = _spans(interpreter)
+    planned = max(stop for _, stop in spans.values()) - min(start for start, _ in spans.values())
+    more = {"operators": len(interpreter._get_ops_details()), "inputs_kept": _kept({d["index"] for d in details}, spans)}
+    return common.Peak(planned, counted.heap_bytes, common.EVERYTHING, outputs, more)
 
 
-def _span(interpreter: Interpreter) -> int:
-    """Bytes from the first to the last of the tensors that operators write, the inputs and the scratch buffers."""
-    operators = interpreter._get_ops_details()
-    details = {detail["index"]: detail for detail in interpreter.get_tensor_details()}
-    written = {int(i) for op in operators for i in op["outputs"]} | {d["index"] for d in interpreter.get_input_details()}
-    read = {int(i) for op in operators for i in op["inputs"]}
-    places = []
-    for index in details:
-        if index in read and index not in written:
-            continue  # a constant
+def _convert(network: common.Prepared) -> bytes:
+    n = len(network.inputs)
+    module = litert_torch.to_channel_last_io(network.module, args=list(range(n)), outputs=[0]).eval()
+    inputs = tuple(x.permute(0, 2, 3, 1).contiguous() if x.ndim == 4 else x for x in network.inputs)
+    converted = litert_torch.convert(module, inputs)
+    with tempfile.TemporaryDirectory(prefix="chameleon-") as folder:
+        path = Path(folder) / "network.tflite"
+        converted.export(str(path))
+        return path.read_bytes()
+
+
+def _spans(interpreter: Any) -> dict[int, tuple[int, int]]:
+    """Address and end of every tensor in the arena: what operators make or the caller gives, and temporaries of kernels.
+
+    Temporaries come behind the tensors of the file and have no names; those that kernels keep from run to run (weights in
+    another layout) lie in a second arena, which is not counted.
+    """
+    made = {int(i) for op in interpreter._get_ops_details() for i in op["outputs"]}
+    made |= {int(d["index"]) for d in interpreter.get_input_details()}
+    found = {}
+    for detail in interpreter.get_tensor_details():
+        index = int(detail["index"])
+        if index not in made and detail["name"]:
+            continue
         try:
-            array: np.ndarray = interpreter.tensor(index)()
-        except (ValueError, RuntimeError):
-            continue  # has no memory
+            array = interpreter.tensor(index)()
+        except ValueError:  # a temporary that was not needed
+            continue
         start = array.__array_interface__["data"][0]
-        places.append((start, start + array.nbytes))
-    return max(stop for _, stop in places) - min(start for start, _ in places)
+        found[index] = (start, start + array.nbytes)
+    first = min(found[index][0] for index in made if index in found)
+    last = max(found[index][1] for index in made if index in found)
+    arena = last - first
+    return {i: (a, b) for i, (a, b) in found.items() if i in made or (first - arena <= a and b <= last + arena)}
+
+
+def _kept(inputs: set[int], spans: dict[int, tuple[int, int]]) -> bool:
+    """Whether nothing ever lies where the inputs do."""
+    others = [span for index, span in spans.items() if index not in inputs]
+    return not any(a < spans[i][1] and spans[i][0] < b for i in inputs for a, b in others)
+
+
+def _channels_last(x: np.ndarray) -> np.ndarray:
+    return x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
+
+
+def _channels_first(x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if x.ndim == 4 else x.copy()
 
 
 if __name__ == "__main__":
-    main("tflite", need, ("litert-torch", "ai-edge-litert", "torch"))
+    sys.exit(common.run("tflite", ("litert-torch", "ai-edge-litert"), measure))

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Environments for the peers: scripts/peers/setup.sh FOLDER [tflite|executorch|ort ...] makes FOLDER/tflite and so on.
+# They are apart from each other and from TVM's, since they want different versions of the same packages; several GB.
+set -euo pipefail
+here="$(cd "$(dirname "$0")" && pwd)"
+folder="${1:?usage: setup.sh FOLDER [tflite|executorch|ort ...]}"
+shift
+[ $# -gt 0 ] || set -- tflite executorch ort
+for name in "$@"; do
+  requirements="$here/requirements-$name.txt"
+  [ -f "$requirements" ] || { echo "no peer $name: expected tflite, executorch or ort" >&2; exit 2; }
+  "${PYTHON:-python3.11}" -m venv "$folder/$name"
+  "$folder/$name/bin/python" -m pip install --quiet -r "$requirements"
+done
+echo "now: python scripts/serenity_table.py$(for name in "$@"; do printf ' --peer %s=%s' "$name" "$folder/$name/bin/python"; done)"
