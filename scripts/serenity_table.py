@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Ahn 2020's table of peak memory, side by side: the paper's figures, ours, stock TVM's and what other runtimes need.
 
-    python scripts/serenity_table.py --peer tflite=ENV/bin/python --peer executorch=ENV/bin/python --peer ort=ENV/bin/python
+    scripts/peers/setup.sh ENVS
+    python scripts/serenity_table.py --peer tflite=ENVS/tflite/bin/python --peer executorch=ENVS/executorch/bin/python ...
 
 The cells are `chameleon.deploy.irregular`'s; its docstring says what of them is known and what is inferred. Two tables:
 
@@ -9,7 +10,8 @@ The cells are `chameleon.deploy.irregular`'s; its docstring says what of them is
 - *What runs*: the compiled kernels. Ours are planned (one arena) and measured (allocations of a cold run); stock TVM is its own
   plan and the same measurement; peers are run by `scripts/peers/`, each in an environment of its own. All count inputs,
   intermediate tensors, workspaces and outputs: where a runtime leaves the inputs to its caller (TVM, ONNX Runtime), their bytes
-  are added. TFLite's plan may reuse the memory of an input after its last reader; ours may not, since the caller owns it.
+  are added. The plans of TFLite and ExecuTorch may reuse the memory of an input after its last reader; what runs of ours may
+  not, since the caller owns it. So our plans are given for inputs in the arena as well (`reusing_inputs`), for comparison only.
 
 Writes `results.json`, `table.md` and `manifest.json`.
 """
@@ -93,12 +95,14 @@ def row(name: str, time_limit_s: float) -> dict[str, Any]:
     input_bytes = sum(4 * math.prod(shape) for shape in made.inputs.values())
     ordered = memory_of_model(name, MemorySettings(time_limit_s=time_limit_s, rewrite=False), print)
     rewritten = memory_of_model(name, MemorySettings(time_limit_s=time_limit_s), print)
+    reusing = memory_of_model(name, MemorySettings(time_limit_s=time_limit_s, count_inputs=True), print).summary
     return {
         "paper_kb": PAPER[name]._asdict() if name in PAPER else None,
         "input_bytes": input_bytes,
         "graph": graph.to_json() | {"rewrites": list(graph.rewrites), "arena_bound_bytes": graph.arena.bound_bytes},
         "ordered": _compiled(ordered),
         "rewritten": _compiled(rewritten),
+        "reusing_inputs": {"order": reusing.rows["best"].peak_bytes, "order and rewriting": reusing.arena.size_bytes},
         "stock": {"planned_bytes": ordered.stock_planned_bytes, "measured_bytes": ordered.stock_measured_bytes},
         "peers": {},
     }
@@ -169,6 +173,9 @@ def geomeans(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
         known = {name: value for name, value in values.items() if value}
         ratios = {key: geomean(value / mine[name] for name, value in known.items()) for key, mine in ours.items()}
         result[what] = {**ratios, "cells": len(known)}
+        if what in ("tflite, planned", "executorch, planned"):
+            reusing = {key: geomean(value / rows[name]["reusing_inputs"][key] for name, value in known.items()) for key in ours}
+            result[f"{what}; ours planned to reuse inputs as well"] = {**reusing, "cells": len(known)}
     return result
 
 
@@ -195,6 +202,7 @@ def compiled_table(rows: Mapping[str, Mapping[str, Any]], peers: Sequence[str]) 
         "cell",
         "order: arena / measured",
         "+ rewriting: arena / measured",
+        "plans reusing inputs: order / + rewriting",
         "stock TVM: planned / measured",
         *peers,
         "max error",
@@ -205,6 +213,7 @@ def compiled_table(rows: Mapping[str, Mapping[str, Any]], peers: Sequence[str]) 
         ours = [(r[key]["arena_bytes"], r[key]["measured_peak_bytes"]) for key in ("ordered", "rewritten")]
         pairs = [*ours, (r["stock"]["planned_bytes"], r["stock"]["measured_bytes"])]
         texts = [" / ".join(_kb(value + more if value else None) for value in pair) for pair in pairs]
+        texts.insert(2, " / ".join(map(_kb, r["reusing_inputs"].values())))
         texts += [" / ".join(map(_kb, normalised(r, which).values())) for which in peers]
         lines.append([name, *texts, f"{r['rewritten']['max_error']:.1e}"])
     return _markdown(head, lines)
