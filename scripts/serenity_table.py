@@ -10,8 +10,9 @@ The cells are `chameleon.deploy.irregular`'s; its docstring says what of them is
 - *What runs*: the compiled kernels. Ours are planned (one arena) and measured (allocations of a cold run); stock TVM is its own
   plan and the same measurement; peers are run by `scripts/peers/`, each in an environment of its own. All count inputs,
   intermediate tensors, workspaces and outputs: where a runtime leaves the inputs to its caller (TVM, ONNX Runtime), their bytes
-  are added. The plans of TFLite and ExecuTorch may reuse the memory of an input after its last reader; what runs of ours may
-  not, since the caller owns it. So our plans are given for inputs in the arena as well (`reusing_inputs`), for comparison only.
+  are added. ExecuTorch's plan may reuse the memory of an input after its last reader; what runs of ours may not, since the caller
+  owns it. So our plans are given for inputs in the arena as well (`reusing_inputs`), for comparison only. What runtimes that plan
+  take of the heap is in the table; it holds their own structures too, so no means are made of it.
 
 Writes `results.json`, `table.md` and `manifest.json`.
 """
@@ -153,7 +154,8 @@ def geomeans(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
     for which in dict.fromkeys(w for r in rows.values() for w in r["peers"]):
         for key in ("planned_bytes", "measured_bytes"):
             values = {name: normalised(r, which)[key] for name, r in rows.items()}
-            if any(values.values()):
+            planned = key == "measured_bytes" and any(r["peers"].get(which, {}).get("planned_bytes") for r in rows.values())
+            if any(values.values()) and not planned:
                 others[f"{which}, {key.removesuffix('_bytes')}"] = values
     paper = {name: r["paper_kb"] for name, r in rows.items() if r["paper_kb"]}
     result: dict[str, dict[str, Any]] = {
@@ -173,7 +175,7 @@ def geomeans(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
         known = {name: value for name, value in values.items() if value}
         ratios = {key: geomean(value / mine[name] for name, value in known.items()) for key, mine in ours.items()}
         result[what] = {**ratios, "cells": len(known)}
-        if what in ("tflite, planned", "executorch, planned"):
+        if what == "executorch, planned":
             reusing = {key: geomean(value / rows[name]["reusing_inputs"][key] for name, value in known.items()) for key in ours}
             result[f"{what}; ours planned to reuse inputs as well"] = {**reusing, "cells": len(known)}
     return result
