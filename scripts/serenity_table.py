@@ -7,12 +7,12 @@
 The cells are `chameleon.deploy.irregular`'s; its docstring says what of them is known and what is inferred. Two tables:
 
 - *The graph as the paper counts it*: one node for every published operator, inputs until their last reader, no workspaces.
-- *What runs*: the compiled kernels. Ours are planned (one arena) and measured (allocations of a cold run); stock TVM is its own
-  plan and the same measurement; peers are run by `scripts/peers/`, each in an environment of its own. All count inputs,
-  intermediate tensors, workspaces and outputs: where a runtime leaves the inputs to its caller (TVM, ONNX Runtime), their bytes
-  are added. ExecuTorch's plan may reuse the memory of an input after its last reader; what runs of ours may not, since the caller
-  owns it. So our plans are given for inputs in the arena as well (`reusing_inputs`), for comparison only. What runtimes that plan
-  take of the heap is in the table; it holds their own structures too, so no means are made of it.
+- *What runs*: the compiled kernels. Ours are planned (one arena) and measured (allocations of a cold run); stock TVM is its
+  own plan and the same measurement; peers are run by `scripts/peers/`, each in an environment of its own. All count inputs,
+  intermediate tensors, workspaces and outputs: where a runtime leaves the inputs to its caller (TVM, ONNX Runtime), their
+  bytes are added. ExecuTorch's plan may reuse the memory of an input after its last reader; what runs of ours may not, since
+  the caller owns it. So our plans are given for inputs in the arena as well (`reusing_inputs`), for comparison only. What
+  runtimes that plan take of the heap is in the table; it holds their own structures too, so no means are made of it.
 
 Writes `results.json`, `table.md` and `manifest.json`.
 """
