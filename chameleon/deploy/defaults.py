@@ -93,11 +93,7 @@ def _copies(sch: Schedule, block: Any) -> bool:
         value = value.args[1]
     if not isinstance(value, TensorLoad) or not sch.get_consumers(block.block_rv):
         return False
-    try:
-        sch.compute_inline(block.block_rv)
-    except ScheduleError:
-        return False
-    return True
+    return _inline(sch, block)
 
 
 def _schedule_pair(sch: Schedule, producer: Any, block: Any) -> None:
@@ -128,6 +124,11 @@ def _inlined(sch: Schedule, block: Any) -> bool:
     consumers = sch.get_consumers(block.block_rv)
     if not block.is_injective() or not consumers or any(_reduces(sch, c) for c in consumers):
         return False
+    return _inline(sch, block)
+
+
+def _inline(sch: Schedule, block: Any) -> bool:
+    """Whether a block could be computed where it is read."""
     try:
         sch.compute_inline(block.block_rv)
     except ScheduleError:

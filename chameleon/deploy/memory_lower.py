@@ -21,7 +21,7 @@ from chameleon.deploy.layouts import to_target_layout
 from chameleon.deploy.memory_pass import MemoryOptions, Solve, peak_score, prepare
 from chameleon.deploy.model import Model, ModelError
 from chameleon.deploy.placed_concats import place_parts, place_where_it_pays, placeable_concats
-from chameleon.deploy.tasks import kernels_of, operators_left
+from chameleon.deploy.tasks import checked, kernels_of, operators_left
 from chameleon.serenity.identities import Site
 from chameleon.serenity.site_search import Score
 
@@ -128,7 +128,4 @@ def _base(model: Model, target: Target) -> IRModule:
 
 
 def _lowered(mod: IRModule, target: Target, name: str, fuse_depth: int | None) -> IRModule:
-    lowered = kernels_of(mod, target, fuse_depth)
-    if left := operators_left(lowered):
-        raise ModelError(f"{name}: TVM has no kernel for the operators {', '.join(left)} as they are used here")
-    return lowered
+    return checked(kernels_of(mod, target, fuse_depth), name)

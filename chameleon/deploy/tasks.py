@@ -48,9 +48,17 @@ def lower(model: Model, target: Target) -> IRModule:
     lowered = kernels_of(to_target_layout(model.mod, target), target)
     if operators_left(lowered):  # one that has no kernel in the new layout
         lowered = kernels_of(model.mod, target)
-    left = operators_left(lowered)
-    if left:
-        raise ModelError(f"{model.name}: TVM has no kernel for the operators {', '.join(left)} as they are used here")
+    return checked(lowered, model.name)
+
+
+def checked(lowered: IRModule, name: str) -> IRModule:
+    """The kernels of the network `name`, if they are complete.
+
+    Raises:
+        ModelError: if TVM has no kernel for an operator.
+    """
+    if left := operators_left(lowered):
+        raise ModelError(f"{name}: TVM has no kernel for the operators {', '.join(left)} as they are used here")
     return lowered
 
 
