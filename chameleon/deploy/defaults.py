@@ -17,7 +17,14 @@ from tvm.target import Target
 from tvm.tirx import BufferStore, IntImm, PrimFunc
 
 from chameleon.deploy.in_place import may_overwrite
-from chameleon.deploy.overwriting import padded_input, pixelwise_input, rolls, row_loop, with_data_parallel_readers, with_rolling
+from chameleon.deploy.overwriting import (
+    padded_input,
+    pixelwise_input,
+    rolls,
+    row_loop,
+    with_data_parallel_readers,
+    with_rolling,
+)
 
 LANES = 16
 """Vector length: 16 floats are one AVX-512 register, and four of NEON."""
@@ -28,9 +35,6 @@ PARALLEL = 64
 
 ROW = 256
 """Elements of a row at most that a lean kernel computes at a time, in fast memory of its own."""
-
-UNROLLED = 8
-"""Vectors at most that are computed side by side, in registers."""
 
 
 def schedule_defaults(mod: IRModule, target: Target, *, lean: bool = False) -> IRModule:
@@ -195,11 +199,8 @@ def _schedule_pair(sch: Schedule, reduction: Any, store: Any, *, whole: bool = F
 
 
 def _vectorize(sch: Schedule, loop: Any) -> None:
-    """By vectors of `LANES`, several of them unrolled."""
-    chunks, vector = sch.split(loop, factors=[None, LANES])
+    _, vector = sch.split(loop, factors=[None, LANES])
     sch.vectorize(vector)
-    if (_extent(sch, chunks) or UNROLLED + 1) <= UNROLLED:
-        sch.unroll(chunks)
 
 
 def _inlined(sch: Schedule, block: Any) -> bool:

@@ -40,7 +40,8 @@ def in_place_inputs(func: PrimFunc, n_inputs: int) -> list[int]:
 
 def may_overwrite(func: PrimFunc, position: int) -> PrimFunc:
     """The kernel with the note that its schedule allows its output in the memory of this input."""
-    return func.with_attr(_ATTR, position)
+    made: Any = func.with_attr(_ATTR, position)
+    return made
 
 
 def overwriting(func: PrimFunc, position: int, n_inputs: int) -> PrimFunc:

@@ -3,13 +3,13 @@
 A convolution reads its input's neighbourhood. It may still take the input's memory, where both have one shape, if it is
 computed in the right order:
 
-- **Pixel by pixel**: a 1x1 convolution reads one pixel of its input for a pixel of its output. All channels of that are summed up
-  before the first is written.
+- **Pixel by pixel**: a 1x1 convolution reads one pixel of its input for a pixel of its output. All channels of that are
+  summed up, on the stack, before the first is written.
 - **Row by row**: a convolution with a window copies each row of its input, as soon as the window reaches it, to a buffer of as
   many rows as the window is high, and reads that only. When a row is overwritten, nobody will read it again.
 
-`chameleon.deploy.defaults` makes these schedules of kernels that nobody tuned, in NHWC. This module holds what it has to check of
-a kernel before.
+`chameleon.deploy.defaults` makes these schedules of kernels that nobody tuned, in NHWC. This module holds what it has to check
+of a kernel before.
 """
 
 # TVM's reflected attributes have no static types:
@@ -18,12 +18,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from tvm import DataType
 from tvm.ir import Range
 from tvm.s_tir import SBlock, Schedule
 from tvm.s_tir.dlight.analysis.common_analysis import get_sblockrealize
 from tvm.sym import Analyzer
 from tvm.tirx import Buffer, IntImm, IterVar, PrimFunc
 from tvm_ffi import structural_equal, structural_map, structural_walk
+
+from chameleon.deploy.workspaces import STACK_BYTES
 
 _ATTR = "chameleon.rolling"
 _DATA_PARALLEL, _OPAQUE = 0, 4  # kinds of block variables
@@ -32,7 +35,8 @@ _ROW_AXIS, _RANK = 1, 4  # of NHWC
 
 def with_rolling(func: PrimFunc, rolling: PrimFunc) -> PrimFunc:
     """A kernel that brings along the same kernel computed row by row."""
-    return func.with_attr(_ATTR, rolling)
+    made: Any = func.with_attr(_ATTR, rolling)
+    return made
 
 
 def rolling_of(func: PrimFunc) -> PrimFunc | None:
@@ -42,7 +46,8 @@ def rolling_of(func: PrimFunc) -> PrimFunc | None:
 
 def without_rolling(func: PrimFunc) -> PrimFunc:
     """The kernel alone."""
-    return func.without_attr(_ATTR) if rolling_of(func) is not None else func
+    made: Any = func.without_attr(_ATTR)
+    return made
 
 
 def pixelwise_input(sch: Schedule, reduction: Any, store: Any = None) -> int | None:
@@ -58,7 +63,7 @@ def pixelwise_input(sch: Schedule, reduction: Any, store: Any = None) -> int | N
     if not all(_follows_its_output(sch, rv) for rv in (reduction, store) if rv is not None):
         return None
     (sums,), (written,) = block.writes, blocks[-1].writes
-    if not written.source.same_as(func.params[-1]):
+    if not written.source.same_as(func.params[-1]) or _pixel_bytes(written.source) >= STACK_BYTES:
         return None
     if store is not None and not _reads_own_element(blocks[-1], sums.source):
         return None
@@ -111,7 +116,9 @@ def rolls(sch: Schedule, pad: Any, rows: Any) -> bool:
     if any(_uses(value, h) for axis, value in enumerate(values) if axis != _ROW_AXIS):
         return False
     (read,) = (r for r in block.reads if r.source.same_as(sch.mod["main"].params[padded_input(sch, pad)]))
-    borders = [analyzer.const_int_bound(analyzer.simplify(v.var - r.min)) for v, r in zip(block.iter_vars, read.region, strict=True)]
+    borders = [
+        analyzer.const_int_bound(analyzer.simplify(v.var - r.min)) for v, r in zip(block.iter_vars, read.region, strict=True)
+    ]
     window = analyzer.const_int_bound(analyzer.simplify(values[_ROW_AXIS] - h))
     constant = all(0 <= bound.min_value == bound.max_value for bound in borders)
     return constant and window.min_value == 0 < window.max_value and borders[_ROW_AXIS].max_value <= window.max_value
@@ -171,6 +178,12 @@ def _uses(value: Any, var: Any) -> bool:
     found: list[Any] = []
     structural_walk(value, (type(var), lambda node: found.append(node) if node.same_as(var) else None))
     return bool(found)
+
+
+def _pixel_bytes(buffer: Buffer) -> int:
+    """Bytes of the elements along the last axis; what needs a pool of workspaces if they are not known."""
+    size = buffer.shape[-1]
+    return int(size) * -(-DataType(str(buffer.dtype)).bits // 8) if isinstance(size, IntImm) else STACK_BYTES
 
 
 def _alike(a: Buffer, b: Buffer) -> bool:

@@ -30,7 +30,8 @@ def roll_where_it_pays(mod: IRModule, graph_of: Callable[[IRModule], Graph], sol
     All of them are, if that lowers the peak; then, in the order that was found, each that it does without goes back.
 
     Args:
-        mod: a prepared module of kernels (see `chameleon.deploy.memory_pass.prepare`) that bring along how to compute them row by row.
+        mod: a prepared module of kernels (see `chameleon.deploy.memory_pass.prepare`), some of which bring along how to
+            compute them row by row.
         graph_of: its graph, the nodes of its calls in the order of `main`.
     """
     calls = _kernel_calls(mod)
