@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tvm import tirx
+from tvm.ir import Call, Op
 from tvm.ir.expr import TensorLoad, TensorRegion
 from tvm.s_tir import SBlock
 from tvm.tirx import Buffer, IntImm, PrimFunc
@@ -57,11 +58,23 @@ def overwriting(func: PrimFunc, position: int, n_inputs: int) -> PrimFunc:
     return func.with_body(structural_map(func.body, [(TensorLoad, load), (TensorRegion, region)]))
 
 
-def blocks_of(func: PrimFunc) -> list[SBlock]:
-    """All blocks of a kernel but its root."""
+def blocks_of(func: PrimFunc, *, with_root: bool = False) -> list[SBlock]:
+    """All blocks of a kernel, its root only if asked for."""
     found: list[SBlock] = []
     structural_walk(func.body, (SBlock, lambda block: found.append(block)))
-    return [block for block in found if block.name_hint != "root"]
+    return [block for block in found if with_root or block.name_hint != "root"]
+
+
+def names_elements_only(func: PrimFunc) -> bool:
+    """Whether a kernel touches its tensors by indices only, which can be moved, and never by an address."""
+    taken: list[str] = []
+
+    def call(node: Call) -> None:
+        if isinstance(node.op, Op) and ("address_of" in node.op.name or "access_ptr" in node.op.name):
+            taken.append(node.op.name)
+
+    structural_walk(func.body, (Call, call))
+    return not taken and not any(block.match_buffers for block in blocks_of(func, with_root=True))
 
 
 def _replaceable(buffer: Buffer, output: Buffer, blocks: Sequence[SBlock]) -> bool:

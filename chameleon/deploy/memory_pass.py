@@ -22,12 +22,14 @@ import tvm
 from tvm import relax
 from tvm.ir import Call, IRModule
 from tvm.relax.expr_functor import PyExprMutator, mutator
+from tvm.tirx import PrimFunc
 
 from chameleon.deploy.in_place import overwriting
 from chameleon.deploy.memory_graph import ALIGNMENT, Extracted, TensorType, extract_graph
 from chameleon.deploy.placed_concats import place_where_it_pays
 from chameleon.deploy.row_by_row import roll_where_it_pays, without_alternatives
-from chameleon.deploy.workspaces import hoist_workspaces, scratch_bytes
+from chameleon.deploy.scratch import scratch_bytes, with_scratch
+from chameleon.deploy.workspaces import hoist_workspaces, threads_of_target
 from chameleon.serenity.accounting import Buffer, footprint, lifetimes
 from chameleon.serenity.arena import Arena, plan_arena
 from chameleon.serenity.graph import Graph, GraphError
@@ -94,8 +96,9 @@ def plan_memory(mod: IRModule, solve: Solve = schedule, options: MemoryOptions |
     buffers = lifetimes(graph, found.order)
     arena = plan_arena(buffers, alignment=ALIGNMENT, time_limit_s=options.arena_limit_s)
     mod = _in_order(mod, extracted, found.order, buffers)
-    mod = _lowered(mod, _places(extracted, found.order, buffers, arena), arena.size_bytes)
-    return mod, MemoryPlan(graph, found, arena, _scratch_bytes(mod))
+    mod = _final_kernels(_lowered(mod, _places(extracted, found.order, buffers, arena), arena.size_bytes))
+    threads = threads_of_target()
+    return mod, MemoryPlan(graph, found, arena, scratch_bytes(mod, threads) if threads else 0)
 
 
 def rewritten_kernels(mod: IRModule, solve: Solve, options: MemoryOptions, max_tries: int = 32) -> IRModule:
@@ -298,9 +301,7 @@ class _Placer(PyExprMutator):
         return memory.ensure_zero_offset(tensor)
 
 
-def _scratch_bytes(mod: IRModule) -> int:
-    """Beside the arena; none on devices whose kernels keep such things in registers and shared memory."""
-    target = tvm.target.Target.current(allow_none=True)
-    if target is not None and "cpu" not in target.keys:
-        return 0
-    return scratch_bytes(mod, int(target.attrs.get("num-cores", 1)) if target is not None else 1)
+def _final_kernels(mod: IRModule) -> IRModule:
+    """Kernels that nothing looks into or changes any more."""
+    functions = {var: with_scratch(f) if isinstance(f, PrimFunc) else f for var, f in mod.functions_items()}
+    return IRModule(functions, attrs=mod.attrs)

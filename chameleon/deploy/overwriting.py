@@ -26,7 +26,7 @@ from tvm.sym import Analyzer
 from tvm.tirx import Buffer, IntImm, IterVar, PrimFunc
 from tvm_ffi import structural_equal, structural_map, structural_walk
 
-from chameleon.deploy.workspaces import STACK_BYTES
+from chameleon.deploy.scratch import STACK_BYTES
 
 _ATTR = "chameleon.rolling"
 _DATA_PARALLEL, _OPAQUE = 0, 4  # kinds of block variables

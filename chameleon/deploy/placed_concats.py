@@ -20,7 +20,8 @@ from tvm.ir import Call, GlobalVar, IRModule, TupleType
 from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.tirx import PrimFunc
 
-from chameleon.deploy.windows import Window, can_be_windowed, concat_kernel, windowed, without_copies
+from chameleon.deploy.in_place import names_elements_only
+from chameleon.deploy.windows import Window, concat_kernel, windowed, without_copies
 from chameleon.serenity.site_search import Score, choose_sites
 
 _ATTR = "chameleon.placed_inputs"
@@ -129,7 +130,7 @@ class _Calls:
             and part not in taken
             and part not in self.held
             and call.arguments.count(part) == 1
-            and all(can_be_windowed(other.func) for other in (self.by_var[part], *self.readers[part]))
+            and all(names_elements_only(other.func) for other in (self.by_var[part], *self.readers[part]))
         ]
 
     def _read(self, binding: Any) -> None:

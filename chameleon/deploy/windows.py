@@ -18,11 +18,11 @@ from tvm import tirx
 from tvm.ir import Range
 from tvm.ir.expr import TensorLoad, TensorRegion
 from tvm.ir.prim import LE
-from tvm.s_tir import SBlock
 from tvm.sym import Analyzer
 from tvm.tirx import BufferStore, IntImm, PrimFunc
-from tvm_ffi import structural_map, structural_walk
+from tvm_ffi import structural_map
 
+from chameleon.deploy.in_place import blocks_of
 from chameleon.deploy.overwriting import without_rolling
 
 
@@ -57,7 +57,7 @@ class ConcatKernel:
 def concat_kernel(func: PrimFunc) -> ConcatKernel | None:
     """What a kernel concatenates; none if it does anything else."""
     *inputs, output = func.params
-    blocks = _blocks(func)
+    blocks = blocks_of(func)
     if len(inputs) < 2 or len(blocks) != 1 or not isinstance(blocks[0].body, BufferStore) or blocks[0].init is not None:
         return None
     store = blocks[0].body
@@ -84,7 +84,7 @@ def without_copies(func: PrimFunc, placed: Collection[int]) -> PrimFunc:
     if len(placed) == len(inputs):
         nothing: Any = PrimFunc(func.params, tirx.Evaluate(IntImm("int32", 0)), func.ret_type, func.attrs)
         return nothing.with_attr("tirx.is_scheduled", True)
-    (block,) = _blocks(func)
+    (block,) = blocks_of(func)
     indices = list(block.body.indices)
 
     def load(node: TensorLoad) -> Any:
@@ -97,18 +97,6 @@ def without_copies(func: PrimFunc, placed: Collection[int]) -> PrimFunc:
 
     body = structural_map(func.body, [(TensorLoad, load), (TensorRegion, region)])
     return PrimFunc(func.params, body, func.ret_type, func.attrs)
-
-
-def can_be_windowed(func: PrimFunc) -> bool:
-    """Whether a kernel names its arguments by indices only, which can be moved."""
-    taken: list[str] = []
-
-    def call(node: tvm.ir.Call) -> None:
-        if isinstance(node.op, tvm.ir.Op) and ("address_of" in node.op.name or "access_ptr" in node.op.name):
-            taken.append(node.op.name)
-
-    structural_walk(func.body, (tvm.ir.Call, call))
-    return not taken and not any(block.match_buffers for block in _blocks(func, with_root=True))
 
 
 def windowed(func: PrimFunc, windows: Mapping[int, Window]) -> PrimFunc:
@@ -144,12 +132,6 @@ def windowed(func: PrimFunc, windows: Mapping[int, Window]) -> PrimFunc:
 
 def _moved(indices: Any, starts: tuple[int, ...]) -> list[Any]:
     return [index + start if start else index for index, start in zip(indices, starts, strict=True)]
-
-
-def _blocks(func: PrimFunc, with_root: bool = False) -> list[SBlock]:
-    found: list[SBlock] = []
-    structural_walk(func.body, (SBlock, lambda block: found.append(block)))
-    return [block for block in found if with_root or block.name_hint != "root"]
 
 
 def _shape_of(inputs: Any, output: Any) -> ConcatKernel | None:

@@ -1,15 +1,14 @@
 """Memory that kernels allocate for themselves, which Relax does not see: padded copies, results before bias and activation.
 
-`hoist_workspaces` makes what a kernel allocates once a run an argument of it, so that it is planned with everything else.
-What a kernel allocates inside its loops (tiles, for each thread its own) stays; `scratch_bytes` says how much that is.
+`hoist_workspaces` makes what a kernel allocates once a run an argument of it, so that it is planned with everything else; and
+what it allocates inside its loops as well (`chameleon.deploy.scratch`).
 """
 
 # TVM's reflected attributes have no static types:
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
-import math
-from itertools import zip_longest
+from collections.abc import Sequence
 from typing import Any
 
 import tvm
@@ -17,14 +16,10 @@ from tvm import relax, s_tir, tirx
 from tvm.ir import Call, GlobalVar, IRModule
 from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.s_tir import SBlock, SBlockRealize
+from tvm.target import Target
 from tvm.tirx import Buffer, IntImm, PrimFunc
-from tvm_ffi import structural_walk
 
-STACK_BYTES = 1024
-"""TVM's code generator puts smaller allocations of a kernel on the stack (`kMaxStackAlloca`)."""
-
-PAGE_BYTES = 4096
-"""The runtime's pool of workspaces rounds up to this."""
+from chameleon.deploy.scratch import STACK_BYTES, scratch_buffers, size_bytes, takes_scratch
 
 _ATTR = "chameleon.n_workspaces"
 
@@ -34,33 +29,31 @@ def n_workspaces(func: PrimFunc) -> int:
     return int(func.attrs.get(_ATTR, 0)) if func.attrs else 0
 
 
+def threads_of_target() -> int:
+    """How many threads run a kernel of the current target; 0 if it is no CPU: others keep tiles in memory of their own."""
+    target = Target.current(allow_none=True)
+    if target is not None and "cpu" not in target.keys:
+        return 0
+    return int(target.attrs.get("num-cores", 1)) if target is not None else 1
+
+
 def hoist_workspaces(mod: IRModule) -> IRModule:
-    """Let kernels get as arguments what they allocate outside of their loops.
+    """Let kernels get as arguments what they would allocate.
 
     A workspace becomes one more output of its `call_tir`, which nobody reads: any pipeline can build the module.
     """
-    hoisted = {}
+    hoisted, threads = {}, threads_of_target()
     for var, func in mod.functions_items():
-        if isinstance(func, PrimFunc) and not n_workspaces(func) and (buffers := _outer_buffers(func)):
-            hoisted[var] = (_with_parameters(func, buffers), buffers)
+        if not isinstance(func, PrimFunc) or n_workspaces(func):
+            continue
+        outer = _outer_buffers(func)
+        inner = scratch_buffers(_with_parameters(func, outer), threads) if threads else []
+        if buffers := [*outer, *inner]:
+            made = _with_parameters(func, outer, inner)
+            hoisted[var] = (takes_scratch(made, len(inner), threads) if inner else made, buffers)
     if not hoisted:
         return mod
     return relax.transform.CanonicalizeBindings()(_Hoister(mod, hoisted).run())
-
-
-def scratch_bytes(mod: IRModule, threads: int) -> int:
-    """What the runtime's pools hold for the allocations left inside kernels, at most.
-
-    Each thread has a pool of its own that keeps its pages. Kernels run one after another, so the k-th largest page of a pool
-    is the k-th largest of any kernel.
-    """
-    pools: list[list[int]] = [[], []]  # of the calling thread, of each thread of a parallel loop
-    for func in mod.functions.values():
-        if isinstance(func, PrimFunc):
-            for number, sizes in enumerate(_scratch(func)):
-                sizes = sorted((-(-size // PAGE_BYTES) * PAGE_BYTES for size in sizes if size >= STACK_BYTES), reverse=True)
-                pools[number] = [max(pair) for pair in zip_longest(pools[number], sizes, fillvalue=0)]
-    return sum(pools[0]) + threads * sum(pools[1])
 
 
 def _outer_buffers(func: PrimFunc) -> list[Buffer]:
@@ -71,7 +64,7 @@ def _outer_buffers(func: PrimFunc) -> list[Buffer]:
     places = s_tir.analysis.detect_buffer_access_lca(func)
     outside = [root, *_unit_loops(root.body)]
     outer = [b for b in root.alloc_buffers if b in places and any(places[b].same_as(place) for place in outside)]
-    return [b for b in outer if b.scope() == "global" and (_size_bytes(b) or 0) >= STACK_BYTES]
+    return [b for b in outer if b.scope() == "global" and (size_bytes(b) or 0) >= STACK_BYTES]
 
 
 def _unit_loops(body: Any) -> list[tirx.For]:
@@ -83,7 +76,10 @@ def _unit_loops(body: Any) -> list[tirx.For]:
     return found
 
 
-def _with_parameters(func: PrimFunc, buffers: list[Buffer]) -> PrimFunc:
+def _with_parameters(func: PrimFunc, buffers: list[Buffer], unused: Sequence[Buffer] = ()) -> PrimFunc:
+    """The kernel with parameters for what it allocated at its root, and others that it does not use."""
+    if not buffers and not unused:
+        return func
     root = func.body.block
     kept = [b for b in root.alloc_buffers if not any(b.same_as(out) for out in buffers)]
     block = SBlock(
@@ -98,8 +94,8 @@ def _with_parameters(func: PrimFunc, buffers: list[Buffer]) -> PrimFunc:
         root.annotations,
     )
     realize = SBlockRealize(func.body.iter_values, func.body.predicate, block)
-    made: Any = PrimFunc([*func.params, *buffers], realize, func.ret_type, func.attrs)
-    return made.with_attr(_ATTR, len(buffers))
+    made: Any = PrimFunc([*func.params, *buffers, *unused], realize, func.ret_type, func.attrs)
+    return made.with_attr(_ATTR, len(buffers) + len(unused))
 
 
 @mutator
@@ -128,50 +124,3 @@ class _Hoister(PyExprMutator):
         made = self.builder_.emit(relax.call_tir(self.new[call.args[0]], call.args[1], [*outputs, *types]))
         items = [relax.TupleGetItem(made, i) for i in range(len(outputs))]
         return relax.Tuple(items) if isinstance(call.ty_args[0], tvm.ir.TupleType) else items[0]
-
-
-def _scratch(func: PrimFunc) -> tuple[list[int], list[int]]:
-    """Sizes of a kernel's allocations once it is lowered: outside of parallel loops, inside."""
-    # Those of TVM's default pipeline for kernels that concern CPUs, as far as the one that merges allocations.
-    passes = [
-        s_tir.transform.CanonicalizeLoop(),
-        s_tir.transform.LowerInitBlock(),
-        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
-        s_tir.transform.ConvertBlocksToOpaque(),
-        s_tir.transform.CompactBufferAllocation(),
-        s_tir.transform.LowerMatchBuffer(),
-        s_tir.transform.StmtSimplify(),
-        s_tir.transform.AnnotateIrregularLoop(),
-        s_tir.transform.LowerOpaqueBlock(),
-        tirx.transform.FlattenBuffer(),
-        tirx.transform.NarrowDataType(32),
-        s_tir.transform.LoopPartition(),
-        tirx.transform.VectorizeLoop(),
-        tirx.transform.StorageRewrite(),
-    ]
-    lowered = tvm.transform.Sequential(passes)(IRModule({"main": func.with_attr("global_symbol", "main")}))["main"]
-    everything, inside = _allocations(lowered.body), []
-
-    def visit(loop: tirx.For) -> None:
-        if int(loop.kind) == int(tirx.ForKind.PARALLEL):
-            inside.extend(_allocations(loop.body))
-
-    structural_walk(lowered.body, (tirx.For, visit))
-    outside = list(everything)
-    for size in inside:
-        outside.remove(size)
-    return outside, inside
-
-
-def _allocations(body: Any) -> list[int]:
-    found: list[int] = []
-    structural_walk(body, (tirx.AllocBuffer, lambda a: found.append(_size_bytes(a.buffer) or 0)))
-    return found
-
-
-def _size_bytes(buffer: Buffer) -> int | None:
-    """`None` if the shape is not static."""
-    if not all(isinstance(d, IntImm) for d in buffer.shape):
-        return None
-    dtype = tvm.DataType(str(buffer.dtype))
-    return math.prod(int(d) for d in buffer.shape) * ((int(dtype.bits) * int(dtype.lanes) + 7) // 8)

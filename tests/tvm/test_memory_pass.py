@@ -18,8 +18,9 @@ from chameleon.deploy.defaults import schedule_defaults
 from chameleon.deploy.memory_lower import lean
 from chameleon.deploy.memory_pass import MemoryAware, MemoryOptions, plan_memory, stock_plan_bytes
 from chameleon.deploy.memory_peak import can_measure, measure_peak
+from chameleon.deploy.scratch import scratch_bytes
 from chameleon.deploy.tasks import extract_tasks
-from chameleon.deploy.workspaces import n_workspaces, scratch_bytes
+from chameleon.deploy.workspaces import n_workspaces
 from chameleon.serenity.accounting import peak_bytes
 from chameleon.serenity.graph import Graph
 from chameleon.serenity.schedule import Schedule, schedule
@@ -143,8 +144,8 @@ def test_tuned_schedules_are_ordered_with_their_workspaces(name: str, expected: 
     assert plain.memory is None
     assert aware.memory is not None
     measured = measure_peak(aware.executable, [inputs()])
-    assert aware.memory.arena.size_bytes <= measured.tensor_peak_bytes
-    assert measured.tensor_peak_bytes <= aware.memory.arena.size_bytes + aware.memory.scratch_bytes
+    assert measured.tensor_peak_bytes == aware.memory.arena.size_bytes
+    assert aware.memory.scratch_bytes == 0
     for ours, same, theirs in zip(measured.outputs, outputs(plain.executable, inputs()), expected[name], strict=True):
         np.testing.assert_array_equal(ours, same)
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -11,7 +11,8 @@ import tvm
 from tvm import relax
 from tvm.tirx import PrimFunc
 
-from chameleon.deploy.windows import ConcatKernel, Window, can_be_windowed, concat_kernel, windowed, without_copies
+from chameleon.deploy.in_place import names_elements_only
+from chameleon.deploy.windows import ConcatKernel, Window, concat_kernel, windowed, without_copies
 
 pytestmark = pytest.mark.tvm
 CHANNELS = (3, 2, 5)
@@ -85,7 +86,7 @@ def test_a_convolution_reads_and_writes_windows(stride: int) -> None:
         return relax.op.nn.relu(y)
 
     func, rng = kernel(conv, shape, kernels, fused=True), np.random.default_rng(1)
-    assert can_be_windowed(func)
+    assert names_elements_only(func)
     out_shape = tuple(int(d) for d in func.params[-1].shape)
     x, w = rng.standard_normal(shape).astype("float32"), rng.standard_normal(kernels).astype("float32")
     expected = np.zeros(out_shape, "float32")
