@@ -16,7 +16,7 @@ All else in `attrs` (what to compute) is carried along. **Nodes that the rewriti
 - `add_conv` adds the convolution of its input to what lies in the `sum` that reads it; the first of a sum that runs writes.
 - `add_term` does to its input what `through` says, a list of `of`, `op` and `attrs`, and adds that to what lies in its `sum`.
 - `sum` of `add_conv`s does, where they lie, what follows the convolution in node `of` (a bias, an activation), perhaps nothing;
-  of `add_term`s nothing.
+  of `add_term`s nothing, but `replaces` lists the nodes that they do the work of.
 - `partial_conv` of a part and, after the first, of a sum so far: the convolution plus that sum. The one with `last`: true also
   does what follows. `partial_term` likewise.
 

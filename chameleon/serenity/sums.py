@@ -11,7 +11,7 @@ together where an order keeps them apart for nothing: who makes kernels of terms
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from chameleon.serenity.accounting import peak_bytes
@@ -95,9 +95,11 @@ def accumulate(draft: Draft, node: Node, accumulation: Accumulation) -> None:
         whole = draft.nodes[draft.owner(source)].output_bytes == node.output_bytes
         terms.append(Term(source, attrs, in_place=in_place and whole))
         gone += [*chain, reader]
-    write_sum(draft, node, "term", terms, accumulation)
-    for name in set(gone) - {node.name}:
-        del draft.nodes[name]
+    replaced = list(dict.fromkeys(gone))
+    write_sum(draft, replace(node, attrs={**node.attrs, "replaces": replaced}), "term", terms, accumulation)
+    for name in replaced:
+        if name != node.name:
+            del draft.nodes[name]
 
 
 def gathered(graph: Graph, order: Sequence[str]) -> list[str]:
