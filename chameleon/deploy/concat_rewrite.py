@@ -28,6 +28,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from chameleon.deploy.concat_graph import ConcatGraph, concat_graph, constant_positions, without_inputs
 from chameleon.serenity import identities
+from chameleon.serenity.contract import contracted
 from chameleon.serenity.graph import Graph, Node
 from chameleon.serenity.identities import KINDS, Site
 from chameleon.serenity.rewrite import RewriteOptions, Solution, choices, kind_groups, neighbourhoods, rewrite
@@ -66,7 +67,11 @@ def apply_sites(mod: IRModule, sites: Collection[Site], order_of: OrderOf | None
         return mod
     after = identities.apply_sites(read.graph, sites)
     counted = without_inputs(after)
-    order = [n for n in identities.data_order(after) if n not in after.inputs] if order_of is None else order_of(counted)
+    if order_of is None:
+        order = [name for name in identities.data_order(after) if name not in after.inputs]
+    else:
+        short = contracted(counted)
+        order = list(short.expanded(order_of(short.graph)))
     return _Emitter(mod, read, after).emit(gathered(counted, order))
 
 
@@ -214,6 +219,8 @@ class _Emitter:
             values += [term.on(builder, *(left.pop(0) for _ in term.arguments)) for term in terms]
             return reduce(lambda x, y: builder.emit(relax.op.add(x, y)), values)
 
+        if len(arguments) == 1:  # the first term alone, as it is
+            return arguments[0]
         if run is known[-1]:
             return added(self.builder, *arguments)
         return self._kernel("sum_part_add" if before else "sum_part", arguments, added)
