@@ -72,8 +72,12 @@ def _alive(graph: Graph, done: frozenset[str], merged: frozenset[str], running: 
     return size - (graph.by_name[graph.owner(running)].output_bytes if running in merged else 0)
 
 
-def random_network(seed: int, n: int = 7) -> Graph:
-    """A random network of `n` operators in which concatenations are frequent and read by what can be rewritten."""
+MIXED = ("conv", "depthwise", "unary", "affine", "pool", "concat", "concat", "concat", "add")
+SUMS = ("add", "add", "add", "unary", "affine", "pool")
+
+
+def random_network(seed: int, n: int = 7, ops: Sequence[str] = MIXED) -> Graph:
+    """A random network of `n` operators; concatenations, where there are any, are read by what can be rewritten."""
     rng = np.random.default_rng(seed)
     channels = {"x": int(rng.integers(1, 4))}
     nodes = [_node("x", "", (), channels["x"])]
@@ -81,7 +85,7 @@ def random_network(seed: int, n: int = 7) -> Graph:
         name, names = f"n{i}", list(channels)
         concats = [node.name for node in nodes if node.op == "concat"]
         source = str(rng.choice(concats[-1:] if concats and rng.random() < 0.6 else names))
-        op = str(rng.choice(["conv", "depthwise", "unary", "affine", "pool", "concat", "concat", "concat", "add"]))
+        op = str(rng.choice(ops))
         sources: tuple[str, ...] = (source,)
         out, attrs = channels[source], {}
         if op == "concat":
