@@ -299,7 +299,9 @@ class _Term:
         """The term's value for such arguments."""
         left = list(constants)
         for call in self.calls:
-            arguments = [value if isinstance(a, relax.Var) else left.pop(0) if isinstance(a, GenericConst) else a for a in call.args]
+            arguments = [
+                value if isinstance(a, relax.Var) else left.pop(0) if isinstance(a, GenericConst) else a for a in call.args
+            ]
             value = builder.emit(Call(call.op, arguments, call.attrs, call.ty_args))
         return value
 

@@ -45,7 +45,7 @@ class Rewrites:
     def __str__(self) -> str:
         sums = sum(site.kind == "accumulate" for site in self.sites)
         others = (str(site) for site in self.sites if site.kind != "accumulate")
-        return ", ".join((*others, *([f"accumulate:{sums} sums"] if sums else [])))
+        return ", ".join((*others, *([f"accumulate: {sums} sum{'s' * (sums > 1)}"] if sums else [])))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; the inverse of `from_json`."""

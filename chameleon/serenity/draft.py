@@ -7,6 +7,7 @@ from typing import Any
 
 from chameleon.serenity.graph import Graph, GraphError, Node
 
+
 @dataclass(frozen=True, order=True)
 class Site:
     """A place where an identity can be applied: its kind and the node that is replaced."""

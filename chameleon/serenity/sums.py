@@ -75,28 +75,21 @@ def write_sum(draft: Draft, node: Node, what: str, terms: Sequence[Term], accumu
 
 
 def is_sum(draft: Draft, node: Node) -> bool:
-    """Whether a node is the last of some additions, of `LEAST_TERMS` terms at least."""
+    """Whether a node is the last of some additions, of `LEAST_TERMS` terms at least, each of a memory of its own."""
     if not _adds(draft, node.name):
         return False
     readers = draft.given.consumers[node.name]
-    inner = _only_read_by(draft, node.name, readers[0]) and _adds(draft, readers[0]) if readers else False
-    return not inner and len(_leaves(draft, node.name)) >= LEAST_TERMS
+    if readers and _adds(draft, readers[0]) and _only_read_by(draft, node.name, readers[0]):
+        return False  # the sum of these has more
+    owners = [draft.owner(term.source) for term in _terms(draft, node)[0]]
+    return len(owners) >= LEAST_TERMS and len(set(owners)) == len(owners)
 
 
 def accumulate(draft: Draft, node: Node, accumulation: Accumulation) -> None:
     """`accumulate`: what is done to a term, and to nothing else, goes with its addition; partial sums go."""
-    terms, gone = [], []
-    for leaf, reader in _leaves(draft, node.name):
-        chain = _own_operators(draft, leaf, reader)
-        source = draft.nodes[chain[-1]].inputs[0] if chain else leaf
-        through = [{"of": name, "op": draft.nodes[name].op, "attrs": dict(draft.nodes[name].attrs)} for name in chain[::-1]]
-        in_place = all(draft.nodes[name].in_place for name in (reader, *chain))
-        attrs = {"of": node.name, "through": through}
-        whole = draft.nodes[draft.owner(source)].output_bytes == node.output_bytes
-        terms.append(Term(source, attrs, in_place=in_place and whole))
-        gone += [*chain, reader]
-    replaced = list(dict.fromkeys(gone))
-    write_sum(draft, replace(node, attrs={**node.attrs, "replaces": replaced}), "term", terms, accumulation)
+    terms, replaced = _terms(draft, node)
+    total = replace(node, attrs={**node.attrs, "replaces": replaced})
+    write_sum(draft, total, "term", terms, accumulation)
     for name in replaced:
         if name != node.name:
             del draft.nodes[name]
@@ -158,17 +151,24 @@ def _only_read_by(draft: Draft, name: str, reader: str) -> bool:
     return alone and not node.storage and name not in draft.given.outputs and len(draft.given.members[name]) == 1
 
 
-def _leaves(draft: Draft, name: str) -> list[tuple[str, str]]:
-    """The terms of a sum, in order, each with the addition that reads it."""
-    found: list[tuple[str, str]] = []
-    stack = [(source, name) for source in reversed(draft.nodes[name].inputs)]
+def _terms(draft: Draft, node: Node) -> tuple[list[Term], list[str]]:
+    """The terms of a sum in order, and the nodes that are replaced: additions, and what is done to one term alone."""
+    terms, replaced = [], [node.name]
+    stack = [(source, node.name) for source in reversed(node.inputs)]
     while stack:
-        source, reader = stack.pop()
-        if _adds(draft, source) and _only_read_by(draft, source, reader):
-            stack += [(inner, source) for inner in reversed(draft.nodes[source].inputs)]
-        else:
-            found.append((source, reader))
-    return found
+        leaf, reader = stack.pop()
+        if _adds(draft, leaf) and _only_read_by(draft, leaf, reader):
+            replaced.append(leaf)
+            stack += [(inner, leaf) for inner in reversed(draft.nodes[leaf].inputs)]
+            continue
+        chain = _own_operators(draft, leaf, reader)
+        source = draft.nodes[chain[-1]].inputs[0] if chain else leaf
+        through = [{"of": name, "op": draft.nodes[name].op, "attrs": dict(draft.nodes[name].attrs)} for name in chain[::-1]]
+        in_place = all(draft.nodes[name].in_place for name in (reader, *chain))
+        whole = draft.nodes[draft.owner(source)].output_bytes == node.output_bytes
+        terms.append(Term(source, {"of": node.name, "through": through}, in_place=in_place and whole))
+        replaced += chain
+    return terms, replaced
 
 
 def _own_operators(draft: Draft, leaf: str, reader: str) -> list[str]:
