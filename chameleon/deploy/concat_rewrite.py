@@ -219,8 +219,8 @@ class _Emitter:
             values += [term.on(builder, *(left.pop(0) for _ in term.arguments)) for term in terms]
             return reduce(lambda x, y: builder.emit(relax.op.add(x, y)), values)
 
-        if len(arguments) == 1:  # the first term alone, as it is
-            return arguments[0]
+        if not before and len(terms) == 1 and not terms[0].calls:  # the first term alone, as it is
+            return terms[0].source
         if run is known[-1]:
             return added(self.builder, *arguments)
         return self._kernel("sum_part_add" if before else "sum_part", arguments, added)
