@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import tvm
@@ -74,6 +74,16 @@ def concat_graph(mod: IRModule) -> ConcatGraph | None:
     return ConcatGraph(graph, {name: var for var, name in reader.names.items()}, values, reader.axis)
 
 
+def without_inputs(graph: Graph) -> Graph:
+    """The graph with inputs of no bytes: as in the graph of kernels they belong to the caller."""
+    given = set(graph.inputs)
+    nodes = (
+        replace(n, output_bytes=0) if n.name in given else replace(n, in_place="") if n.in_place in given else n
+        for n in graph.nodes
+    )
+    return replace(graph, nodes=tuple(nodes))
+
+
 def is_call(value: Any, names: frozenset[str] | str) -> bool:
     """Whether an expression calls one of some operators."""
     if not (isinstance(value, Call) and isinstance(value.op, tvm.ir.Op)):
@@ -119,7 +129,7 @@ class _Reader:
         owner = self._owner(sources[0]) if sources and (is_call(value, VIEWS) or isinstance(value, relax.TupleGetItem)) else ""
         size = _bytes_of(var.ty)
         in_place = ""
-        if op in ("unary", "affine", "add"):
+        if op in ("unary", "affine", "add", "binary"):
             in_place = next((s for s in dict.fromkeys(sources) if self.nodes[self._owner(s)].output_bytes == size), "")
         self.nodes[name] = Node(name, sources, 0 if owner else size, storage=owner, in_place=in_place, op=op, attrs=attrs)
 
@@ -184,12 +194,18 @@ class _Reader:
             return None
         constants = constant_positions(call)
         if not constants:
-            return "add", {}
+            alike = all(_is_alike(argument.ty, call.ty) for argument in call.args)
+            return ("add" if is_call(call, "relax.add") and alike else "binary"), {}
         shape, rank = call.args[constants[0]].value.numpy().shape, len(call.ty.shape)
         padded = (1,) * (rank - len(shape)) + tuple(shape)
         per_channel = rank == 4 and all(size == 1 or i == self.axis for i, size in enumerate(padded))
         data = call.args[1 - constants[0]]
         return ("affine", {}) if per_channel and _shape(data.ty) == _shape(call.ty) else None
+
+
+def _is_alike(ty: Any, other: Any) -> bool:
+    """Whether two tensors have one shape and type."""
+    return _shape(ty) is not None and _shape(ty) == _shape(other) and str(ty.dtype) == str(other.dtype)
 
 
 def _bytes_of(ty: Any) -> int:

@@ -8,6 +8,9 @@ Partial convolutions must not be fused with each other: TVM fuses a chain of sum
 are alive at a time. So each of them, with its sum, becomes a function with the attribute `Primitive`, which is a kernel of its
 own to `FuseOps` and `FuseTIR`. The last one of a sum stays with the operators, for the bias and the activation after it to join
 it. A concatenation whose parts are to be written in place is such a function too, else the operators around it would join it.
+
+The terms of a sum that was given (`accumulate`) are added up the same way, all those in one kernel between which nothing else
+runs: that needs no more memory, and less traffic. Where this is so for all terms the operators stay as they were.
 """
 
 # TVM's reflected attributes have no static types:
@@ -16,18 +19,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cache, reduce
 
 import numpy as np
 from tvm import relax
 from tvm.ir import Call, GenericConst, IRModule
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from chameleon.deploy.concat_graph import ConcatGraph, concat_graph
+from chameleon.deploy.concat_graph import ConcatGraph, concat_graph, constant_positions, without_inputs
 from chameleon.serenity import identities
+from chameleon.serenity.contract import contracted
 from chameleon.serenity.graph import Graph, Node
 from chameleon.serenity.identities import KINDS, Site
-from chameleon.serenity.rewrite import RewriteOptions, Solution, kind_groups, neighbourhoods, rewrite
+from chameleon.serenity.rewrite import RewriteOptions, Solution, choices, kind_groups, neighbourhoods, rewrite
 from chameleon.serenity.site_search import Choice, Score, choose_sites
+from chameleon.serenity.sums import TERM, gathered, runs
 
 GUESS_SOLVES = 48
 """Solves of the graph of operators that may be spent on a set of sites to start from."""
@@ -60,8 +66,13 @@ def apply_sites(mod: IRModule, sites: Collection[Site], order_of: OrderOf | None
     if read is None:
         return mod
     after = identities.apply_sites(read.graph, sites)
-    order = identities.data_order(after) if order_of is None else [*after.inputs, *order_of(after)]
-    return _Emitter(mod, read, after).emit(order)
+    counted = without_inputs(after)
+    if order_of is None:
+        order = [name for name in identities.data_order(after) if name not in after.inputs]
+    else:
+        short = contracted(counted)
+        order = list(short.expanded(order_of(short.graph)))
+    return _Emitter(mod, read, after).emit(gathered(counted, order))
 
 
 @dataclass(frozen=True)
@@ -94,17 +105,19 @@ def rewrite_module(
         max_tries: how many modules are scored at most.
     """
     read = concat_graph(mod)
-    sites = {} if read is None else identities.find_sites(read.graph)
-    needs = {site: n for site, n in sites.items() if site.kind in kinds and all(s.kind in kinds for s in n)}
+    needs = {} if read is None else choices(identities.find_sites(read.graph), kinds)
     if read is None or not needs:
         before = score(mod)
         return RewrittenModule(mod, Choice((), before, before, 1, True))
 
+    @cache
     def order_of(graph: Graph) -> Sequence[str]:
         return solve(graph).order
 
-    guess = rewrite(read.graph, solve, RewriteOptions(kinds=tuple(kinds), max_solves=GUESS_SOLVES)).applied
-    groups, moves = [guess, *kind_groups(needs)], neighbourhoods(read.graph, needs)
+    groups, moves = kind_groups(needs), neighbourhoods(read.graph, needs)
+    if len({frozenset([site]) | others for site, others in needs.items()}) > 1:  # else there is one set to try
+        options = RewriteOptions(kinds=tuple(kinds), max_solves=GUESS_SOLVES)
+        groups.insert(0, rewrite(read.graph, solve, options).applied)
     scores: dict[frozenset[Site], Score] = {}
 
     def evaluate(chosen: frozenset[Site]) -> Score:
@@ -129,16 +142,17 @@ class _Emitter:
         self.made: dict[str, relax.Expr] = {}  # by node what holds its value
         self.totals: dict[str, relax.Expr] = {}  # by sum what has been added up so far
         self.waiting = {name: len(node.inputs) for name, node in after.by_name.items() if node.op == "sum"}
+        self.runs: dict[str, list[list[str]]] = {}  # by sum its terms, those of one kernel in one list
 
     def emit(self, order: Sequence[str]) -> IRModule:
         main, builder = self.mod["main"], self.builder
+        self.runs = runs(self.after, order)
         params = [relax.Var(param.name, param.ty) for param in main.params]
         self.made.update(zip(self.read.graph.inputs, params, strict=True))
         with builder.function("main", params, attrs=dict(main.attrs) if main.attrs else None):
             with builder.dataflow():
                 for name in order:
-                    if name not in self.after.inputs:
-                        self.made[name] = self._emit(self.after.by_name[name])
+                    self.made[name] = self._emit(self.after.by_name[name])
                 result = builder.emit_output(self._renamed(main.body.body))
             builder.emit_func_output(result)
         return builder.get()
@@ -146,13 +160,18 @@ class _Emitter:
     def _emit(self, node: Node) -> relax.Expr:
         if node.op == "add_conv":
             return self._add(node)
+        if node.op == TERM:
+            return self._add_term(node)
         if node.op == "sum":
             return self.totals[node.name]
         if node.op == "concat":
             return self._concat(node)
         if "slice" in node.attrs:
             return self.builder.emit(self._part(node), node.name)
-        var = self.read.variables[node.name]
+        return self._as_given(node.name)
+
+    def _as_given(self, name: str) -> relax.Expr:
+        var = self.read.variables[name]
         return self.builder.emit(self._renamed(self.read.values[var]), var.name)
 
     def _concat(self, node: Node) -> relax.Expr:
@@ -174,6 +193,42 @@ class _Emitter:
             name = "conv2d_part_add" if before else "conv2d_part"
             self.totals[total] = self._kernel(name, [*call.args, *before], lambda inner, *given: _conv_add(inner, call, *given))
         return self.totals[total]
+
+    def _add_term(self, node: Node) -> relax.Expr:
+        """The terms of a sum up to this one, if it is the last of its kernel."""
+        (total,) = self.after.consumers[node.name]
+        run = next(run for run in self.runs[total] if node.name in run)
+        if node.name == run[-1]:
+            self.totals[total] = self._run_added(total, run)
+        return self.totals.get(total, self.made[node.inputs[0]])
+
+    def _run_added(self, total: str, run: list[str]) -> relax.Expr:
+        """The sum with some more terms: a kernel, or for the last ones operators."""
+        known = self.runs[total]
+        if len(known) == 1:
+            for given in sorted(self.after.by_name[total].attrs["replaces"], key=self.read.graph.steps.index):
+                self.made[given] = self._as_given(given)
+            return self.made[total]
+        terms = [self._term(name) for name in run]
+        before = [self.totals[total]] if total in self.totals else []
+        arguments = [*before, *(argument for term in terms for argument in term.arguments)]
+
+        def added(builder: relax.BlockBuilder, *given: relax.Expr) -> relax.Expr:
+            left = list(given)
+            values = [left.pop(0) for _ in before]
+            values += [term.on(builder, *(left.pop(0) for _ in term.arguments)) for term in terms]
+            return reduce(lambda x, y: builder.emit(relax.op.add(x, y)), values)
+
+        if not before and len(terms) == 1 and not terms[0].calls:  # the first term alone, as it is
+            return terms[0].source
+        if run is known[-1]:
+            return added(self.builder, *arguments)
+        return self._kernel("sum_part_add" if before else "sum_part", arguments, added)
+
+    def _term(self, name: str) -> _Term:
+        node = self.after.by_name[name]
+        calls = [self.read.values[self.read.variables[step["of"]]] for step in node.attrs["through"]]
+        return _Term(self.made[node.inputs[0]], calls)
 
     def _part(self, node: Node) -> relax.Expr:
         """What operator `of` does to some channels of its input, which are the node's only input."""
@@ -226,6 +281,29 @@ class _Renamer(PyExprMutator):
 
     def visit_dataflow_var_(self, op: relax.Var) -> relax.Expr:
         return self.visit_var_(op)
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A term of a sum: a tensor, and calls of one variable argument, each done to the result of the one before."""
+
+    source: relax.Expr
+    calls: list[Call]
+
+    @property
+    def arguments(self) -> list[relax.Expr]:
+        """The tensor and all constants: what a kernel gets, so that terms of other constants have the same one."""
+        return [self.source, *(call.args[i] for call in self.calls for i in constant_positions(call))]
+
+    def on(self, builder: relax.BlockBuilder, value: relax.Expr, *constants: relax.Expr) -> relax.Expr:
+        """The term's value for such arguments."""
+        left = list(constants)
+        for call in self.calls:
+            arguments = [
+                value if isinstance(a, relax.Var) else left.pop(0) if isinstance(a, GenericConst) else a for a in call.args
+            ]
+            value = builder.emit(Call(call.op, arguments, call.attrs, call.ty_args))
+        return value
 
 
 def _conv_add(inner: relax.BlockBuilder, call: Call, data: relax.Expr, kernel: relax.Expr, *total: relax.Expr) -> relax.Expr:

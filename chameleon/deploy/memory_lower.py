@@ -32,35 +32,38 @@ MAX_TRIES = 32
 """Sets of rewrites that are lowered and solved, at most."""
 
 
-FUSE_DEPTHS = (None, 2)
-"""How many operators TVM may fuse. A sum of several tensors is one kernel that needs all of them at a time, unless only one
-addition is fused, with its factor; then each adds, in place, as soon as its tensor is there."""
-
-
 @dataclass(frozen=True)
 class Rewrites:
     """What is changed of a model before its operators become kernels: all that is needed to do it again.
 
     Attributes:
         sites: what was rewritten.
-        fuse_depth: of `chameleon.deploy.tasks.kernels_of`.
     """
 
     sites: tuple[Site, ...] = ()
-    fuse_depth: int | None = None
 
     def __str__(self) -> str:
-        depth = () if self.fuse_depth is None else (f"fused by {self.fuse_depth} operators at most",)
-        return ", ".join((*map(str, self.sites), *depth))
+        sums = sum(site.kind == "accumulate" for site in self.sites)
+        others = (str(site) for site in self.sites if site.kind != "accumulate")
+        return ", ".join((*others, *([f"accumulate: {sums} sum{'s' * (sums > 1)}"] if sums else [])))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; the inverse of `from_json`."""
-        return {"sites": [[site.kind, site.node] for site in self.sites], "fuse_depth": self.fuse_depth}
+        return {"sites": [[site.kind, site.node] for site in self.sites]}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Rewrites:
-        """What `to_json` wrote."""
-        return cls(tuple(Site(kind, node) for kind, node in content["sites"]), content.get("fuse_depth"))
+        """What `to_json` wrote.
+
+        Raises:
+            ModelError: if an earlier version wrote it, which limited how many operators become one kernel.
+        """
+        if content.get("fuse_depth") is not None:
+            raise ModelError(
+                f"the rewrites are of an earlier version: its kernels held {content['fuse_depth']} operators at most, which is "
+                "not done any more; tune again, into another folder (--out)"
+            )
+        return cls(tuple(Site(kind, node) for kind, node in content["sites"]))
 
 
 @dataclass(frozen=True)
@@ -91,21 +94,19 @@ def lean_rewritten(lowered: IRModule, target: Target, solve: Solve) -> IRModule:
 
 
 def lower_rewritten(model: Model, target: Target, solve: Solve, max_tries: int = MAX_TRIES) -> RewrittenModel:
-    """The kernels of a model in which identities are applied, and less is fused, where that lowers the solved peak.
+    """The kernels of a model in which identities are applied where that lowers the solved peak.
 
     Raises:
         ModelError: if TVM has no kernel for an operator.
     """
 
-    def score(mod: IRModule, fuse_depth: int | None = None) -> Score:
-        kernels = lean(_lowered(mod, target, model.name, fuse_depth), target)
+    def score(mod: IRModule) -> Score:
+        kernels = lean(_lowered(mod, target, model.name), target)
         return peak_score(kernels, solve, MemoryOptions(name=model.name))
 
     found = rewrite_module(_base(model, target), score, solve, max_tries=max_tries)
-    peaks = {None: found.choice.score[0]} | {d: score(found.mod, d)[0] for d in FUSE_DEPTHS if d is not None}
-    depth = min(FUSE_DEPTHS, key=lambda d: peaks[d])
-    lowered = _lowered(found.mod, target, model.name, depth)
-    return RewrittenModel(lowered, Rewrites(found.choice.chosen, depth), found.choice.evaluations + len(FUSE_DEPTHS) - 1)
+    lowered = _lowered(found.mod, target, model.name)
+    return RewrittenModel(lowered, Rewrites(found.choice.chosen), found.choice.evaluations)
 
 
 def lower_again(model: Model, target: Target, solve: Solve, rewrites: Rewrites) -> IRModule:
@@ -118,7 +119,7 @@ def lower_again(model: Model, target: Target, solve: Solve, rewrites: Rewrites) 
     if missing := set(rewrites.sites) - set(find_sites(base)):
         raise ModelError(f"{model.name} has no place to rewrite called {', '.join(map(str, sorted(missing)))}")
     after = apply_sites(base, rewrites.sites, lambda graph: solve(graph).order)
-    return _lowered(after, target, model.name, rewrites.fuse_depth)
+    return _lowered(after, target, model.name)
 
 
 def _base(model: Model, target: Target) -> IRModule:
@@ -127,5 +128,5 @@ def _base(model: Model, target: Target) -> IRModule:
     return model.mod if operators_left(kernels_of(moved, target)) else moved
 
 
-def _lowered(mod: IRModule, target: Target, name: str, fuse_depth: int | None) -> IRModule:
-    return checked(kernels_of(mod, target, fuse_depth), name)
+def _lowered(mod: IRModule, target: Target, name: str) -> IRModule:
+    return checked(kernels_of(mod, target), name)

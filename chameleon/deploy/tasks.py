@@ -62,12 +62,8 @@ def checked(lowered: IRModule, name: str) -> IRModule:
     return lowered
 
 
-def kernels_of(mod: IRModule, target: Target, fuse_depth: int | None = None) -> IRModule:
-    """The operators of a module as fused kernels; operators for which TVM has none stay.
-
-    Args:
-        fuse_depth: how many operators become one kernel at most; by default as many as TVM fuses.
-    """
+def kernels_of(mod: IRModule, target: Target) -> IRModule:
+    """The operators of a module as fused kernels; operators for which TVM has none stay."""
     transform = relax.transform
     passes = [
         transform.LegalizeOps(),
@@ -80,8 +76,7 @@ def kernels_of(mod: IRModule, target: Target, fuse_depth: int | None = None) -> 
         # The tuner may choose the order in which a constant weight lies in memory.
         transform.AttachAttrLayoutFreeBuffers(),
     ]
-    config = {} if fuse_depth is None else {"relax.FuseOps.max_depth": fuse_depth}
-    with target, tvm.transform.PassContext(opt_level=3, config=config):
+    with target, tvm.transform.PassContext(opt_level=3):
         return tvm.transform.Sequential(passes)(mod)
 
 

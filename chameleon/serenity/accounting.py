@@ -148,9 +148,9 @@ def _in_place(graph: Graph, order: Sequence[str]) -> dict[str, str]:
         taken = graph.by_name[name].in_place
         if not taken:
             continue
-        source = graph.owner(taken)
+        own, source = graph.owner(name), graph.owner(taken)
         readers = [r for m in graph.members[source] for r in graph.consumers[m]]
-        fresh = done.isdisjoint(m for m in graph.members[name] if m != name)  # no tensor in its memory was written before
+        fresh = done.isdisjoint(m for m in graph.members[own] if m != name)  # no tensor in its memory was written before
         if fresh and source not in bound and done.issuperset((*graph.members[source], *readers)):
-            merged[name] = source
+            merged[own] = source
     return merged

@@ -16,7 +16,8 @@ What is counted, and when:
   count.
 - **In place.** `in_place` names an input that the node may overwrite. It does so when the order allows: all else that touches
   that memory has run, it holds no graph input or output, and nothing lies in the node's own memory yet. Then the node takes no
-  memory of its own.
+  memory of its own. A node that lies in another's memory may do so too, such as the first term of a sum: all of that memory
+  takes over the input's.
 
 The paper knows tensors only; the rest is ours, since real code generators have it.
 """
@@ -50,7 +51,7 @@ class Node:
         output_bytes: size of its tensor.
         workspace_bytes: what it needs besides while it runs.
         storage: the node in whose memory its tensor lies; empty if it has memory of its own.
-        in_place: the input that it may overwrite; of the same size. Empty if none.
+        in_place: the input that it may overwrite; its memory has the size of the node's. Empty if none.
         op: what it computes, for people and for the rewriting.
         attrs: what the rewriting needs to know of the operator, as plain data.
     """
@@ -242,21 +243,19 @@ def _check_storage(graph: Graph, node: Node) -> None:
         raise GraphError(f"{place}: expected `storage` to name another node that owns its memory, got {node.storage!r}")
     if node.output_bytes > owner.output_bytes:
         raise GraphError(f"{place}: its {node.output_bytes} bytes do not fit into the {owner.output_bytes} of {owner.name!r}")
-    if node.in_place:
-        raise GraphError(f"{place}: a tensor that lies in {node.storage!r} cannot also take the place of {node.in_place!r}")
 
 
 def _check_in_place(graph: Graph, node: Node) -> None:
     place = f"node {node.name!r}"
     if node.in_place not in node.inputs:
         raise GraphError(f"{place}: expected `in_place` to name one of its inputs, got {node.in_place!r}")
-    owner = graph.by_name[graph.owner(node.in_place)]
-    if owner.output_bytes != node.output_bytes:
+    owner, own = graph.by_name[graph.owner(node.in_place)], graph.by_name[graph.owner(node.name)]
+    if owner.output_bytes != own.output_bytes:
         raise GraphError(
-            f"{place}: to be computed in place its {node.output_bytes} bytes must be as many as the {owner.output_bytes} "
+            f"{place}: to be computed in place its {own.output_bytes} bytes must be as many as the {owner.output_bytes} "
             f"of {owner.name!r}"
         )
-    early = [m for m in graph.members.get(node.name, ()) if m in node.inputs]
+    early = [source for source in node.inputs if graph.owner(source) == own.name]
     if early:
         raise GraphError(f"{place}: it cannot be computed in place, since its input {early[0]!r} lies in its memory already")
 

@@ -7,15 +7,18 @@
 - `depthwise` of one input: `multiplier`, output channels per input channel, 1 if absent.
 - `unary`, `affine`, `pool` of one input: nothing. Output channel c depends on input channel c only; `affine` has a scale and a
   shift for each.
+- `add` of two inputs or more, of one shape: nothing.
 
 All else in `attrs` (what to compute) is carried along. **Nodes that the rewriting makes** have besides `of`, a node's name, and
 `slice`, `[start, stop]`: they do the work of that node on these of its input channels.
 
 - `depthwise`, `unary`, `affine`, `pool` as above, and then a `concat`.
 - `add_conv` adds the convolution of its input to what lies in the `sum` that reads it; the first of a sum that runs writes.
-- `sum` of `add_conv`s does, where they lie, what follows the convolution in node `of` (a bias, an activation), perhaps nothing.
+- `add_term` does to its input what `through` says, a list of `of`, `op` and `attrs`, and adds that to what lies in its `sum`.
+- `sum` of `add_conv`s does, where they lie, what follows the convolution in node `of` (a bias, an activation), perhaps nothing;
+  of `add_term`s nothing, but `replaces` lists the nodes that they do the work of.
 - `partial_conv` of a part and, after the first, of a sum so far: the convolution plus that sum. The one with `last`: true also
-  does what follows.
+  does what follows. `partial_term` likewise.
 
 **Kinds of sites**
 - `channel_wise`: concat(x_i) -> conv = sum of partial convolutions. The paper's sum|x_i| + |y| becomes max|x_i| + |y|.
@@ -25,42 +28,30 @@ All else in `attrs` (what to compute) is carried along. **Nodes that the rewriti
 - `flatten`: concat(concat(a, b), c) = concat(a, b, c).
 - `zero_copy`: parts of a concatenation are written at their place in it (`storage`). Its attrs get `placed`, the positions of
   these parts among its inputs; the others (inputs and outputs of the graph, parts that lie elsewhere already) are copied.
+- `accumulate`: x_1 + x_2 + ... of three terms or more, in any tree of additions that nobody else reads, are added up in place
+  (`chameleon.serenity.sums`), each as soon as it is there. Activations and affine maps of one term alone go with its addition.
+  The additions as they were are one of the orders: so this is never worse, and one choice for all sums of a graph.
 
 Where we differ from the paper: it has the first two kinds, adds partial results in a fixed order, and applies a pattern where
-it matches. Here partial convolutions may run in any order (`Accumulation`), chains of operators are followed, and what is
+it matches. Here terms of a sum may run in any order (`Accumulation`), chains of operators are followed, and what is
 applied is chosen by solving (`chameleon.serenity.rewrite`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
-from chameleon.serenity.graph import Graph, GraphError, Node
-
-Accumulation = Literal["shared", "chain", "copy"]
-"""How partial sums are kept. `shared`: all partial convolutions add to the one tensor of the sum, in whatever order the
-schedule runs them. `chain`: each adds to the one before, in the order of the concatenation, and may overwrite it (`in_place`).
-`copy`: the same for a host that cannot overwrite: two sums are alive at a time."""
+from chameleon.serenity.draft import Draft, Site
+from chameleon.serenity.graph import Graph, Node
+from chameleon.serenity.sums import Accumulation, Term, accumulate, is_sum, write_sum
 
 KIND_OF_OP = {
     "conv": "channel_wise",
     "depthwise": "kernel_wise",
     **dict.fromkeys(("unary", "affine", "pool"), "push"),
 }
-KINDS = ("channel_wise", "kernel_wise", "push", "flatten", "zero_copy")
-
-
-@dataclass(frozen=True, order=True)
-class Site:
-    """A place where an identity can be applied: its kind and the node that is replaced."""
-
-    kind: str
-    node: str
-
-    def __str__(self) -> str:
-        return f"{self.kind}:{self.node}"
+KINDS = ("channel_wise", "kernel_wise", "push", "flatten", "zero_copy", "accumulate")
 
 
 def find_sites(graph: Graph) -> dict[Site, frozenset[Site]]:
@@ -109,7 +100,7 @@ Take = Callable[[Site, Collection[Site]], bool]
 
 def _run(graph: Graph, take: Take, accumulation: Accumulation) -> Graph:
     """One pass in the order of the data, in which `take` decides at every site."""
-    draft = _Draft(graph, {node.name: node for node in graph.nodes})
+    draft = Draft(graph, {node.name: node for node in graph.nodes})
     order = data_order(graph)
     for name in order:
         node = draft.nodes[name]
@@ -122,8 +113,10 @@ def _run(graph: Graph, take: Take, accumulation: Accumulation) -> Graph:
             opened = [draft.made_by[node.inputs[0]]] if node.inputs[0] in draft.made_by else []
             if take(site, opened):
                 _split(draft, node, accumulation) if site.kind == "channel_wise" else _push(draft, node, site)
+        elif is_sum(draft, node) and take(Site("accumulate", name), ()):
+            accumulate(draft, node, accumulation)
     for name in order:
-        if draft.nodes[name].op == "concat" and _in_place_parts(draft, name):
+        if name in draft.nodes and draft.nodes[name].op == "concat" and _in_place_parts(draft, name):
             opened = [draft.made_by[name]] if name in draft.made_by else []
             if take(Site("zero_copy", name), opened) and not _is_dead(draft, name):
                 _write_in_place(draft, name)
@@ -131,59 +124,7 @@ def _run(graph: Graph, take: Take, accumulation: Accumulation) -> Graph:
     return Graph(tuple(draft.nodes.values()), graph.inputs, graph.outputs, graph.name)
 
 
-@dataclass
-class _Draft:
-    """A graph that is being rewritten.
-
-    Attributes:
-        given: the graph as it was.
-        nodes: by name.
-        made_by: the sites that turned a node into a concatenation.
-        sum_of: partial convolutions and the sum whose memory they add to.
-        passed: concatenations that some reader no longer reads.
-    """
-
-    given: Graph
-    nodes: dict[str, Node]
-    made_by: dict[str, Site] = field(default_factory=dict)
-    sum_of: dict[str, str] = field(default_factory=dict)
-    passed: set[str] = field(default_factory=set)
-
-    def add(self, base: str, **fields: Any) -> str:
-        """A new node with a name of its own."""
-        name = base
-        while name in self.nodes:
-            name += "_"
-        self.nodes[name] = Node(name, **fields)
-        return name
-
-    def update(self, name: str, **changes: Any) -> None:
-        self.nodes[name] = replace(self.nodes[name], **changes)
-
-    def owner(self, name: str) -> str:
-        return self.nodes[name].storage or name
-
-    def members(self, owner: str) -> list[str]:
-        """Other nodes whose tensors lie in the memory of `owner`."""
-        return [node.name for node in self.nodes.values() if node.storage == owner]
-
-    def readers(self, name: str) -> list[Node]:
-        return [node for node in self.nodes.values() if name in node.inputs]
-
-    def channels(self, concat: str) -> list[int]:
-        """The channels of each part of a concatenation; empty if it does not say."""
-        node = self.nodes[concat]
-        counts = node.attrs.get("channels", [])
-        good = isinstance(counts, (list, tuple)) and all(isinstance(c, int) and c > 0 for c in counts)
-        if not good or (counts and len(counts) != len(node.inputs)):
-            raise GraphError(
-                f"node {concat!r}: expected attrs['channels'] to hold {len(node.inputs)} positive integers, one for each part, "
-                f"got {counts!r:.80}"
-            )
-        return list(counts)
-
-
-def _is_splittable(draft: _Draft, name: str) -> bool:
+def _is_splittable(draft: Draft, name: str) -> bool:
     """Whether a node is a concatenation that its readers can do without."""
     node = draft.nodes[name]
     if node.op != "concat" or len(node.inputs) < 2 or not draft.channels(name):
@@ -197,7 +138,7 @@ def _is_splittable(draft: _Draft, name: str) -> bool:
     return known and len(set(node.inputs)) == len(node.inputs) and sizes == node.output_bytes
 
 
-def _matches(draft: _Draft, node: Node) -> bool:
+def _matches(draft: Draft, node: Node) -> bool:
     """Whether a node of a kind that can be split reads a concatenation, and its sizes can be split."""
     if len(node.inputs) != 1 or not _is_splittable(draft, node.inputs[0]):
         return False
@@ -207,14 +148,14 @@ def _matches(draft: _Draft, node: Node) -> bool:
     return all(node.output_bytes * c % sum(channels) == 0 for c in channels)
 
 
-def _nested(draft: _Draft, node: Node) -> set[str]:
+def _nested(draft: Draft, node: Node) -> set[str]:
     """The parts of a concatenation that are such themselves."""
     if not draft.channels(node.name) or draft.members(node.name):
         return set()
     return {part for part in node.inputs if not draft.nodes[part].storage and _is_splittable(draft, part)}
 
 
-def _flatten(draft: _Draft, node: Node) -> None:
+def _flatten(draft: Draft, node: Node) -> None:
     """`flatten`: concat(concat(a, b), c) = concat(a, b, c)."""
     nested = _nested(draft, node)
     parts, channels = [], []
@@ -229,7 +170,7 @@ def _flatten(draft: _Draft, node: Node) -> None:
     draft.update(node.name, inputs=tuple(parts), attrs={**node.attrs, "channels": channels})
 
 
-def _slices(draft: _Draft, node: Node) -> list[tuple[str, int, dict[str, Any]]]:
+def _slices(draft: Draft, node: Node) -> list[tuple[str, int, dict[str, Any]]]:
     """For every part of the concatenation that a node reads: its name, its channels, the attrs of the work on it."""
     concat = node.inputs[0]
     draft.passed.add(concat)
@@ -248,37 +189,15 @@ def _share(size: int, count: int, total: int) -> int:
     return -(-size * count // total)
 
 
-def _split(draft: _Draft, node: Node, accumulation: Accumulation) -> None:
+def _split(draft: Draft, node: Node, accumulation: Accumulation) -> None:
     """`channel_wise`: y = sum of the convolutions of the parts."""
     slices = _slices(draft, node)
     total = sum(count for _, count, _ in slices)
-    shared = accumulation == "shared"
-    partials: list[str] = []
-    for i, (part, count, attrs) in enumerate(slices):
-        before = tuple(partials[-1:]) if not shared else ()
-        fields: dict[str, Any] = {
-            "inputs": (part, *before),
-            "output_bytes": node.output_bytes,
-            "workspace_bytes": _share(node.workspace_bytes, count, total),
-            "op": "add_conv" if shared else "partial_conv",
-            "attrs": attrs,
-        }
-        if shared:
-            fields["storage"] = draft.owner(node.name)
-        elif before and accumulation == "chain":
-            fields["in_place"] = before[0]
-        if i == len(slices) - 1 and not shared:
-            place = "" if node.storage else fields.get("in_place", "")
-            draft.update(node.name, **{**fields, "in_place": place, "attrs": {**attrs, "last": True}})
-        else:
-            partials.append(draft.add(f"{node.name}.{i}", **fields))
-    if shared:
-        draft.sum_of.update(dict.fromkeys(partials, node.name))
-        attrs = {**node.attrs, "of": node.attrs.get("of", node.name)}
-        draft.update(node.name, inputs=tuple(partials), workspace_bytes=0, op="sum", attrs=attrs)
+    terms = [Term(part, attrs, _share(node.workspace_bytes, count, total)) for part, count, attrs in slices]
+    write_sum(draft, node, "conv", terms, accumulation)
 
 
-def _push(draft: _Draft, node: Node, site: Site) -> None:
+def _push(draft: Draft, node: Node, site: Site) -> None:
     """`kernel_wise` and `push`: f(concat(x_i)) = concat(f_i(x_i))."""
     slices = _slices(draft, node)
     total = sum(count for _, count, _ in slices)
@@ -304,7 +223,7 @@ def _push(draft: _Draft, node: Node, site: Site) -> None:
     draft.made_by[node.name] = site
 
 
-def _in_place_parts(draft: _Draft, concat: str) -> list[str]:
+def _in_place_parts(draft: Draft, concat: str) -> list[str]:
     """The parts of a concatenation that can be written at their place in it."""
     node, given = draft.nodes[concat], draft.given
     if node.in_place or sum(draft.nodes[part].output_bytes for part in node.inputs) != node.output_bytes:
@@ -320,7 +239,7 @@ def _in_place_parts(draft: _Draft, concat: str) -> list[str]:
     ]
 
 
-def _write_in_place(draft: _Draft, concat: str) -> None:
+def _write_in_place(draft: Draft, concat: str) -> None:
     """`zero_copy`: the parts and all that lies in them lie in the concatenation; nothing overwrites them any more."""
     owner, node = draft.owner(concat), draft.nodes[concat]
     parts = _in_place_parts(draft, concat)
@@ -334,11 +253,11 @@ def _write_in_place(draft: _Draft, concat: str) -> None:
                 draft.update(node.name, in_place="")
 
 
-def _is_dead(draft: _Draft, name: str) -> bool:
+def _is_dead(draft: Draft, name: str) -> bool:
     return name in draft.passed and name not in draft.given.outputs and not draft.readers(name)
 
 
-def _drop_dead(draft: _Draft) -> None:
+def _drop_dead(draft: Draft) -> None:
     """Take out the concatenations that nobody reads any more; what lay in them stands alone."""
     dead = [name for name in draft.passed if _is_dead(draft, name)]
     while dead:

@@ -17,6 +17,7 @@ from chameleon.serenity.accounting import footprint
 from chameleon.serenity.graph import Graph, Node
 from chameleon.serenity.identities import KINDS, Accumulation, Site, apply_sites, find_sites
 from chameleon.serenity.site_search import choose_sites
+from chameleon.serenity.sums import PER_TERM
 
 
 class Solution(Protocol):
@@ -48,7 +49,7 @@ class Rewritten(Generic[T]):
     Attributes:
         graph: the rewritten graph; the given one if nothing lowers its peak.
         schedule: of `graph`.
-        applied: the sites that were rewritten; without any one of them the peak would be higher.
+        applied: the sites that were rewritten; without any one of them and what needs it the peak would be higher.
         before: the schedule of the graph as it was given.
         sites: how many sites there were.
         solves: how often the solver ran.
@@ -78,8 +79,7 @@ def rewrite(graph: Graph, solve: Callable[[Graph], T], options: RewriteOptions =
     Raises:
         GraphError: if a node says something of its channels that cannot be.
     """
-    found = {site: needs for site, needs in find_sites(graph).items() if site.kind in options.kinds}
-    needs = {site: n for site, n in found.items() if n <= found.keys()}
+    needs = choices(find_sites(graph), options.kinds)
     sites, solved = len(needs), dict[frozenset[Site], tuple[Graph, T]]()
 
     def evaluate(chosen: frozenset[Site]) -> tuple[int, int]:
@@ -98,10 +98,22 @@ def rewrite(graph: Graph, solve: Callable[[Graph], T], options: RewriteOptions =
     return Rewritten(best, schedule, choice.chosen, before, sites, choice.evaluations, choice.complete)
 
 
+def choices(sites: Mapping[Site, frozenset[Site]], kinds: Collection[str]) -> dict[Site, frozenset[Site]]:
+    """The sites of some kinds that can be applied without others; per site those that come with it.
+
+    Sums accumulate all or none: if any order of terms is allowed, the solver chooses for each (`chameleon.serenity.sums`).
+    """
+    found = {site: needs for site, needs in sites.items() if site.kind in kinds}
+    found = {site: needs for site, needs in found.items() if needs <= found.keys()}
+    sums = frozenset(site for site in found if site.kind == "accumulate")
+    return {site: sums - {site} if site in sums else needs for site, needs in found.items()}
+
+
 def floor_bytes(graph: Graph, sites: Collection[Site]) -> int:
     """What some step needs that no rewrite changes: whatever is rewritten, no order has a smaller peak."""
     changed = {site.node for site in sites}
-    stays = [n for n in graph.nodes if n.name not in changed and n.name not in graph.inputs and n.op != "concat"]
+    given, merged = set(graph.inputs), ("add", *PER_TERM) if any(site.kind == "accumulate" for site in sites) else ()
+    stays = [n for n in graph.nodes if n.name not in changed | given and n.op not in ("concat", *merged)]
     return max((_least(graph, node) for node in stays), default=0)
 
 
@@ -127,6 +139,7 @@ def kind_groups(sites: Collection[Site]) -> list[list[Site]]:
 def neighbourhoods(graph: Graph, sites: Mapping[Site, frozenset[Site]]) -> list[list[Site]]:
     """Sites that may only help together: those of each chain of concatenations, with all, some or no zero-copy ones."""
     links = nx.Graph()
+    sites = {site: needs for site, needs in sites.items() if site.kind != "accumulate"}
     for site in sites:
         node = graph.by_name[site.node]
         links.add_node(node.name)

@@ -25,7 +25,10 @@ def random_graph(seed: int, n: int | None = None, features: bool = True) -> Grap
     inputs = tuple(f"n{i}" for i in range(n_inputs))
     outputs = tuple(str(o) for o in rng.choice([node.name for node in nodes], size=int(rng.integers(1, 3)), replace=False))
     graph = Graph(tuple(nodes), inputs, outputs)
-    return _with_a_concatenation(rng, graph) if features else graph
+    if not features:
+        return graph
+    graph = _with_a_concatenation(rng, graph)
+    return _with_a_sum(rng, graph) if n <= 7 and rng.random() < 0.6 else graph
 
 
 def random_order(seed: int) -> list[str]:
@@ -70,3 +73,23 @@ def _with_a_concatenation(rng: np.random.Generator, graph: Graph) -> Graph:
     ]
     cat = Node("cat", tuple(sorted(names)), sum(p.output_bytes for p in parts))
     return Graph((*nodes, cat), graph.inputs, (*graph.outputs, "cat") if rng.random() < 0.5 else graph.outputs)
+
+
+def _with_a_sum(rng: np.random.Generator, graph: Graph) -> Graph:
+    """Add terms that are added up in one memory, the first of which may take over that of what it reads."""
+    sources = [graph.nodes[i] for i in sorted(rng.choice(len(graph.nodes), size=int(rng.integers(2, 4)), replace=False))]
+    size = graph.by_name[graph.owner(sources[0].name)].output_bytes
+    terms = [
+        Node(
+            f"t{i}",
+            (source.name,),
+            size,
+            storage="sum",
+            in_place=source.name if graph.by_name[graph.owner(source.name)].output_bytes == size else "",
+        )
+        for i, source in enumerate(sources)
+    ]
+    total = Node("sum", tuple(term.name for term in terms), size)
+    end = ("sum",) if rng.random() < 0.3 else ()
+    nodes = (*graph.nodes, *terms, total) if end else (*graph.nodes, *terms, total, Node("end", ("sum",), 1))
+    return Graph(nodes, graph.inputs, (*graph.outputs, *(end or ("end",))))

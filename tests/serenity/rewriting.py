@@ -51,9 +51,9 @@ def _takes_over(graph: Graph, name: str, done: frozenset[str]) -> bool:
     taken = graph.by_name[name].in_place
     if not taken:
         return False
-    source = graph.owner(taken)
+    source, others = graph.owner(taken), set(graph.members[graph.owner(name)]) - {name}
     bound = {graph.owner(n) for n in (*graph.inputs, *graph.outputs)}
-    return source not in bound and not _needed(graph, source, done)
+    return source not in bound and done.isdisjoint(others) and not _needed(graph, source, done)
 
 
 def _needed(graph: Graph, owner: str, done: frozenset[str]) -> bool:
@@ -69,11 +69,15 @@ def _alive(graph: Graph, done: frozenset[str], merged: frozenset[str], running: 
     alive = {o for o in touched if _needed(graph, o, done)}
     alive -= {o for o in alive if o in graph.inputs and not graph.consumers[o] and o not in graph.outputs}
     size = sum(graph.by_name[o].output_bytes for o in alive)
-    return size - (graph.by_name[running].output_bytes if running in merged else 0)
+    return size - (graph.by_name[graph.owner(running)].output_bytes if running in merged else 0)
 
 
-def random_network(seed: int, n: int = 7) -> Graph:
-    """A random network of `n` operators in which concatenations are frequent and read by what can be rewritten."""
+MIXED = ("conv", "depthwise", "unary", "affine", "pool", "concat", "concat", "concat", "add")
+SUMS = ("add", "add", "add", "unary", "affine", "pool")
+
+
+def random_network(seed: int, n: int = 7, ops: Sequence[str] = MIXED) -> Graph:
+    """A random network of `n` operators; concatenations, where there are any, are read by what can be rewritten."""
     rng = np.random.default_rng(seed)
     channels = {"x": int(rng.integers(1, 4))}
     nodes = [_node("x", "", (), channels["x"])]
@@ -81,7 +85,7 @@ def random_network(seed: int, n: int = 7) -> Graph:
         name, names = f"n{i}", list(channels)
         concats = [node.name for node in nodes if node.op == "concat"]
         source = str(rng.choice(concats[-1:] if concats and rng.random() < 0.6 else names))
-        op = str(rng.choice(["conv", "depthwise", "unary", "affine", "pool", "concat", "concat", "concat", "add"]))
+        op = str(rng.choice(ops))
         sources: tuple[str, ...] = (source,)
         out, attrs = channels[source], {}
         if op == "concat":
@@ -101,7 +105,9 @@ def random_network(seed: int, n: int = 7) -> Graph:
         elif op == "add":
             alike = [other for other in names if channels[other] == channels[source]]
             sources = (source, str(rng.choice(alike)))
-        place = source if op == "unary" and rng.random() < 0.5 else ""
+        if op == "add" and rng.random() < 0.3:
+            sources = (*sources, source)
+        place = source if op in ("unary", "affine", "add") and rng.random() < 0.5 else ""
         work = out * SIDE if op in ("conv", "depthwise") and rng.random() < 0.3 else 0
         nodes.append(_node(name, op, sources, out, attrs, work, place))
         channels[name] = out
@@ -125,11 +131,11 @@ def run(graph: Graph, order: Sequence[str], x: Array) -> dict[str, Array]:
         node = graph.by_name[name]
         value = _compute(node, [memory.tensor(s).copy() for s in node.inputs])
         out = memory.tensor(name)
-        if node.op == "add_conv":
+        if node.op in ("add_conv", "add_term"):
             out[...] = value + (out if memory.home(name) in written else 0.0)
             written.add(memory.home(name))
         elif node.op == "sum":
-            out[...] = _epilogue(node, out)
+            out[...] = _epilogue(node, out) if "bias" in node.attrs else out
         else:
             out[...] = value
         memory.forget(t)
@@ -144,7 +150,7 @@ class _Memory:
         self.buffer_of = {name: b.name for b in self.buffers for name in b.tensors}
 
     def home(self, name: str) -> str:
-        """The sum that a partial convolution adds to."""
+        """The sum that a term is added to."""
         (reader,) = self.graph.consumers[name]
         return reader
 
@@ -152,7 +158,7 @@ class _Memory:
         node = self.graph.by_name[name]
         if not node.storage:
             return self.arrays[self.buffer_of[name]] if name in self.buffer_of else np.zeros((0, SIDE, SIDE))
-        if node.op == "add_conv":
+        if node.op in ("add_conv", "add_term"):
             return self.tensor(self.home(name))
         for reader in (self.graph.by_name[r] for r in self.graph.consumers[name]):
             i = reader.inputs.index(name)
@@ -173,7 +179,7 @@ def _compute(node: Node, inputs: list[Array]) -> Array:
     if node.op == "concat":
         return np.concatenate(inputs)
     if node.op == "add":
-        return inputs[0] + inputs[1]
+        return sum(inputs[1:], inputs[0])
     if node.op == "unary":
         return np.maximum(inputs[0], 0.0) if attrs["function"] == "relu" else np.exp(-np.abs(inputs[0]))
     if node.op == "pool":
@@ -187,6 +193,11 @@ def _compute(node: Node, inputs: list[Array]) -> Array:
         return np.concatenate([_correlate(c[None, None], k)[0] for c, k in zip(inputs[0], kernels, strict=True)])
     if node.op == "sum":
         return inputs[0]
+    if node.op in ("add_term", "partial_term"):
+        value = inputs[0]
+        for step in attrs["through"]:
+            value = _compute(Node(step["of"], op=step["op"], attrs=step["attrs"]), [value])
+        return value + (inputs[1] if len(inputs) > 1 else 0.0)
     out, into = attrs["shape"]
     kernel = _weights(node, 0, [out, into, attrs["kernel"], attrs["kernel"]])[:, cut]
     value = _correlate(inputs[0][None], kernel)[0]

@@ -44,6 +44,19 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     return code, text
 
 
+def test_sums_of_a_graph_are_added_up_in_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Five tensors, each made of the one before, and their sum, the last one first."""
+    nodes = [Node("x", (), 64), *(Node(f"p{i}", (f"p{i - 1}" if i else "x",), 64, op="pool") for i in range(5))]
+    nodes.append(Node("y", tuple(f"p{i}" for i in reversed(range(5))), 64, op="add"))
+    write_graph(Graph(tuple(nodes), ("x",), ("y",), "sums"), tmp_path / "graph.json")
+    code, text = run(capsys, str(tmp_path / "graph.json"), "--json", str(tmp_path / "out.json"))
+    assert code == 0
+    assert "rewritten: accumulate:y" in text
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["peak_bytes"] == {"as_is": 6 * 64, "kahn": 6 * 64, "best": 6 * 64, "rewritten": 3 * 64}
+    assert found["arena_bytes"] == 3 * 64
+
+
 def test_the_summary_is_what_the_accounting_says() -> None:
     for seed in range(20):
         graph = random_graph(seed)

@@ -79,6 +79,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "a norm before the activation": lambda: Net(lambda m, c: m.y(F.silu(m.n[1](c))), n=conv(1, 12), y=conv(12, 6)),
     "a pooling": lambda: Net(lambda m, c: m.y(F.max_pool2d(c, 3, 2, 1)), y=conv(12, 6)),
     "several readers": lambda: Net(lambda m, c: m.y(F.relu(c)) + m.z(c), y=conv(12, 6), z=conv(12, 6, 1)),
+    "summed up": lambda: Net(
+        lambda m, c: m.y(F.relu(c)) + m.z(c) + F.relu(m.z(F.silu(c))) / 3, y=conv(12, 6), z=conv(12, 6, 1)
+    ),
     "a reader that stays": lambda: Net(lambda m, c: m.y(c) + F.softmax(c, 1)[:, :6], y=conv(12, 6)),
     "nested": lambda: Net(nested, z=conv(12, 4), y=conv(16, 6)),
     "densely connected": lambda: Net(densely, y=conv(12, 4), z=conv(16, 6)),
@@ -112,7 +115,7 @@ def outputs(mod: IRModule, x: np.ndarray) -> np.ndarray:
     return (result if isinstance(result, tvm.runtime.Tensor) else result[0]).numpy()
 
 
-IN_NCHW = ("strided", "depthwise with a multiplier", "separable", "behind a clip")
+IN_NCHW = ("strided", "summed up", "depthwise with a multiplier", "separable", "behind a clip")
 
 
 @pytest.mark.parametrize(("name", "layout"), [*((n, "NHWC") for n in NETWORKS), *((n, "NCHW") for n in IN_NCHW)])
@@ -131,7 +134,7 @@ def test_a_rewritten_network_computes_the_same(name: str, layout: str, loaded: C
     np.testing.assert_allclose(outputs(after, x), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["several readers", "separable", "nested"])
+@pytest.mark.parametrize("name", ["several readers", "summed up", "separable", "nested"])
 def test_any_choice_of_sites_computes_the_same_in_any_order(name: str, loaded: Callable[[str], tuple]) -> None:
     mod, x, expected = loaded(name)
     sites = list(find_sites(mod))
