@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from serenity_scaling import summarise, table
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +32,7 @@ def test_rows_by_hand() -> None:
     assert "| lazy | unit | 8 | 1/2 | 50.0% | 20, 30 | 1.500, 2.000 | 2 |" in table([row])
 
 
+@pytest.mark.needs("numba")
 def test_the_small_form(tmp_path: Path) -> None:
     command = [sys.executable, SCRIPT, "--nodes", "12,16", "--seeds", "1", "--sizes", "varied", "--out", str(tmp_path)]
     for searches, runs in (("lazy,plain", 4), ("lazy,plain", 0)):  # a second call finds all runs on record
