@@ -18,7 +18,7 @@ tune: $(READY)
 
 # Everything: lint, types, layers, fast tests, then the tests that tune with the real TVM, then with the real AutoTVM.
 test: check
-	$(BIN)/python -m pytest -m tvm tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m tvm tests
 	$(MAKE) test-autotvm
 
 # The tests of the AutoTVM host, on TVM 0.19.
@@ -40,6 +40,7 @@ format: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all,dev]"
+	$(BIN)/python -c "from chameleon.serenity import arena_exact, dp_numba; dp_numba.load(); arena_exact.load()"  # compiles
 	touch $@
 
 $(OLD_READY): pyproject.toml constraints-autotvm.txt
