@@ -25,13 +25,13 @@ test: check
 test-autotvm: $(OLD_READY)
 	$(OLD_VENV)/bin/python -m pytest -n 2 --dist loadfile -m autotvm tests/autotvm
 
-# What to run before a commit.
+# What to run before a commit. The tests run in two processes; numerical libraries that start two threads in each stand in line.
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pytest -n 2 -m "not tvm and not autotvm" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not tvm and not autotvm" tests
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
