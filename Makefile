@@ -18,20 +18,20 @@ tune: $(READY)
 
 # Everything: lint, types, layers, fast tests, then the tests that tune with the real TVM, then with the real AutoTVM.
 test: check
-	$(BIN)/python -m pytest -m tvm tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m tvm tests
 	$(MAKE) test-autotvm
 
 # The tests of the AutoTVM host, on TVM 0.19.
 test-autotvm: $(OLD_READY)
 	$(OLD_VENV)/bin/python -m pytest -n 2 --dist loadfile -m autotvm tests/autotvm
 
-# What to run before a commit.
+# What to run before a commit. The tests run in two processes; numerical libraries that start two threads in each stand in line.
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pytest -n 2 -m "not tvm and not autotvm" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not tvm and not autotvm" tests
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -40,6 +40,7 @@ format: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all,dev]"
+	$(BIN)/python -c "from chameleon.serenity import arena_exact, dp_numba; dp_numba.load(); arena_exact.load()"  # compiles
 	touch $@
 
 $(OLD_READY): pyproject.toml constraints-autotvm.txt

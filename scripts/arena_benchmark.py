@@ -99,9 +99,15 @@ def solve(problem: Problem, method: str, seed: int, time_limit_s: float) -> dict
 
 
 def cp_sat(problem: Problem, seed: int, time_limit_s: float) -> tuple[int | None, float]:
-    """The same question to OR-tools' CP-SAT on one thread: size and seconds; no size if it finds none in the time."""
-    from ortools.sat.python import cp_model
+    """The same question to OR-tools' CP-SAT on one thread: size and seconds; no size if it finds none in the time.
 
+    Raises:
+        UsageError: if OR-tools is not installed.
+    """
+    try:
+        from ortools.sat.python import cp_model
+    except ImportError as error:
+        raise UsageError(f"--peer needs ortools (pip install ortools), whose import failed: {error}") from error
     start = time.perf_counter()
     r = problem.rectangles
     capacity = problem.capacity_bytes // r.unit_bytes

@@ -119,6 +119,8 @@ def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tup
     _claim(job, spec, config, finished=False)
     with Records(spec.records or job.out / "trials.jsonl", str(job.target)) as records:
         say(f"{len(job.tasks)} tasks; records in {records.path}")
+        if not records.elapsed_s.get(job.model.name):  # there is something to measure for certain
+            _check_device(spec, job.target)
         session = open_session(job.tasks, job.target, records, config, job.model.name)
         if session.trials:
             say(f"resuming: {session.trials} trials measured before, in {session.elapsed_s:.0f} s of tuning")
@@ -226,10 +228,14 @@ def recorded_database(job: Opened, spec: JobSpec) -> ms.database.Database:
     return database_of(session.tasks, job.target)
 
 
+def _check_device(spec: JobSpec, target: Target) -> None:
+    if spec.tracker is None and not tvm.device(device_name(target.kind.name)).exist:
+        raise ChameleonError(f"this machine has no {target.kind.name} device; measure on another one: --tracker host:port")
+
+
 def _measurer(spec: JobSpec, target: Target, stack: ExitStack) -> Measurer:
+    _check_device(spec, target)
     if spec.tracker is None:
-        if not tvm.device(device_name(target.kind.name)).exist:
-            raise ChameleonError(f"this machine has no {target.kind.name} device; measure on another one: --tracker host:port")
         return Measurer(target, stack.enter_context(WarmBuilder()), stack.enter_context(WarmRunner()))
     assert spec.device_key is not None  # _check_config saw to it
     builder = stack.enter_context(WarmBuilder(export="tar"))

@@ -17,11 +17,10 @@ from tvm.target import Target
 
 from chameleon.deploy.concat_rewrite import apply_sites, find_sites, rewrite_module
 from chameleon.deploy.defaults import schedule_defaults
-from chameleon.deploy.layouts import to_target_layout
 from chameleon.deploy.memory_pass import MemoryOptions, Solve, peak_score, prepare, rewritten_kernels
 from chameleon.deploy.model import Model, ModelError
 from chameleon.deploy.placed_concats import place_parts, placeable_concats
-from chameleon.deploy.tasks import checked, kernels_of, operators_left
+from chameleon.deploy.tasks import checked, in_target_layout, kernels_of
 from chameleon.serenity.identities import Site
 from chameleon.serenity.site_search import Score
 
@@ -104,7 +103,7 @@ def lower_rewritten(model: Model, target: Target, solve: Solve, max_tries: int =
         kernels = lean(_lowered(mod, target, model.name), target)
         return peak_score(kernels, solve, MemoryOptions(name=model.name))
 
-    found = rewrite_module(_base(model, target), score, solve, max_tries=max_tries)
+    found = rewrite_module(in_target_layout(model, target)[0], score, solve, max_tries=max_tries)
     lowered = _lowered(found.mod, target, model.name)
     return RewrittenModel(lowered, Rewrites(found.choice.chosen), found.choice.evaluations)
 
@@ -115,17 +114,11 @@ def lower_again(model: Model, target: Target, solve: Solve, rewrites: Rewrites) 
     Raises:
         ModelError: if the model has no such site.
     """
-    base = _base(model, target)
+    base, _ = in_target_layout(model, target)
     if missing := set(rewrites.sites) - set(find_sites(base)):
         raise ModelError(f"{model.name} has no place to rewrite called {', '.join(map(str, sorted(missing)))}")
     after = apply_sites(base, rewrites.sites, lambda graph: solve(graph).order)
     return _lowered(after, target, model.name)
-
-
-def _base(model: Model, target: Target) -> IRModule:
-    """The operators in the layout that `chameleon.deploy.tasks.lower` takes."""
-    moved = to_target_layout(model.mod, target)
-    return model.mod if operators_left(kernels_of(moved, target)) else moved
 
 
 def _lowered(mod: IRModule, target: Target, name: str) -> IRModule:

@@ -245,7 +245,7 @@ def _places(
         call = extracted.calls[name]
         parts = [
             (begin.get(name, 0), call.offsets, call.outputs),
-            (begin.get(f"{name}.workspace", 0), call.workspace_offsets, call.workspaces),
+            (begin.get(extracted.graph.by_name[name].workspace_name, 0), call.workspace_offsets, call.workspaces),
         ]
         for base, offsets, types in parts:
             places += [(base + offset, ty) for offset, ty in zip(offsets, types, strict=True)]

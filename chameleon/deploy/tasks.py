@@ -45,10 +45,17 @@ def lower(model: Model, target: Target) -> IRModule:
     Raises:
         ModelError: if TVM has no kernel for an operator.
     """
-    lowered = kernels_of(to_target_layout(model.mod, target), target)
-    if operators_left(lowered):  # one that has no kernel in the new layout
-        lowered = kernels_of(model.mod, target)
-    return checked(lowered, model.name)
+    return checked(in_target_layout(model, target)[1], model.name)
+
+
+def in_target_layout(model: Model, target: Target) -> tuple[IRModule, IRModule]:
+    """The operators of a network in the layout that suits the target, and their kernels.
+
+    Where some operator has no kernel in that layout, the network stays as it is; there may be operators left then, too.
+    """
+    moved = to_target_layout(model.mod, target)
+    kernels = kernels_of(moved, target)
+    return (model.mod, kernels_of(model.mod, target)) if operators_left(kernels) else (moved, kernels)
 
 
 def checked(lowered: IRModule, name: str) -> IRModule:

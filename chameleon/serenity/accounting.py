@@ -35,7 +35,7 @@ class Buffer:
     """A piece of memory and the steps that it is needed for.
 
     Attributes:
-        name: of the node that owns it; `NAME.workspace` for a workspace.
+        name: of the node that owns it; its `workspace_name` for a workspace.
         size_bytes: its size.
         start: the first step that needs it.
         stop: one past the last step that needs it.
@@ -90,8 +90,8 @@ def lifetimes(graph: Graph, order: Sequence[str]) -> list[Buffer]:
         known = buffers.get(root)
         start, tensors = (known.start, known.tensors + tensors) if known else (first[owner], tensors)
         buffers[root] = Buffer(root, graph.by_name[root].output_bytes, start, last[owner] + 1, tensors)
-    steps = enumerate(order)
-    work = [Buffer(f"{n}.workspace", graph.by_name[n].workspace_bytes, t, t + 1) for t, n in steps]
+    nodes = [graph.by_name[name] for name in order]
+    work = [Buffer(node.workspace_name, node.workspace_bytes, t, t + 1) for t, node in enumerate(nodes)]
     return [b for b in (*buffers.values(), *work) if b.size_bytes]
 
 

@@ -65,6 +65,11 @@ class Node:
     op: str = ""
     attrs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
+    @property
+    def workspace_name(self) -> str:
+        """What its workspace is called where memory is planned; no other node of a graph has this name."""
+        return f"{self.name}.workspace"
+
     def to_json(self) -> dict[str, Any]:
         """The node as JSON, without what is empty."""
         line = {key: getattr(self, key) for key in NODE_KEYS}
@@ -83,7 +88,8 @@ class Graph:
         name: of the network.
 
     Raises:
-        GraphError: if names repeat or do not exist, a size is negative or no integer, there is a cycle, or storage is amiss.
+        GraphError: if names repeat, do not exist or are a workspace's, a size is negative or no integer, there is a cycle, or
+            storage is amiss.
     """
 
     nodes: tuple[Node, ...]
@@ -211,6 +217,11 @@ def _check_names(graph: Graph) -> None:
         if node.name in seen:
             raise GraphError(f"two nodes are called {node.name!r}; names must be unique")
         seen.add(node.name)
+    for node in graph.nodes:
+        if node.workspace_bytes and node.workspace_name in seen:
+            raise GraphError(
+                f"node {node.workspace_name!r}: this is what the workspace of node {node.name!r} is called; rename one of them"
+            )
     for what, names in (("input", graph.inputs), ("output", graph.outputs)):
         for name in names:
             if name not in seen:

@@ -6,7 +6,9 @@ A line has
 - `planned_bytes`: the memory that the runtime plans before it runs, None if it plans none;
 - `measured_bytes`: the most that it allocated at a time, counted by a malloc that is loaded before the C library's;
 - `includes`: which of `inputs`, `outputs`, `intermediates` and `workspaces` these two count. Weights are never in them;
-- `inputs_bytes`, `outputs_bytes`, `versions`, and what else the runtime says of itself.
+- `inputs_bytes`, `outputs_bytes`, `versions`, and what else the runtime says of itself;
+- `setting`: a peer that has several is measured in each, `--runs` times in processes of their own, and the line is of the least
+  planned bytes (measured, where nothing is planned); `by_setting` has these bytes of all runs.
 
 To compare, add `inputs_bytes` where the inputs are not included. Batch norms are folded into the convolutions before a runtime
 sees the network, since not all of them fold. None of this needs TVM: `setup.sh` makes an environment for each peer.
@@ -14,6 +16,7 @@ sees the network, since not all of them fold. None of this needs TVM: `setup.sh`
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
 import json
@@ -22,7 +25,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -38,8 +41,8 @@ from torch.fx.experimental.optimization import fuse  # noqa: E402
 
 from chameleon.deploy.memory_peak import build_counter  # noqa: E402
 from chameleon.deploy.networks import zoo_network  # noqa: E402
+from chameleon.errors import ChameleonError  # noqa: E402
 
-CHILD = "--one"
 EVERYTHING = ("inputs", "outputs", "intermediates", "workspaces")
 TIMEOUT_S = 600
 
@@ -51,12 +54,14 @@ class Prepared:
     Attributes:
         name: in the zoo.
         module: without batch norms where they follow a convolution.
+        original: with them.
         inputs: random ones.
         expected: the result that PyTorch finds for them.
     """
 
     name: str
     module: torch.nn.Module
+    original: torch.nn.Module
     inputs: tuple[torch.Tensor, ...]
     expected: torch.Tensor
 
@@ -102,30 +107,64 @@ def counting() -> Iterator[Counted]:
     found.tensors_bytes, found.heap_bytes = int(counter.chameleon_tensors_peak()), int(counter.chameleon_heap_peak())
 
 
-def run(peer: str, packages: Sequence[str], measure: Callable[[Prepared], Peak]) -> int:
-    """The command line of a peer: names of networks; prints a JSON line for each and returns an exit code."""
-    names = sys.argv[1:]
-    if names[:1] == [CHILD]:
-        return _one(peer, packages, measure, names[1])
-    if not names or any(name.startswith("-") for name in names):
-        print(f"usage: {Path(sys.argv[0]).name} NETWORK...", file=sys.stderr)
-        return 2
+Measure = Callable[[Prepared], Peak]
+
+
+def run(peer: str, packages: Sequence[str], settings: Mapping[str, Measure], runs: int = 1) -> int:
+    """The command line of a peer: prints a JSON line for each network and returns an exit code.
+
+    Args:
+        peer: its name.
+        packages: whose versions tell which runtime it is.
+        settings: of the runtime, all of which are measured.
+        runs: of every setting, if the command line says nothing else; more than one where the bytes differ from run to run.
+    """
+    parser = argparse.ArgumentParser(description=f"What {peer} needs for networks, one JSON line each.")
+    parser.add_argument("networks", nargs="+", metavar="NETWORK")
+    parser.add_argument("--runs", type=int, choices=range(1, 101), default=runs, metavar="N", help=f"of each setting ({runs})")
+    parser.add_argument("--setting", choices=settings, help=argparse.SUPPRESS)  # this process is one of the runs
+    given = parser.parse_args()
+    if given.setting:
+        return _one(peer, packages, settings[given.setting], given.networks[0])
     failed = False
     with tempfile.TemporaryDirectory(prefix="chameleon-") as folder:
-        environment = {**os.environ, "LD_PRELOAD": str(build_counter(Path(folder)))}
-        for name in names:
-            command = [sys.executable, sys.argv[0], CHILD, name]
-            ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S, check=False)
-            lines = [line for line in ran.stdout.splitlines() if line.startswith("{")]
-            if ran.returncode or not lines:
-                print(f"{peer}: {name}: {ran.stderr.strip()[-800:]}", file=sys.stderr)
+        counter = build_counter(Path(folder))
+        for name in given.networks:
+            try:
+                found = {s: [_in_a_process(counter, s, name) for _ in range(given.runs)] for s in settings}
+                print(json.dumps(least(found)), flush=True)
+            except ChameleonError as error:
+                print(f"{peer}: {name}: {error}", file=sys.stderr)
                 failed = True
-            else:
-                print(lines[-1], flush=True)
     return int(failed)
 
 
-def _one(peer: str, packages: Sequence[str], measure: Callable[[Prepared], Peak], name: str) -> int:
+def least(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Of the lines of every setting the one that needs the least, the first of equals, and what all of them need."""
+
+    def needed(line: Mapping[str, Any]) -> int:
+        return line["measured_bytes"] if line["planned_bytes"] is None else line["planned_bytes"]
+
+    _, setting, line = min(((needed(line), s, line) for s, lines in found.items() for line in lines), key=lambda f: f[0])
+    return {**line, "setting": setting, "by_setting": {s: [needed(line) for line in lines] for s, lines in found.items()}}
+
+
+def _in_a_process(counter: Path, setting: str, name: str) -> dict[str, Any]:
+    """The line of one run.
+
+    Raises:
+        ChameleonError: if there is none.
+    """
+    command = [sys.executable, sys.argv[0], "--setting", setting, name]
+    environment = {**os.environ, "LD_PRELOAD": str(counter)}
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S, check=False)
+    lines = [line for line in ran.stdout.splitlines() if line.startswith("{")]
+    if ran.returncode or not lines:
+        raise ChameleonError(f"{setting}: {ran.stderr.strip()[-800:]}")
+    return json.loads(lines[-1])
+
+
+def _one(peer: str, packages: Sequence[str], measure: Measure, name: str) -> int:
     torch.set_num_threads(1)
     prepared = prepare(name)
     peak = measure(prepared)
@@ -147,7 +186,7 @@ def prepare(name: str) -> Prepared:
         expected = network.module(*inputs)
         folded = fuse(network.module).eval().requires_grad_(False)
         torch.testing.assert_close(folded(*inputs), expected, rtol=1e-3, atol=1e-4)
-    return Prepared(name, folded, inputs, expected)
+    return Prepared(name, folded, network.module.eval(), inputs, expected)
 
 
 def _difference(prepared: Prepared, outputs: Sequence[np.ndarray]) -> float:

@@ -4,7 +4,8 @@
 The reference planner of Ahn 2020: operators run in the order of the file, and the arena's planner gives every tensor an offset
 when the interpreter allocates. Read from the interpreter: the addresses of all tensors that are no weights, the temporary
 ones of kernels included; the planned bytes are what they span. Its own kernels run, without the XNNPACK delegate, which keeps
-its memory to itself. Tensors are NHWC from end to end, inputs and outputs too, so that nothing is transposed.
+its memory to itself. The network is converted twice: with inputs and outputs in NHWC, as all tensors of TFLite, so that nothing
+is transposed, and in NCHW, as PyTorch has them; `setting` tells which of the two plans less.
 """
 
 # pyright: reportMissingImports=false
@@ -12,42 +13,45 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import common
 import litert_torch
 import numpy as np
+import torch
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 
-def measure(network: common.Prepared) -> common.Peak:
+def measure(network: common.Prepared, *, channels_last: bool) -> common.Peak:
     """Convert, allocate, run once."""
-    content = np.frombuffer(_convert(network), np.uint8).tobytes()
+    module, inputs = network.module, network.inputs
+    if channels_last:
+        module = litert_torch.to_channel_last_io(module, args=list(range(len(inputs))), outputs=[0]).eval()
+        inputs = tuple(_channels_last(x) for x in inputs)
+    content = _convert(module, inputs)
     resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     interpreter = Interpreter(model_content=content, experimental_op_resolver_type=resolver, num_threads=1)
-    inputs = [np.ascontiguousarray(_channels_last(x.numpy())) for x in network.inputs]
     details = sorted(interpreter.get_input_details(), key=lambda d: d["name"])
     with common.counting() as counted:
         interpreter.allocate_tensors()
         for detail, x in zip(details, inputs, strict=True):
-            interpreter.set_tensor(detail["index"], x)
+            interpreter.set_tensor(detail["index"], x.numpy())
         interpreter.invoke()
-    outputs = [_channels_first(interpreter.get_tensor(d["index"])) for d in interpreter.get_output_details()]
+    outputs = [interpreter.get_tensor(d["index"]) for d in interpreter.get_output_details()]
+    if channels_last:
+        outputs = [_channels_first(output) for output in outputs]
     spans = _spans(interpreter)
     planned = max(stop for _, stop in spans.values()) - min(start for start, _ in spans.values())
     more = {"operators": len(interpreter._get_ops_details()), "inputs_kept": _kept({d["index"] for d in details}, spans)}
     return common.Peak(planned, counted.heap_bytes, common.EVERYTHING, outputs, more)
 
 
-def _convert(network: common.Prepared) -> bytes:
-    n = len(network.inputs)
-    module = litert_torch.to_channel_last_io(network.module, args=list(range(n)), outputs=[0]).eval()
-    inputs = tuple(x.permute(0, 2, 3, 1).contiguous() if x.ndim == 4 else x for x in network.inputs)
-    converted = litert_torch.convert(module, inputs)
+def _convert(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> bytes:
     with tempfile.TemporaryDirectory(prefix="chameleon-") as folder:
         path = Path(folder) / "network.tflite"
-        converted.export(str(path))
+        litert_torch.convert(module, inputs).export(str(path))
         return path.read_bytes()
 
 
@@ -82,8 +86,8 @@ def _kept(inputs: set[int], spans: dict[int, tuple[int, int]]) -> bool:
     return not any(a < spans[i][1] and spans[i][0] < b for i in inputs for a, b in others)
 
 
-def _channels_last(x: np.ndarray) -> np.ndarray:
-    return x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
+def _channels_last(x: torch.Tensor) -> torch.Tensor:
+    return x.permute(0, 2, 3, 1).contiguous() if x.ndim == 4 else x
 
 
 def _channels_first(x: np.ndarray) -> np.ndarray:
@@ -91,4 +95,5 @@ def _channels_first(x: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    sys.exit(common.run("tflite", ("litert-torch", "ai-edge-litert"), measure))
+    SETTINGS = {"NHWC": partial(measure, channels_last=True), "NCHW": partial(measure, channels_last=False)}
+    sys.exit(common.run("tflite", ("litert-torch", "ai-edge-litert"), SETTINGS))

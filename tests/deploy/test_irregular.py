@@ -114,6 +114,7 @@ def test_weights_follow_the_seed_and_leave_the_random_state() -> None:
     assert not any(torch.equal(first[key], other[key]) for key in first if key.endswith(("weight", "running_var")))
 
 
+@pytest.mark.needs("pytorchcv")
 def test_names_are_in_the_zoo_and_the_nearest_are_named() -> None:
     assert set(CELLS) <= set(model_names())
     network = zoo_network("DARTS-normal-cell", 0)

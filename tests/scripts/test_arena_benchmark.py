@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from arena_benchmark import read_problem
+from arena_benchmark import cp_sat, read_problem
 
 from chameleon.errors import UsageError
 
@@ -48,3 +48,10 @@ def test_a_wrong_file_is_refused(tmp_path: Path, name: str, text: str, words: st
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         read_problem(tmp_path / "p.8.csv")
+
+
+def test_without_the_peer_there_is_a_word_on_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "p.8.csv").write_text(SMALL)
+    monkeypatch.setitem(sys.modules, "ortools", None)  # as if it were not installed
+    with pytest.raises(UsageError, match="pip install ortools"):
+        cp_sat(read_problem(tmp_path / "p.8.csv"), seed=0, time_limit_s=1.0)

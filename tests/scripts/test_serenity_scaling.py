@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from serenity_scaling import summarise, table
 
 ROOT = Path(__file__).parents[2]
@@ -31,9 +32,10 @@ def test_rows_by_hand() -> None:
     assert "| lazy | unit | 8 | 1/2 | 50.0% | 20, 30 | 1.500, 2.000 | 2 |" in table([row])
 
 
+@pytest.mark.needs("numba")
 def test_the_small_form(tmp_path: Path) -> None:
-    command = [sys.executable, SCRIPT, "--nodes", "12,16", "--seeds", "1", "--sizes", "varied", "--out", str(tmp_path)]
-    for searches, runs in (("lazy,plain", 4), ("lazy,plain", 0)):  # a second call finds all runs on record
+    command = [sys.executable, SCRIPT, "--nodes", "16", "--seeds", "1", "--sizes", "varied", "--out", str(tmp_path)]
+    for searches, runs in (("lazy,plain", 2), ("lazy,plain", 0)):  # a second call finds all runs on record
         ran = subprocess.run([*command, "--searches", searches], capture_output=True, text=True, timeout=300, check=False)
         assert ran.returncode == 0, ran.stderr
         assert ran.stdout.count(" states, ") == runs
@@ -41,9 +43,9 @@ def test_the_small_form(tmp_path: Path) -> None:
     assert all(line["proven"] for line in lines)
     by_search = [{(x["n"], x["peak_bytes"]) for x in lines if x["search"] == s} for s in ("lazy", "plain")]
     assert by_search[0] == by_search[1]
-    assert [row["n"] for row in json.loads((tmp_path / "results.json").read_text())] == [12, 16, 12, 16]
+    assert [row["n"] for row in json.loads((tmp_path / "results.json").read_text())] == [16, 16]
     assert json.loads((tmp_path / "manifest.json").read_text())["arguments"]["searches"] == ["lazy", "plain"]
-    assert (tmp_path / "table.md").read_text().count("\n") == 6
+    assert (tmp_path / "table.md").read_text().count("\n") == 4
 
 
 def test_wrong_words_are_refused(tmp_path: Path) -> None:

@@ -134,6 +134,7 @@ def test_a_file_and_back_is_the_same_graph(tmp_path: Path) -> None:
         ([{"name": "a", "output_bytes": 1.5}], "got 1.5"),
         ([{"name": "a", "inputs": ["nowhere"]}], "'a' reads 'nowhere'"),
         ([{"name": "a"}, {"name": "a"}], "two nodes are called 'a'"),
+        ([{"name": "a.workspace"}, {"name": "a", "workspace_bytes": 8}], "what the workspace of node 'a' is called"),
         ([{"name": "a", "bytes": 3}], "unknown key 'bytes'"),
         ([{"name": "a", "inputs": "b"}], "expected a list of names"),
         ([{"name": "a", "storage": "a"}], "`storage`"),
@@ -148,6 +149,12 @@ def test_a_bad_graph_is_refused_with_the_place(nodes: object, words: str) -> Non
     with pytest.raises(GraphError) as caught:
         Graph.from_json({"nodes": nodes})
     assert words in str(caught.value)
+
+
+def test_a_name_like_a_workspace_is_free_where_there_is_no_workspace() -> None:
+    graph = Graph((Node("a", output_bytes=8), Node("a.workspace", ("a",), 16)))
+    assert peak_bytes(graph, graph.steps) == 24
+    assert {b.name: b.tensors for b in lifetimes(graph, graph.steps)} == {"a": ("a",), "a.workspace": ("a.workspace",)}
 
 
 def test_a_missing_output_is_named() -> None:

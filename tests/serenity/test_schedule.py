@@ -34,7 +34,7 @@ SWITCHES = [
     {**search, "divide": d, "safe_moves": s, "bounds": b}
     for search, d, s, b in itertools.product(SEARCHES, *[(False, True)] * 3)
 ]
-ENGINES = ("python", "numba")
+ENGINES = ("python", pytest.param("numba", marks=pytest.mark.needs("numba")))
 
 
 def solved(graph: Graph, **options: object) -> Schedule:
@@ -77,15 +77,17 @@ def test_every_switch_gives_the_peak_of_the_best_of_all_orders(engine: str) -> N
                 assert (found.peak_bytes, found.proven) == (best, True), (seed, switches)
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from(SWITCHES), st.sampled_from(ENGINES))
-@settings(deadline=None, max_examples=400)
-def test_every_switch_gives_the_peak_of_the_plain_program(seed: int, switches: dict, engine: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+@given(seed=st.integers(0, 2**32 - 1), switches=st.sampled_from(SWITCHES))
+@settings(deadline=None, max_examples=200)
+def test_every_switch_gives_the_peak_of_the_plain_program(engine: str, seed: int, switches: dict) -> None:
     """On graphs that are too large for trying all orders."""
     for graph in (random_graph(seed, 8 + seed % 7), in_place_graph(seed, 8 + seed % 5)):
         plain = dp.rounds(problem_of(graph))
         assert solved(graph, engine=engine, **switches).peak_bytes == plain.peak == plain.lower
 
 
+@pytest.mark.needs("ortools")
 @pytest.mark.parametrize(("n", "varied"), [(16, False), (16, True), (24, True), (32, False), (32, True), (40, True)])
 def test_an_integer_program_agrees(n: int, varied: bool) -> None:
     graph = wired(n, 0, varied)
@@ -95,6 +97,7 @@ def test_an_integer_program_agrees(n: int, varied: bool) -> None:
     assert fits(graph, found.peak_bytes) is True
 
 
+@pytest.mark.needs("numba")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_more_than_64_nodes(engine: str) -> None:
     """Sets of several words: three wirings that read one another's results, without a cut between them."""
@@ -180,6 +183,7 @@ def test_at_a_limit_the_best_found_comes_with_its_bound(engine: str, search: dic
         assert found.gap > 0
 
 
+@pytest.mark.needs("numba")
 def test_the_bound_rises_with_the_search() -> None:
     graph = wired(96, 0)
     few, more = (solved(graph, engine="numba", max_states=n, time_limit_s=0.5) for n in (20, 2000))
