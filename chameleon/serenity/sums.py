@@ -48,30 +48,48 @@ class Term:
 
 def write_sum(draft: Draft, node: Node, what: str, terms: Sequence[Term], accumulation: Accumulation) -> None:
     """Let a node be the sum of some terms, by nodes `add_WHAT` and a `sum`, or by nodes `partial_WHAT`."""
-    shared = accumulation == "shared"
-    made: list[str] = []
+    if accumulation == "shared":
+        _write_shared(draft, node, f"add_{what}", terms)
+    else:
+        _write_chain(draft, node, f"partial_{what}", terms, overwrite=accumulation == "chain")
+
+
+def _write_shared(draft: Draft, node: Node, op: str, terms: Sequence[Term]) -> None:
+    made = [
+        draft.add(
+            f"{node.name}.{i}",
+            inputs=(term.source,),
+            output_bytes=node.output_bytes,
+            workspace_bytes=term.workspace_bytes,
+            storage=draft.owner(node.name),
+            in_place=term.source if term.in_place and not node.storage else "",
+            op=op,
+            attrs=term.attrs,
+        )
+        for i, term in enumerate(terms)
+    ]
+    draft.sum_of.update(dict.fromkeys(made, node.name))
+    attrs = {**node.attrs, "of": node.attrs.get("of", node.name)}
+    draft.update(node.name, inputs=tuple(made), workspace_bytes=0, in_place="", op="sum", attrs=attrs)
+
+
+def _write_chain(draft: Draft, node: Node, op: str, terms: Sequence[Term], *, overwrite: bool) -> None:
+    total = ""
     for i, term in enumerate(terms):
-        before = tuple(made[-1:]) if not shared else ()
-        over = before[:1] or ((term.source,) if term.in_place and not node.storage and (shared or i == 0) else ())
+        last = i == len(terms) - 1
+        taken = total or (term.source if term.in_place else "")
         fields: dict[str, Any] = {
-            "inputs": (term.source, *before),
+            "inputs": (term.source, *filter(None, [total])),
             "output_bytes": node.output_bytes,
             "workspace_bytes": term.workspace_bytes,
-            "in_place": over[0] if over and accumulation != "copy" else "",
-            "op": f"add_{what}" if shared else f"partial_{what}",
-            "attrs": term.attrs,
+            "in_place": taken if overwrite and not (last and node.storage) else "",
+            "op": op,
+            "attrs": {**term.attrs, "last": True} if last else term.attrs,
         }
-        if shared:
-            fields["storage"] = draft.owner(node.name)
-        if i == len(terms) - 1 and not shared:
-            place = "" if node.storage else fields["in_place"]
-            draft.update(node.name, **{**fields, "in_place": place, "attrs": {**term.attrs, "last": True}})
+        if last:
+            draft.update(node.name, **fields)
         else:
-            made.append(draft.add(f"{node.name}.{i}", **fields))
-    if shared:
-        draft.sum_of.update(dict.fromkeys(made, node.name))
-        attrs = {**node.attrs, "of": node.attrs.get("of", node.name)}
-        draft.update(node.name, inputs=tuple(made), workspace_bytes=0, in_place="", op="sum", attrs=attrs)
+            total = draft.add(f"{node.name}.{i}", **fields)
 
 
 def is_sum(draft: Draft, node: Node) -> bool:
