@@ -19,6 +19,7 @@ from tvm.tirx import Buffer, IntImm, PrimFunc
 from tvm.tirx.buffer import is_buffer_var
 from tvm_ffi import structural_equal, structural_map, structural_walk
 
+_ATTR = "chameleon.may_overwrite"
 _DATA_PARALLEL = 0  # IterVar.DataPar: every value of the variable is one element of the output
 
 
@@ -33,7 +34,14 @@ def in_place_inputs(func: PrimFunc, n_inputs: int) -> list[int]:
     if len(params) <= n_inputs or not all(map(is_buffer_var, params)):
         return []
     output, blocks = params[n_inputs], blocks_of(func)
-    return [i for i, buffer in enumerate(params[:n_inputs]) if _replaceable(buffer, output, blocks)]
+    known = int(func.attrs.get(_ATTR, -1)) if func.attrs else -1
+    return [i for i, buffer in enumerate(params[:n_inputs]) if i == known or _replaceable(buffer, output, blocks)]
+
+
+def may_overwrite(func: PrimFunc, position: int) -> PrimFunc:
+    """The kernel with the note that its schedule allows its output in the memory of this input."""
+    made: Any = func.with_attr(_ATTR, position)
+    return made
 
 
 def overwriting(func: PrimFunc, position: int, n_inputs: int) -> PrimFunc:

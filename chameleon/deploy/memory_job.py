@@ -123,7 +123,7 @@ def _run(
     stock = schedule_defaults(lowered, target)
     with target:
         mod, plan = plan_memory(
-            kernels, lambda _: summary.last, MemoryOptions(settings.arena_limit_s, model.name, zero_copy=False)
+            kernels, lambda _: summary.last, MemoryOptions(settings.arena_limit_s, model.name, rewrite_kernels=False)
         )
     result = ModelMemory(summary, plan.scratch_bytes, stock_plan_bytes(stock))
     if not settings.measure or settings.count_inputs:

@@ -18,9 +18,9 @@ from tvm.target import Target
 from chameleon.deploy.concat_rewrite import apply_sites, find_sites, rewrite_module
 from chameleon.deploy.defaults import schedule_defaults
 from chameleon.deploy.layouts import to_target_layout
-from chameleon.deploy.memory_pass import MemoryOptions, Solve, peak_score, prepare
+from chameleon.deploy.memory_pass import MemoryOptions, Solve, peak_score, prepare, rewritten_kernels
 from chameleon.deploy.model import Model, ModelError
-from chameleon.deploy.placed_concats import place_parts, place_where_it_pays, placeable_concats
+from chameleon.deploy.placed_concats import place_parts, placeable_concats
 from chameleon.deploy.tasks import checked, kernels_of, operators_left
 from chameleon.serenity.identities import Site
 from chameleon.serenity.site_search import Score
@@ -89,8 +89,8 @@ def lean(lowered: IRModule, target: Target) -> IRModule:
 
 
 def lean_rewritten(lowered: IRModule, target: Target, solve: Solve) -> IRModule:
-    """The same with the parts of all other concatenations in place as well, where that lowers the peak."""
-    return place_where_it_pays(lean(lowered, target), lambda mod: peak_score(mod, solve, MemoryOptions()), max_tries=16)
+    """The same with its kernels rewritten where that lowers the peak."""
+    return rewritten_kernels(lean(lowered, target), solve, MemoryOptions(), max_tries=16)
 
 
 def lower_rewritten(model: Model, target: Target, solve: Solve, max_tries: int = MAX_TRIES) -> RewrittenModel:

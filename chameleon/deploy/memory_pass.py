@@ -26,6 +26,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from chameleon.deploy.in_place import overwriting
 from chameleon.deploy.memory_graph import ALIGNMENT, Extracted, TensorType, extract_graph
 from chameleon.deploy.placed_concats import place_where_it_pays
+from chameleon.deploy.row_by_row import roll_where_it_pays, without_alternatives
 from chameleon.deploy.workspaces import hoist_workspaces, scratch_bytes
 from chameleon.serenity.accounting import Buffer, footprint, lifetimes
 from chameleon.serenity.arena import Arena, plan_arena
@@ -44,7 +45,7 @@ class MemoryOptions:
     name: str = "main"  # of the network, for messages
     hoist: bool = True  # kernels' own workspaces lie in the arena as well
     in_place: bool = True  # kernels may write over an input that nothing else needs
-    zero_copy: bool = True  # parts of a concatenation may be written in place, where that lowers the peak
+    rewrite_kernels: bool = True  # see `rewritten_kernels`
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,9 @@ def plan_memory(mod: IRModule, solve: Solve = schedule, options: MemoryOptions |
     """
     options = options or MemoryOptions()
     mod = prepare(mod, hoist=options.hoist)
-    if options.zero_copy:
-        mod = place_where_it_pays(mod, lambda placed: peak_score(placed, solve, options))
+    if options.rewrite_kernels:
+        mod = rewritten_kernels(mod, solve, options)
+    mod = without_alternatives(mod)
     extracted, graph = _graph_of(mod, options)
     found = solve(graph)
     buffers = lifetimes(graph, found.order)
@@ -94,6 +96,19 @@ def plan_memory(mod: IRModule, solve: Solve = schedule, options: MemoryOptions |
     mod = _in_order(mod, extracted, found.order, buffers)
     mod = _lowered(mod, _places(extracted, found.order, buffers, arena), arena.size_bytes)
     return mod, MemoryPlan(graph, found, arena, _scratch_bytes(mod))
+
+
+def rewritten_kernels(mod: IRModule, solve: Solve, options: MemoryOptions, max_tries: int = 32) -> IRModule:
+    """A prepared module in which, where that lowers the peak, parts of a concatenation are written at their place in it, and
+    convolutions are computed row by row and overwrite their input.
+
+    Args:
+        max_tries: how many sets of concatenations are solved at most.
+    """
+    mod = place_where_it_pays(mod, lambda placed: peak_score(placed, solve, options), max_tries)
+    if not options.in_place:
+        return mod
+    return roll_where_it_pays(mod, lambda rolled: extract_graph(rolled, options.name).graph, solve)
 
 
 def peak_score(mod: IRModule, solve: Solve, options: MemoryOptions) -> Score:

@@ -23,6 +23,8 @@ from tvm.sym import Analyzer
 from tvm.tirx import BufferStore, IntImm, PrimFunc
 from tvm_ffi import structural_map, structural_walk
 
+from chameleon.deploy.overwriting import without_rolling
+
 
 @dataclass(frozen=True)
 class Window:
@@ -137,7 +139,7 @@ def windowed(func: PrimFunc, windows: Mapping[int, Window]) -> PrimFunc:
         return tirx.BufferRegion(found[0], [Range.from_min_extent(a, r.extent) for a, r in zip(lows, node.region, strict=True)])
 
     body = structural_map(func.body, [(TensorLoad, load), (BufferStore, store), (TensorRegion, region)])
-    return PrimFunc(params, body, func.ret_type, func.attrs)
+    return without_rolling(PrimFunc(params, body, func.ret_type, func.attrs))
 
 
 def _moved(indices: Any, starts: tuple[int, ...]) -> list[Any]:

@@ -69,8 +69,18 @@ def _outer_buffers(func: PrimFunc) -> list[Buffer]:
     if root is None or not root.alloc_buffers:
         return []
     places = s_tir.analysis.detect_buffer_access_lca(func)
-    outer = [b for b in root.alloc_buffers if b in places and places[b].same_as(root)]
+    outside = [root, *_unit_loops(root.body)]
+    outer = [b for b in root.alloc_buffers if b in places and any(places[b].same_as(place) for place in outside)]
     return [b for b in outer if b.scope() == "global" and (_size_bytes(b) or 0) >= STACK_BYTES]
+
+
+def _unit_loops(body: Any) -> list[tirx.For]:
+    """The outermost loops, as long as they run once."""
+    found = []
+    while isinstance(body, tirx.For) and isinstance(body.extent, IntImm) and int(body.extent) == 1:
+        found.append(body)
+        body = body.body
+    return found
 
 
 def _with_parameters(func: PrimFunc, buffers: list[Buffer]) -> PrimFunc:

@@ -104,9 +104,10 @@ def test_what_may_be_written_over() -> None:
 def test_a_residual_sum_may_overwrite_what_it_adds() -> None:
     graph = extract_graph(prepare(schedule_defaults(network("residual"), CPU, lean=True))).graph
     assert all(node.workspace_bytes == 0 for node in graph.nodes if node.op.startswith("fused"))
-    total = graph.steps[2]
-    assert graph.by_name[total].in_place == graph.steps[1]  # not the convolution's own input, which it reads at other places
-    assert all(not graph.by_name[s].in_place for s in graph.steps if s != total)
+    first, pointwise, total = graph.steps[:3]
+    assert graph.by_name[total].in_place == pointwise  # not the convolution's own input, which it reads at other places
+    assert graph.by_name[pointwise].in_place == first  # if the sum did not read it later
+    assert all(not graph.by_name[s].in_place for s in graph.steps if s not in (total, pointwise))
 
 
 def refuses(mod: IRModule, *words: str) -> None:

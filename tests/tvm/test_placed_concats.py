@@ -88,7 +88,7 @@ def test_parts_in_place_give_the_same_outputs(build, layout: str) -> None:
     relax.analysis.well_formed(placed)
     inside = [node for node in extract_graph(placed).graph.nodes if node.storage]
     assert len(inside) == sum(len(parts) for parts in concats.values())
-    planned, plan = plan_memory(placed, options=MemoryOptions(zero_copy=False))
+    planned, plan = plan_memory(placed, options=MemoryOptions(rewrite_kernels=False))
     assert [n.name for n in plan.graph.nodes if n.storage] == [n.name for n in inside]
     for found, expected in zip(outputs(planned), outputs(mod), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
@@ -98,7 +98,7 @@ def test_parts_in_place_give_the_same_outputs(build, layout: str) -> None:
 def test_the_pass_places_parts_where_that_lowers_the_peak(layout: str) -> None:
     mod = network(layout, wide)
     planned, plan = plan_memory(mod)
-    _, copied = plan_memory(mod, options=MemoryOptions(zero_copy=False))
+    _, copied = plan_memory(mod, options=MemoryOptions(rewrite_kernels=False))
     tensor = SIDE * SIDE * 4
     assert copied.schedule.peak_bytes == (6 * 5 + 34) * tensor  # the parts and their copy
     assert plan.schedule.peak_bytes < 34 * tensor + copied.schedule.peak_bytes / 2
