@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from chameleon.serenity.accounting import peak_bytes
+from chameleon.serenity.accounting import footprint
 from chameleon.serenity.draft import Draft
 from chameleon.serenity.graph import Graph, Node
 
@@ -114,20 +114,29 @@ def accumulate(draft: Draft, node: Node, accumulation: Accumulation) -> None:
 
 
 def gathered(graph: Graph, order: Sequence[str]) -> list[str]:
-    """The order with the given terms of each sum moved to later ones of the same sum, as far as the peak stays as it is."""
-    found, most = list(order), peak_bytes(graph, order)
+    """The order with the given terms of each sum moved to later ones of the same sum, as far as no other step needs more.
+
+    So it costs nothing for a host either whose steps need less than those of the graph.
+    """
+    found = list(order)
     for total in dict.fromkeys(graph.consumers[name][0] for name in order if graph.by_name[name].op == TERM):
         run: list[str] = []
         for term in sorted(graph.by_name[total].inputs, key=found.index):
             later = [name for name in found if name not in run]
             at = later.index(term)
             later[at:at] = run
-            if run and peak_bytes(graph, later) <= most:
+            if run and not _rises(graph, found, later):
                 found = later
             else:
                 run = []
             run.append(term)
     return found
+
+
+def _rises(graph: Graph, before: Sequence[str], after: Sequence[str]) -> bool:
+    """Whether the peak is higher in another order, or some step that adds no term needs more."""
+    old, new = (dict(zip(order, footprint(graph, order).during.tolist(), strict=True)) for order in (before, after))
+    return max(new.values()) > max(old.values()) or any(new[n] > old[n] for n in old if graph.by_name[n].op != TERM)
 
 
 def runs(graph: Graph, order: Sequence[str]) -> dict[str, list[list[str]]]:

