@@ -54,13 +54,14 @@ def find_sites(mod: IRModule) -> dict[Site, frozenset[Site]]:
     return {} if read is None else identities.find_sites(read.graph)
 
 
-def apply_sites(mod: IRModule, sites: Collection[Site], order_of: OrderOf | None = None) -> IRModule:
+def apply_sites(mod: IRModule, sites: Collection[Site], order_of: OrderOf | None = None, *, gather: bool = True) -> IRModule:
     """The module with these sites rewritten; outputs are the same but for rounding.
 
     Args:
         order_of: an order for the graph of the rewritten operators, such as `lambda g: schedule(g).order`. Operators are
             emitted in it, and partial results are added up in it: the order of a sum is fixed once it is made of kernels.
             Without it: as in the module, parts in the order of their concatenation.
+        gather: let terms of a sum wait for the next one where no other step needs more by it, so that they are one kernel.
     """
     read = concat_graph(mod) if sites else None
     if read is None:
@@ -72,7 +73,7 @@ def apply_sites(mod: IRModule, sites: Collection[Site], order_of: OrderOf | None
     else:
         short = contracted(counted)
         order = list(short.expanded(order_of(short.graph)))
-    return _Emitter(mod, read, after).emit(gathered(counted, order))
+    return _Emitter(mod, read, after).emit(gathered(counted, order) if gather else order)
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,11 @@ class Rewrites:
 
     Attributes:
         sites: what was rewritten.
+        gather: whether terms of a sum wait for each other, see `chameleon.deploy.concat_rewrite.apply_sites`.
     """
 
     sites: tuple[Site, ...] = ()
+    gather: bool = True
 
     def __str__(self) -> str:
         sums = sum(site.kind == "accumulate" for site in self.sites)
@@ -48,7 +50,7 @@ class Rewrites:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; the inverse of `from_json`."""
-        return {"sites": [[site.kind, site.node] for site in self.sites]}
+        return {"sites": [[site.kind, site.node] for site in self.sites], "gather": self.gather}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Rewrites:
@@ -62,7 +64,7 @@ class Rewrites:
                 f"the rewrites are of an earlier version: its kernels held {content['fuse_depth']} operators at most, which is "
                 "not done any more; tune again, into another folder (--out)"
             )
-        return cls(tuple(Site(kind, node) for kind, node in content["sites"]))
+        return cls(tuple(Site(kind, node) for kind, node in content["sites"]), content.get("gather", True))
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,19 @@ def lower_rewritten(model: Model, target: Target, solve: Solve, max_tries: int =
         kernels = lean(_lowered(mod, target, model.name), target)
         return peak_score(kernels, solve, MemoryOptions(name=model.name))
 
-    found = rewrite_module(in_target_layout(model, target)[0], score, solve, max_tries=max_tries)
-    lowered = _lowered(found.mod, target, model.name)
-    return RewrittenModel(lowered, Rewrites(found.choice.chosen), found.choice.evaluations)
+    base, _ = in_target_layout(model, target)
+    found = rewrite_module(base, score, solve, max_tries=max_tries)
+    sites, tries = found.choice.chosen, found.choice.evaluations
+    together = _lowered(found.mod, target, model.name)
+    if not any(site.kind == "accumulate" for site in sites):
+        return RewrittenModel(together, Rewrites(sites), tries)
+    apart = _lowered(_again(base, sites, solve, gather=False), target, model.name)
+
+    def peak_bytes(lowered: IRModule) -> int:
+        return peak_score(lean_rewritten(lowered, target, solve), solve, MemoryOptions(name=model.name))[0]
+
+    gather = peak_bytes(together) <= peak_bytes(apart)  # fewer kernels, if it costs nothing
+    return RewrittenModel(together if gather else apart, Rewrites(sites, gather), tries + 1)
 
 
 def lower_again(model: Model, target: Target, solve: Solve, rewrites: Rewrites) -> IRModule:
@@ -117,8 +129,11 @@ def lower_again(model: Model, target: Target, solve: Solve, rewrites: Rewrites) 
     base, _ = in_target_layout(model, target)
     if missing := set(rewrites.sites) - set(find_sites(base)):
         raise ModelError(f"{model.name} has no place to rewrite called {', '.join(map(str, sorted(missing)))}")
-    after = apply_sites(base, rewrites.sites, lambda graph: solve(graph).order)
-    return _lowered(after, target, model.name)
+    return _lowered(_again(base, rewrites.sites, solve, gather=rewrites.gather), target, model.name)
+
+
+def _again(base: IRModule, sites: tuple[Site, ...], solve: Solve, *, gather: bool) -> IRModule:
+    return apply_sites(base, sites, lambda graph: solve(graph).order, gather=gather)
 
 
 def _lowered(mod: IRModule, target: Target, name: str) -> IRModule:
