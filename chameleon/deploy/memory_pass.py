@@ -88,6 +88,7 @@ def plan_memory(mod: IRModule, solve: Solve = schedule, options: MemoryOptions |
     """
     options = options or MemoryOptions()
     mod = prepare(mod, hoist=options.hoist)
+    extract_graph(mod, options.name)  # raises on what cannot be planned, before anything looks for what to change
     if options.rewrite_kernels:
         mod = rewritten_kernels(mod, solve, options)
     mod = without_alternatives(mod)

@@ -15,7 +15,7 @@ from tvm.script import tirx as T
 from chameleon.deploy.defaults import schedule_defaults
 from chameleon.deploy.in_place import in_place_inputs
 from chameleon.deploy.memory_graph import extract_graph
-from chameleon.deploy.memory_pass import prepare
+from chameleon.deploy.memory_pass import MemoryOptions, plan_memory, prepare
 from chameleon.deploy.tasks import kernels_of
 from chameleon.serenity.accounting import footprint
 from chameleon.serenity.graph import GraphError
@@ -115,6 +115,9 @@ def refuses(mod: IRModule, *words: str) -> None:
         extract_graph(mod, "net")
     for word in words:
         assert word in str(caught.value), str(caught.value)
+    with pytest.raises(GraphError) as again:
+        plan_memory(mod, options=MemoryOptions(name="net"))
+    assert str(again.value) == str(caught.value)
 
 
 def test_dynamic_shapes_are_refused() -> None:
