@@ -193,7 +193,13 @@ def main(
     (out / "results.json").write_text(json.dumps({"results": rows, "runs": found}, indent=1) + "\n")
     text = table(rows, methods)
     (out / "table.md").write_text(text)
-    arguments = {"files": [path.name for path in files], "capacity": capacity, "runs": runs, "time_limit_s": time_limit, "peer": peer}
+    arguments = {
+        "files": [path.name for path in files],
+        "capacity": capacity,
+        "runs": runs,
+        "time_limit_s": time_limit,
+        "peer": peer,
+    }
     write_manifest(out / "manifest.json", {**arguments, "took_s": round(time.perf_counter() - started, 1)})
     print(text)
 

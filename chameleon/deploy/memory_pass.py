@@ -99,7 +99,8 @@ def plan_memory(mod: IRModule, solve: Solve = schedule, options: MemoryOptions |
     mod = _in_order(mod, extracted, found.order, buffers)
     mod = _final_kernels(_lowered(mod, _places(extracted, found.order, buffers, arena), arena.size_bytes))
     threads = threads_of_target()
-    return mod, MemoryPlan(graph, found, arena, scratch_bytes(mod, threads) if threads else 0)
+    left = 0 if threads == 0 else scratch_bytes(mod, threads or 1)
+    return mod, MemoryPlan(graph, found, arena, left)
 
 
 def rewritten_kernels(mod: IRModule, solve: Solve, options: MemoryOptions, max_tries: int = 32) -> IRModule:

@@ -29,18 +29,23 @@ def n_workspaces(func: PrimFunc) -> int:
     return int(func.attrs.get(_ATTR, 0)) if func.attrs else 0
 
 
-def threads_of_target() -> int:
-    """How many threads run a kernel of the current target; 0 if it is no CPU: others keep tiles in memory of their own."""
+def threads_of_target() -> int | None:
+    """How many threads run a kernel of the current target: none if it does not say, 0 if it is no CPU.
+
+    Others keep their tiles in memory of their own.
+    """
     target = Target.current(allow_none=True)
-    if target is not None and "cpu" not in target.keys:
+    if target is None:
+        return None
+    if "cpu" not in target.keys:
         return 0
-    return int(target.attrs.get("num-cores", 1)) if target is not None else 1
+    return int(target.attrs["num-cores"]) if "num-cores" in target.attrs else None
 
 
 def hoist_workspaces(mod: IRModule) -> IRModule:
     """Let kernels get as arguments what they would allocate.
 
-    A workspace becomes one more output of its `call_tir`, which nobody reads: any pipeline can build the module.
+    What is inside their loops only if the current target says how many threads it has. A workspace becomes one more output of its `call_tir`, which nobody reads: any pipeline can build the module.
     """
     hoisted, threads = {}, threads_of_target()
     for var, func in mod.functions_items():

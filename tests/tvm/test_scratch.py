@@ -97,8 +97,9 @@ def test_more_threads_than_planned_for_do_no_harm() -> None:
     np.testing.assert_array_equal(one.outputs[0], four.outputs[0])
 
 
-def test_other_devices_keep_their_tiles() -> None:
+@pytest.mark.parametrize("target", [{"kind": "cuda", "arch": "sm_80"}, {"kind": "llvm"}])
+def test_other_devices_keep_their_tiles_and_so_do_unknown_numbers_of_threads(target: dict[str, str]) -> None:
     mod = network(tiled("parallel"))
-    with Target({"kind": "cuda", "arch": "sm_80"}):
+    with Target(target):
         kernels = [f for f in prepare(mod).functions.values() if isinstance(f, PrimFunc)]
     assert [n_workspaces(f) for f in kernels] == [0]
