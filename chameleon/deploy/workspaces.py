@@ -45,7 +45,8 @@ def threads_of_target() -> int | None:
 def hoist_workspaces(mod: IRModule) -> IRModule:
     """Let kernels get as arguments what they would allocate.
 
-    What is inside their loops only if the current target says how many threads it has. A workspace becomes one more output of its `call_tir`, which nobody reads: any pipeline can build the module.
+    A workspace becomes one more output of its `call_tir`, which nobody reads: any pipeline can build the module. What they
+    allocate inside their loops does so only if the current target says how many threads it has.
     """
     hoisted, threads = {}, threads_of_target()
     for var, func in mod.functions_items():
