@@ -156,7 +156,8 @@ def _cut(body: Any, loop: tirx.For, held: Mapping[Buffer, Buffer], threads: int)
             inner = tirx.IfThenElse(at < first + extent, inner, None)
         zero, steps, stretches = (IntImm(str(index.ty.dtype), value) for value in (0, length, n))
         kind = tirx.ForKind.PARALLEL if n > 1 else tirx.ForKind.SERIAL
-        return tirx.For(stretch, zero, stretches, kind, tirx.For(step, zero, steps, tirx.ForKind.SERIAL, inner))
+        inner = tirx.For(step, zero, steps, tirx.ForKind.SERIAL, inner)
+        return tirx.For(stretch, zero, stretches, kind, inner, annotations=node.annotations)  # they say how to unroll
 
     return structural_map(body, [(tirx.For, moved)])
 

@@ -8,15 +8,16 @@ import pytest
 pytest.importorskip("tvm")
 
 import tvm
-from tvm import relax, te
+from tvm import relax, te, tirx
 from tvm.ir import IRModule
 from tvm.s_tir import Schedule
 from tvm.target import Target
 from tvm.tirx import PrimFunc
+from tvm_ffi import structural_walk
 
 from chameleon.deploy.memory_pass import plan_memory, prepare
 from chameleon.deploy.memory_peak import measure_peak
-from chameleon.deploy.scratch import PAGE_BYTES, dims_of, scratch_buffers, scratch_bytes
+from chameleon.deploy.scratch import PAGE_BYTES, dims_of, scratch_buffers, scratch_bytes, with_scratch
 from chameleon.deploy.workspaces import n_workspaces
 
 pytestmark = pytest.mark.tvm
@@ -95,6 +96,19 @@ def test_more_threads_than_planned_for_do_no_harm() -> None:
     one, four = (measure_peak(ours, [x], threads) for threads in (1, 4))
     assert one.tensor_peak_bytes == four.tensor_peak_bytes == plan.arena.size_bytes
     np.testing.assert_array_equal(one.outputs[0], four.outputs[0])
+
+
+def test_what_a_loop_says_of_unrolling_stays() -> None:
+    sch = Schedule(tiled("parallel"))
+    rows, _ = sch.get_loops(sch.get_sblock("out"))
+    sch.annotate(rows, "pragma_auto_unroll_max_step", 64)
+    with Target({"kind": "llvm", "num-cores": 2}):
+        (kernel,) = (f for f in prepare(network(sch.mod["main"])).functions.values() if isinstance(f, PrimFunc))
+    found: list[tirx.For] = []
+    structural_walk(with_scratch(kernel).body, (tirx.For, lambda loop: found.append(loop)))
+    (outer,) = (loop for loop in found if int(loop.kind) == int(tirx.ForKind.PARALLEL))
+    assert dict(outer.annotations) == {"pragma_auto_unroll_max_step": 64}
+    assert [loop for loop in found if loop.annotations] == [outer]
 
 
 @pytest.mark.parametrize("target", [{"kind": "cuda", "arch": "sm_80"}, {"kind": "llvm"}])
