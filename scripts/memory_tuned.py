@@ -5,7 +5,7 @@
 
 Each network is rewritten where that lowers its peak, tuned (`chameleon tune --rewrite`) and compiled (`chameleon compile
 --rewrite --memory-aware`). Its outputs are compared with those of the network as it is, untuned and planned by TVM; so are
-those of the rewritten network untuned, and of the network as it is with its memory planned here.
+those of the rewritten network untuned, and of the network as it is with its memory planned here. All are timed in turns.
 
 Writes `results.json`, `table.md` and `manifest.json`. Records stay in `--runs`: a second call goes on from there.
 """
@@ -22,12 +22,11 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from tvm.ir import IRModule
 from tvm.s_tir import meta_schedule as ms
 
 from chameleon.cli import guarded
-from chameleon.deploy.bench import difference
-from chameleon.deploy.compile import build, compile_model
+from chameleon.deploy.bench import difference, time_executables
+from chameleon.deploy.compile import Compiled, build, compile_model
 from chameleon.deploy.config import TuneConfig
 from chameleon.deploy.defaults import schedule_defaults
 from chameleon.deploy.job import JobSpec, Opened, open_job, recorded_database, tune_model
@@ -68,9 +67,8 @@ class Reference:
         inputs = input_arrays(self.job.model, np.random.default_rng(0))
         return measure_peak(executable, inputs, int(self.job.target.attrs.get("num-cores", 1)))
 
-    def compare(self, lowered: IRModule, database: ms.database.Database) -> dict[str, Any]:
-        """Compile with memory planned here, run, and compare the outputs."""
-        compiled = compile_model(lowered, self.job.target, database, schedule)
+    def compare(self, compiled: Compiled) -> dict[str, Any]:
+        """Run a network with its memory planned here, and compare the outputs."""
         assert compiled.memory is not None
         measured = self.run(compiled.executable)
         error = difference(measured.outputs, self.measured.outputs)
@@ -95,29 +93,38 @@ def row(name: str, trials: int, runs: Path) -> dict[str, Any]:
     stock = build(schedule_defaults(lowered, job.target), job.target)
     reference = Reference(job, MeasuredPeak(0, 0, ()))
     reference = Reference(job, reference.run(stock))
-    nothing = ms.database.MemoryDatabase()
+    nothing, records = ms.database.MemoryDatabase(), recorded_database(job, spec)
+    cases = {"ordered": (lowered, nothing), "rewritten": (job.lowered, nothing), "tuned": (job.lowered, records)}
+    compiled = {what: compile_model(mod, job.target, database, schedule) for what, (mod, database) in cases.items()}
+    planned_by_tvm = compile_model(job.lowered, job.target, records)
+    executables = {"stock": stock, "tuned, planned by TVM": planned_by_tvm.executable}
+    executables |= {what: made.executable for what, made in compiled.items()}
+    times = time_executables(job.model, job.target, executables)
     return {
         "stock_measured_bytes": reference.measured.tensor_peak_bytes,
-        "ordered": reference.compare(lowered, nothing),
-        "rewritten": reference.compare(job.lowered, nothing),
-        "tuned": reference.compare(job.lowered, recorded_database(job, spec)),
+        **{what: reference.compare(made) for what, made in compiled.items()},
+        "tuned_by_tvm_measured_bytes": reference.run(planned_by_tvm.executable).tensor_peak_bytes,
+        "latency_ms": {what: latency.median_ms for what, latency in times.items()},
     }
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """In kB of 1,000 bytes; inputs are the caller's and not in it."""
     lines = [
-        "| network | | arena | scratch, at most | measured | largest difference of outputs | relative |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| network | | arena | scratch, at most | measured | largest difference of outputs | relative | ms |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, found in rows.items():
-        lines.append(f"| {name} | stock TVM | | | {found['stock_measured_bytes'] / 1000:.1f} | | |")
+        ms_of = {what: f"{value:.3f}" for what, value in found["latency_ms"].items()}
+        by_tvm = {"stock": "as it is, planned by TVM", "tuned, planned by TVM": "rewritten and tuned, planned by TVM"}
+        for what, key in zip(by_tvm, ("stock_measured_bytes", "tuned_by_tvm_measured_bytes"), strict=True):
+            lines.append(f"| {name} | {by_tvm[what]} | | | {found[key] / 1000:.1f} | | | {ms_of[what]} |")
         for what in ("ordered", "rewritten", "tuned"):
             r = found[what]
             sizes = (r["arena_bytes"], r["scratch_bytes"], r["measured_peak_bytes"])
             texts = [*(f"{size / 1000:.1f}" for size in sizes), f"{r['max_error']:.1e}", f"{r['max_relative_error']:.1e}"]
             label = "rewritten and tuned" if what == "tuned" else what
-            lines.append(f"| {name} | {label} | {' | '.join(texts)} |")
+            lines.append(f"| {name} | {label} | {' | '.join(texts)} | {ms_of[what]} |")
     return "\n".join(lines) + "\n"
 
 

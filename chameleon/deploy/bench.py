@@ -7,7 +7,7 @@ from __future__ import annotations
 import gc
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,13 +113,8 @@ def bench_model(
 def _bench(
     model: Model, target: Target, compiled: Compiled, untuned: Any, onnxruntime: bool, config: BenchConfig, seed: int
 ) -> BenchResult:
+    runs = _runs(model, target, {"untuned": untuned, "tuned": compiled.executable}, seed)
     inputs = input_arrays(model, np.random.default_rng(seed))
-    if target.kind.name == "llvm":
-        set_threads(int(target.attrs.get("num-cores", usable_cores())))
-    runs = {
-        "untuned": _virtual_machine(untuned, target, inputs),
-        "tuned": _virtual_machine(compiled.executable, target, inputs),
-    }
     with tempfile.TemporaryDirectory(prefix="chameleon-") as folder:
         if onnxruntime:
             runs["onnxruntime"] = _onnxruntime(model, target, inputs, Path(folder))
@@ -128,6 +123,22 @@ def _bench(
     differences = {name: difference(outputs["tuned"], other) for name, other in outputs.items() if name != "tuned"}
     latency = latencies.get("onnxruntime")
     return BenchResult(latencies["untuned"], latencies["tuned"], latency, differences, config.tolerance)
+
+
+def time_executables(
+    model: Model, target: Target, executables: Mapping[str, Any], *, config: BenchConfig | None = None, seed: int = 0
+) -> dict[str, Latency]:
+    """Time several compiled forms of a model in turns."""
+    with ThreadPoolExecutor(1) as fresh:  # as above
+        return fresh.submit(lambda: interleaved(_runs(model, target, executables, seed), config or BenchConfig())).result()
+
+
+def _runs(model: Model, target: Target, executables: Mapping[str, Any], seed: int) -> dict[str, Run]:
+    """What runs each of them once, by all of the target's threads."""
+    if target.kind.name == "llvm":
+        set_threads(int(target.attrs.get("num-cores", usable_cores())))
+    inputs = input_arrays(model, np.random.default_rng(seed))
+    return {name: _virtual_machine(executable, target, inputs) for name, executable in executables.items()}
 
 
 def interleaved(runs: dict[str, Run], config: BenchConfig) -> dict[str, Latency]:
