@@ -21,7 +21,7 @@ from tvm.tirx.buffer import is_buffer_var
 from tvm_ffi import structural_equal, structural_map, structural_walk
 
 _ATTR = "chameleon.may_overwrite"
-_DATA_PARALLEL = 0  # IterVar.DataPar: every value of the variable is one element of the output
+DATA_PARALLEL = 0  # IterVar.DataPar: every value of the variable is one element of the output
 
 
 def in_place_inputs(func: PrimFunc, n_inputs: int) -> list[int]:
@@ -78,14 +78,14 @@ def names_elements_only(func: PrimFunc) -> bool:
 
 
 def _replaceable(buffer: Buffer, output: Buffer, blocks: Sequence[SBlock]) -> bool:
-    if buffer.dtype != output.dtype or not structural_equal(list(buffer.shape), list(output.shape)):
+    if not alike(buffer, output):
         return False
     readers = [block for block in blocks if any(r.source.same_as(buffer) for r in block.reads)]
     writers = [block for block in blocks if any(r.source.same_as(output) for r in block.writes)]
     if len(readers) != 1 or len(writers) != 1 or not readers[0].same_as(writers[0]):
         return False
     block = readers[0]
-    if any(int(v.iter_type) != _DATA_PARALLEL for v in block.iter_vars) or len(block.writes) != 1:
+    if any(int(v.iter_type) != DATA_PARALLEL for v in block.iter_vars) or len(block.writes) != 1:
         return False
     (written,) = block.writes
     return all(_same_element(read, written) for read in block.reads if read.source.same_as(buffer))
@@ -93,8 +93,14 @@ def _replaceable(buffer: Buffer, output: Buffer, blocks: Sequence[SBlock]) -> bo
 
 def _same_element(read: Any, written: Any) -> bool:
     pairs = zip(read.region, written.region, strict=True)
-    return all(_is_one(a.extent) and _is_one(b.extent) and structural_equal(a.min, b.min) for a, b in pairs)
+    return all(is_one(a.extent) and is_one(b.extent) and structural_equal(a.min, b.min) for a, b in pairs)
 
 
-def _is_one(extent: Any) -> bool:
+def alike(a: Buffer, b: Buffer) -> bool:
+    """Whether two buffers have one type and shape."""
+    return a.dtype == b.dtype and structural_equal(list(a.shape), list(b.shape))
+
+
+def is_one(extent: Any) -> bool:
+    """Whether an extent is known to be 1."""
     return isinstance(extent, IntImm) and int(extent) == 1

@@ -160,7 +160,7 @@ class _Extractor:
         if not isinstance(binding, relax.VarBinding):
             raise GraphError(f"{place} is a match_cast, a shape known at run time only; expected static shapes")
         value = binding.value
-        if isinstance(value, Call) and _operator(value) in _KERNEL_CALLS:
+        if is_kernel_call(value):
             self._kernel(binding, value, place)
         else:
             self.tensors[binding.var] = self._behind(value, place)
@@ -251,6 +251,11 @@ def _only_block(name: str, main: relax.Function) -> Any:
         kinds = ", ".join("dataflow" if isinstance(b, relax.DataflowBlock) else f"{len(b.bindings)} bindings" for b in blocks)
         raise GraphError(f"{name}: expected one dataflow block, got {len(blocks)} blocks ({kinds or 'none'})")
     return blocks[0]
+
+
+def is_kernel_call(value: Any) -> bool:
+    """Whether an expression is a step of the graph: a call of a kernel, made by TVM or by others."""
+    return isinstance(value, Call) and _operator(value) in _KERNEL_CALLS
 
 
 def _operator(call: Call) -> str:

@@ -26,10 +26,11 @@ from tvm.sym import Analyzer
 from tvm.tirx import Buffer, IntImm, IterVar, PrimFunc
 from tvm_ffi import structural_equal, structural_map, structural_walk
 
+from chameleon.deploy.in_place import DATA_PARALLEL, alike, is_one
 from chameleon.deploy.scratch import STACK_BYTES
 
 _ATTR = "chameleon.rolling"
-_DATA_PARALLEL, _OPAQUE = 0, 4  # kinds of block variables
+_OPAQUE = 4  # IterVar.Opaque: its values have an order
 _ROW_AXIS, _RANK = 1, 4  # of NHWC
 
 
@@ -69,7 +70,7 @@ def pixelwise_input(sch: Schedule, reduction: Any, store: Any = None) -> int | N
         return None
     for position, buffer in enumerate(func.params[:-1]):
         reads = [(b, read) for b in blocks for read in b.reads if read.source.same_as(buffer)]
-        if _alike(buffer, written.source) and len(reads) == 1 and reads[0][0] is block and _same_pixel(block, reads[0][1]):
+        if alike(buffer, written.source) and len(reads) == 1 and reads[0][0] is block and _same_pixel(block, reads[0][1]):
             return position
     return None
 
@@ -84,7 +85,7 @@ def padded_input(sch: Schedule, pad: Any) -> int | None:
     others = [sch.get(rv) for rv in sch.get_child_blocks(sch.get_sblock("root"))]
     others = [other for other in others if other.name_hint != block.name_hint]
     for position, buffer in enumerate(func.params[:-1]):
-        if len(buffer.shape) == _RANK and _alike(buffer, func.params[-1]) and _is_one(buffer.shape[0]):
+        if len(buffer.shape) == _RANK and alike(buffer, func.params[-1]) and is_one(buffer.shape[0]):
             here = [read for read in block.reads if read.source.same_as(buffer)]
             elsewhere = [read for other in others for read in other.reads if read.source.same_as(buffer)]
             if len(here) == 1 and not elsewhere:
@@ -132,7 +133,7 @@ def with_data_parallel_readers(func: PrimFunc, pad: str) -> PrimFunc:
     """
 
     def data_parallel(v: IterVar) -> IterVar:
-        return IterVar(v.dom, v.var, _DATA_PARALLEL) if int(v.iter_type) == _OPAQUE else v
+        return IterVar(v.dom, v.var, DATA_PARALLEL) if int(v.iter_type) == _OPAQUE else v
 
     def block(node: SBlock) -> SBlock:
         if node.name_hint == pad:
@@ -153,7 +154,7 @@ def _follows_its_output(sch: Schedule, rv: Any) -> bool:
     bound = {v.var: value for v, value in zip(block.iter_vars, get_sblockrealize(sch, rv).iter_values, strict=True)}
     for axis in block.writes[0].region:
         value = bound.get(axis.min, axis.min)
-        if not _is_one(axis.extent) or not (isinstance(value, IntImm) or any(value.same_as(var) for var in loops)):
+        if not is_one(axis.extent) or not (isinstance(value, IntImm) or any(value.same_as(var) for var in loops)):
             return False
     return True
 
@@ -171,7 +172,7 @@ def _same_pixel(block: SBlock, read: Any) -> bool:
     for v in block.iter_vars:
         analyzer.bind(v.var, v.dom)
     pairs = list(zip(read.region, block.writes[0].region, strict=True))[:-1]
-    return all(_is_one(a.extent) and analyzer.can_prove_equal(a.min, b.min) for a, b in pairs)
+    return all(is_one(a.extent) and analyzer.can_prove_equal(a.min, b.min) for a, b in pairs)
 
 
 def _uses(value: Any, var: Any) -> bool:
@@ -184,11 +185,3 @@ def _pixel_bytes(buffer: Buffer) -> int:
     """Bytes of the elements along the last axis; what needs a pool of workspaces if they are not known."""
     size = buffer.shape[-1]
     return int(size) * -(-DataType(str(buffer.dtype)).bits // 8) if isinstance(size, IntImm) else STACK_BYTES
-
-
-def _alike(a: Buffer, b: Buffer) -> bool:
-    return a.dtype == b.dtype and structural_equal(list(a.shape), list(b.shape))
-
-
-def _is_one(value: Any) -> bool:
-    return isinstance(value, IntImm) and int(value) == 1

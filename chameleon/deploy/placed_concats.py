@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-import tvm
 from tvm import relax
 from tvm.ir import Call, GlobalVar, IRModule, TupleType
 from tvm.relax.expr_functor import PyExprMutator, mutator
@@ -22,6 +21,7 @@ from tvm.tirx import PrimFunc
 
 from chameleon.deploy.in_place import names_elements_only
 from chameleon.deploy.windows import Window, concat_kernel, windowed, without_copies
+from chameleon.deploy.workspaces import is_tir_call
 from chameleon.serenity.site_search import Score, choose_sites
 
 _ATTR = "chameleon.placed_inputs"
@@ -135,7 +135,7 @@ class _Calls:
 
     def _read(self, binding: Any) -> None:
         value = getattr(binding, "value", None)
-        if isinstance(value, Call) and _is_kernel_call(value) and isinstance(self.mod[value.args[0]], PrimFunc):
+        if isinstance(value, Call) and is_tir_call(value) and isinstance(self.mod[value.args[0]], PrimFunc):
             self._call(binding.var, value)
         elif isinstance(value, relax.TupleGetItem) and value.index == 0 and value.tuple_value in self.by_var:
             self._behind[binding.var] = value.tuple_value
@@ -215,7 +215,3 @@ class _Placer(PyExprMutator):
                 func = without_copies(func, parts).with_attr(_ATTR, list(parts))
             self.made[key] = self.builder_.add_func(windowed(func, windows), f"{call.kernel.name_hint}_placed")
         return self.made[key]
-
-
-def _is_kernel_call(call: Call) -> bool:
-    return isinstance(call.op, tvm.ir.Op) and call.op.name == "relax.call_tir" and len(call.args) == 2

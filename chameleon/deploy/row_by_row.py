@@ -17,6 +17,7 @@ from tvm.ir import Call, GlobalVar, IRModule
 from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.tirx import PrimFunc
 
+from chameleon.deploy.memory_graph import is_kernel_call
 from chameleon.deploy.overwriting import rolling_of, without_rolling
 from chameleon.deploy.workspaces import hoist_workspaces, n_workspaces
 from chameleon.serenity.accounting import peak_bytes
@@ -35,7 +36,7 @@ def roll_where_it_pays(mod: IRModule, graph_of: Callable[[IRModule], Graph], sol
         graph_of: its graph, the nodes of its calls in the order of `main`.
     """
     calls = _kernel_calls(mod)
-    chosen = {i for i, func in enumerate(calls) if rolling_of(func) is not None and not n_workspaces(func)}
+    chosen = {i for i, func in enumerate(calls) if func is not None and rolling_of(func) is not None and not n_workspaces(func)}
     if not chosen:
         return mod
     usual, rolled = graph_of(mod), graph_of(_rolled(mod, chosen))
@@ -68,13 +69,10 @@ def _with_node(graph: Graph, name: str, workspace_bytes: int, in_place: str) -> 
 
 
 def _kernel_calls(mod: IRModule) -> list[Any]:
-    """The kernels that `main` calls, in its order."""
+    """The kernels that `main` calls, in the order of the graph's steps; none for those that TVM did not make."""
     (block,) = mod["main"].body.blocks
-    return [mod[b.value.args[0]] for b in block.bindings if _is_kernel_call(b.value)]
-
-
-def _is_kernel_call(value: Any) -> bool:
-    return isinstance(value, Call) and getattr(value.op, "name", "") == "relax.call_tir"
+    callees = [b.value.args[0] for b in block.bindings if is_kernel_call(b.value)]
+    return [mod[callee] if isinstance(callee, GlobalVar) else None for callee in callees]
 
 
 def _rolled(mod: IRModule, chosen: Collection[int]) -> IRModule:
@@ -96,7 +94,7 @@ class _Roller(PyExprMutator):
 
     def visit_call_(self, op: Call) -> relax.Expr:
         call: Any = super().visit_call_(op)
-        if not _is_kernel_call(call):
+        if not is_kernel_call(call):
             return call
         self.met += 1
         if self.met - 1 not in self.chosen:

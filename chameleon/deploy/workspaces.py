@@ -42,6 +42,11 @@ def threads_of_target() -> int | None:
     return int(target.attrs["num-cores"]) if "num-cores" in target.attrs else None
 
 
+def is_tir_call(call: Call) -> bool:
+    """Whether a call is of a kernel that TVM made, without symbolic arguments."""
+    return isinstance(call.op, tvm.ir.Op) and call.op.name == "relax.call_tir" and len(call.args) == 2
+
+
 def hoist_workspaces(mod: IRModule) -> IRModule:
     """Let kernels get as arguments what they would allocate.
 
@@ -121,8 +126,7 @@ class _Hoister(PyExprMutator):
 
     def visit_call_(self, op: Call) -> relax.Expr:
         call: Any = super().visit_call_(op)
-        kernel = isinstance(call.op, tvm.ir.Op) and call.op.name == "relax.call_tir" and len(call.args) == 2
-        if not kernel or call.args[0] not in self.hoisted:
+        if not is_tir_call(call) or call.args[0] not in self.hoisted:
             return call
         _, buffers = self.hoisted[call.args[0]]
         outputs = list(call.ty_args[0].fields) if isinstance(call.ty_args[0], tvm.ir.TupleType) else [call.ty_args[0]]

@@ -245,3 +245,24 @@ def test_only_calls_that_need_it_go_row_by_row() -> None:
     assert work == [3 * 34 * 16 * 4]  # the second, on a quarter of the pixels, keeps two tensors
     assert plan.schedule.peak_bytes == peak_bytes(plan.graph, plan.schedule.order)
     assert all(rolling_of(f) is None for f in planned.functions.values() if is_kernel(f))
+
+
+def test_calls_of_other_kernels_are_steps_as_well() -> None:
+    """A kernel that TVM did not make stands before those that go row by row."""
+    builder = relax.BlockBuilder()
+    ty = relax.TensorType((1, 32, 32, 16), "float32")
+    x = relax.Var("x", ty)
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            value = builder.emit(relax.call_dps_packed("from.elsewhere", [x], ty))
+            value = builder.emit(conv(16, 3, groups=16)(builder, builder.emit(relax.op.nn.relu(value))))
+            value = builder.emit(relax.op.nn.max_pool2d(value, (2, 2), strides=(2, 2), layout="NHWC"))
+            result = builder.emit_output(conv(16, 3, groups=16)(builder, builder.emit(relax.op.nn.relu(value))))
+        builder.emit_func_output(result)
+    with ONE_CPU:
+        _, plan = plan_memory(lean(kernels_of(builder.get(), ONE_CPU), ONE_CPU))
+    work = {node.op: node.workspace_bytes for node in plan.graph.nodes if node.workspace_bytes}
+    assert list(work.values()) == [3 * 34 * 16 * 4]
+    assert all("rolling" in op for op in work)
+    tensor = 32 * 32 * 16 * 4
+    assert plan.schedule.peak_bytes == tensor + tensor // 4  # while the pooling runs
