@@ -40,7 +40,7 @@ format: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all,dev]"
-	$(BIN)/python -c "from chameleon.serenity import arena_exact, dp_numba; dp_numba.load(); arena_exact.load()"  # compiles
+	$(BIN)/python -c "from chameleon.serenity.arena import exact; from chameleon.serenity.order import compiled; compiled.load(); exact.load()"  # compiles
 	touch $@
 
 $(OLD_READY): pyproject.toml constraints-autotvm.txt

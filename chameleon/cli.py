@@ -15,30 +15,63 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+import chameleon
 from chameleon.errors import ChameleonError
-from chameleon.report import check_writable
+from chameleon.files import check_writable
 
 if TYPE_CHECKING:
-    from chameleon.deploy.bench import BenchResult
-    from chameleon.deploy.job import JobSpec, TuneReport
+    from chameleon.jobs.bench import BenchResult
+    from chameleon.jobs.run_folder import JobSpec, TuneReport
+    from chameleon.jobs.zoo import ZooResult
 
 app = typer.Typer(
     name="chameleon",
     help="Fast schedules for Apache TVM with few hardware measurements.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 console = Console()
 notes = Console(stderr=True)
 
+
+def _searcher_names() -> list[str]:
+    """For the shell's completion."""
+    from chameleon.search import SEARCHERS
+
+    return list(SEARCHERS)
+
+
+def _preset_names() -> list[str]:
+    """For the shell's completion."""
+    from chameleon.jobs.config import preset_names
+
+    return preset_names()
+
+
 ModelArg = Annotated[str, typer.Argument(metavar="MODEL", help="A name of `chameleon models`, an .onnx or a .pt2 file.")]
 TargetOpt = Annotated[str | None, typer.Option("--target", help="A TVM target: kind, tag or JSON. Default: this machine.")]
 OutOpt = Annotated[Path | None, typer.Option("--out", help="Folder of the run. Default: one under runs/.")]
 ShapeOpt = Annotated[str | None, typer.Option("--input-shape", help="For a model that leaves it open, such as 1,3,224,224.")]
 RewriteOpt = Annotated[bool, typer.Option("--rewrite", help="Rewrite the network first where that lowers its peak memory.")]
+SearcherOpt = Annotated[
+    str | None,
+    typer.Option(help="A name of `chameleon searchers`. Default: chameleon.", autocompletion=_searcher_names),
+]
+ConfigOpt = Annotated[
+    str | None,
+    typer.Option("--config", help="A preset: quick, release, or a YAML file. Flags override it.", autocompletion=_preset_names),
+]
 JsonOpt = Annotated[Path | None, typer.Option("--json", help="Write the result to this file as JSON.")]
+
+
+@app.callback()
+def _global_options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and end.")] = False,
+) -> None:
+    if version:
+        console.print(f"chameleon-tvm {chameleon.__version__}", highlight=False)
+        raise typer.Exit
 
 
 @app.command("tune")
@@ -49,10 +82,10 @@ def tune_command(
     time_budget: Annotated[
         str | None, typer.Option(help="Time for tuning, such as 90s, 10m, 1.5h. Default: 10m where --trials is not given.")
     ] = None,
-    searcher: Annotated[str | None, typer.Option(help="Name of the searcher. Default: chameleon.")] = None,
+    searcher: SearcherOpt = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random. Default: 0.")] = None,
     out: OutOpt = None,
-    config: Annotated[Path | None, typer.Option("--config", help="A YAML preset (see configs/); flags override it.")] = None,
+    config: ConfigOpt = None,
     input_shape: ShapeOpt = None,
     tracker: Annotated[str | None, typer.Option(help="host:port of a TVM RPC tracker to measure on its devices.")] = None,
     device_key: Annotated[str | None, typer.Option(help="The key under which the devices registered at the tracker.")] = None,
@@ -60,12 +93,12 @@ def tune_command(
     json_out: JsonOpt = None,
 ) -> None:
     """Tune a network's tasks; run the same command again to go on where it ended."""
-    from chameleon.deploy.config import read_yaml, tune_config
-    from chameleon.deploy.job import tune_model
+    from chameleon.jobs.config import read_preset, tune_config
+    from chameleon.jobs.tune import tune_model
     from chameleon.live import Watcher
 
     flags = {"trials": trials, "time_budget": time_budget, "searcher": searcher, "seed": seed}
-    resolved = tune_config(read_yaml(config) if config else {}, flags)
+    resolved = tune_config(read_preset(config) if config else {}, flags)
     check_writable(json_out)
     with Watcher(console) as watch:
         spec = _spec(model, target, out, input_shape, tracker, device_key, rewrite)
@@ -87,7 +120,7 @@ def compile_command(
     ] = False,
 ) -> None:
     """Build a network with the best schedules that were found; plain TVM runs the result."""
-    from chameleon.deploy.job import compile_tuned
+    from chameleon.jobs.compile import compile_tuned
 
     check_writable(output)
     compiled = compile_tuned(_spec(model, target, out, input_shape, rewrite=rewrite), output, _say, memory_aware=memory_aware)
@@ -95,7 +128,7 @@ def compile_command(
     if compiled.untuned:
         console.print(f"{len(compiled.untuned)} tasks had no tuned schedule: {', '.join(compiled.untuned)}", soft_wrap=True)
     if compiled.memory is not None:
-        from chameleon.memory_cli import plan_text
+        from chameleon.cli_memory import plan_text
 
         console.print(plan_text(compiled.memory), highlight=False, soft_wrap=True)
 
@@ -109,7 +142,7 @@ def bench_command(
     json_out: JsonOpt = None,
 ) -> None:
     """Time a network untuned, tuned and in ONNX Runtime, interleaved in one process."""
-    from chameleon.deploy.job import bench_tuned
+    from chameleon.jobs.bench import bench_tuned
 
     check_writable(json_out)
     result = bench_tuned(_spec(model, target, out, input_shape), _say)
@@ -139,7 +172,7 @@ def memory_command(
     json_out: JsonOpt = None,
 ) -> None:
     """Order a network for the least memory: as it is, Kahn, best, rewritten; arena and measured peak."""
-    from chameleon.memory_cli import MemoryRequest, run_memory
+    from chameleon.cli_memory import MemoryRequest, run_memory
 
     run_memory(
         MemoryRequest(
@@ -164,17 +197,72 @@ def memory_command(
 @app.command("models")
 def models_command(contains: Annotated[str, typer.Argument(help="List names that contain this.")] = "") -> None:
     """List the names of the networks in the zoo."""
-    from chameleon.deploy.model import model_names
+    from chameleon.models.load import model_names
 
     for name in model_names():
         if contains in name:
             console.print(name, highlight=False)
 
 
+@app.command("searchers")
+def searchers_command() -> None:
+    """List the searchers that --searcher takes, and what each is made of."""
+    from chameleon.search import SEARCHERS
+
+    table = Table("searcher", "what it is", "options")
+    for name, recipe in SEARCHERS.items():
+        table.add_row(name, recipe.about, ", ".join(recipe.options) or "none")
+    console.print(table)
+
+
+@app.command("zoo")
+def zoo_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The list of models, targets and budgets (YAML).")],
+) -> None:
+    """Tune a list of models: what is finished is skipped, what they share is tuned once."""
+    from chameleon.jobs.config import read_yaml
+    from chameleon.jobs.zoo import read_zoo, tune_zoo
+    from chameleon.live import Watcher
+
+    entries = read_zoo(read_yaml(file))
+    with Watcher(console) as watch:
+        results = tune_zoo(entries, watch, _say)
+    console.print(_zoo_table(results))
+    if failed := [r.entry.spec.model for r in results if r.report is None]:
+        raise ChameleonError(f"{len(failed)} of {len(results)} models failed: {', '.join(failed)}")
+
+
+@app.command("autotvm")
+def autotvm_command(
+    network: Annotated[str, typer.Argument(metavar="NETWORK", help="resnet-18, resnet-50, mobilenet, resnet-8 or conv2d.")],
+    tuner: Annotated[str, typer.Option(help="chameleon, release, annealing, or AutoTVM's xgb, ga, random.")] = "chameleon",
+    trials: Annotated[int, typer.Option(help="Measurements of a task, at most.", min=1)] = 128,
+    early_stopping: Annotated[int | None, typer.Option(help="End a task after so many without a better one.")] = None,
+    size: Annotated[int, typer.Option(help="Height and width of the input image.", min=1)] = 224,
+    tasks: Annotated[int | None, typer.Option(help="Only so many of the network's tasks.", min=1)] = None,
+    target: TargetOpt = None,
+    log: Annotated[Path, typer.Option(help="AutoTVM's log; it is appended to.")] = Path("tune.log"),
+    json_out: JsonOpt = None,
+) -> None:
+    """Tune a network with AutoTVM (TVM up to 0.19) and time it before and after."""
+    from chameleon.jobs.autotvm import AutoTvmSpec, tune_autotvm
+
+    check_writable(json_out)
+    report = tune_autotvm(AutoTvmSpec(network, tuner, trials, early_stopping, size, tasks, target, log))
+    table = Table("task", "trials", "GFLOP/s", "tuning s")
+    for row in report.rows:
+        table.add_row(row["task"], str(row["trials"]), f"{row['gflops']:.1f}", f"{row['tuning_s']:.0f}")
+    console.print(table)
+    before, after = report.untuned_ms, report.tuned_ms
+    console.print(f"latency: untuned {before:.2f} ms, tuned with {tuner} {after:.2f} ms ({before / after:.2f} times faster)")
+    if json_out is not None:
+        report.write(json_out)
+
+
 @app.command("doctor")
 def doctor_command() -> None:
     """Check the installation: versions, compiler, cores, a tiny build and run."""
-    from chameleon.deploy.doctor import checks
+    from chameleon.doctor.checks import checks
 
     table = Table("check", "", "found", "advice")
     results = list(checks())
@@ -238,7 +326,8 @@ def _spec(
     device_key: str | None = None,
     rewrite: bool = False,
 ) -> JobSpec:
-    from chameleon.deploy.job import JobSpec, parse_shape
+    from chameleon.jobs.run_folder import JobSpec
+    from chameleon.models.shapes import parse_shape
 
     return JobSpec(model, target, out, parse_shape(input_shape) if input_shape else None, tracker, device_key, rewrite=rewrite)
 
@@ -263,6 +352,23 @@ def _print_report(report: TuneReport, folder: Path) -> None:
     if before and after:
         console.print(f"latency: untuned {before:.2f} ms, tuned {after:.2f} ms ({before / after:.1f} times faster)")
     console.print(f"records, artifact and report are in {folder}", soft_wrap=True)
+
+
+def _zoo_table(results: Sequence[ZooResult]) -> Table:
+    """One row a model: trials, time, latency before and after, what was skipped."""
+    table = Table("model", "trials", "tuning s", "untuned ms", "tuned ms", "times faster", "failures", "note")
+    for result in results:
+        if result.report is None:
+            table.add_row(result.entry.spec.model, *["-"] * 6, result.error)
+            continue
+        r = result.report
+        before, after = r.latency_ms["untuned"], r.latency_ms["tuned"]
+        times = f"{before / after:.1f}" if before and after else "-"
+        numbers = [f"{v:.2f}" if v else "-" for v in (before, after)]
+        failures = str(sum(r.failures.values()))
+        note = "skipped" if result.skipped else ""
+        table.add_row(r.model, str(r.trials), f"{r.tuning_s:.0f}", *numbers, times, failures, note)
+    return table
 
 
 def _print_bench(result: BenchResult) -> None:

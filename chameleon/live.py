@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from chameleon.deploy.tuning import Session, TaskTuner
+from chameleon.jobs.session import Session, TaskTuner
 
 
 class Watcher:

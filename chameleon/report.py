@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from chameleon.errors import UsageError
+from chameleon.files import check_picture, check_writable
 from chameleon.search import KnobSpace, make_searcher
 from tuners.replay import Landscape, ReplayRun, load_landscape, replay_all
 
@@ -92,37 +93,6 @@ def run_replay(
     if plot is not None:
         plot_replay(summaries, len(searchers), plot)
     return summaries
-
-
-def check_writable(path: Path | None) -> None:
-    """Make sure that a file can be written before hours are spent on its content.
-
-    Raises:
-        UsageError: if it cannot.
-    """
-    if path is None:
-        return
-    new = not path.exists()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a").close()
-    except OSError as error:
-        raise UsageError(f"cannot write {path} ({error.strerror}); give another path") from error
-    if new:
-        path.unlink()
-
-
-def check_picture(path: Path) -> None:
-    """Make sure that a file's extension names a picture format.
-
-    Raises:
-        UsageError: if it does not.
-    """
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    known = sorted(FigureCanvasBase.get_supported_filetypes())
-    if path.suffix.lower().removeprefix(".") not in known:
-        raise UsageError(f"cannot draw {path}: expected an extension out of {', '.join(known)}, got {path.suffix!r}")
 
 
 def summarise(landscape: Landscape, runs: Sequence[ReplayRun], trials: int) -> ReplaySummary:

@@ -1,5 +1,6 @@
 """For all tests."""
 
+import logging
 import signal
 
 import pytest
@@ -14,3 +15,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """`needs`: skip what a package of an extra is missing for."""
     for marker in item.iter_markers("needs"):
         pytest.importorskip(*marker.args)
+
+
+@pytest.fixture(autouse=True)
+def _forget_logging() -> None:
+    """TVM configures its logger in every call, and fails over the nameless handler pytest gives one that is set apart."""
+    tvm_logger = logging.getLogger("tvm.s_tir.meta_schedule")
+    tvm_logger.handlers.clear()
+    tvm_logger.propagate = True

@@ -29,7 +29,7 @@ def loaded(code: str) -> set[str]:
         "tuners.replay",
         "chameleon.report",
         "chameleon.manifest",
-        "chameleon.serenity.schedule",
+        "chameleon.serenity.order.schedule",
     ],
 )
 def test_importing_loads_nothing_heavy(module: str) -> None:

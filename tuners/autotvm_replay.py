@@ -6,7 +6,7 @@
     XGBTuner(task).tune(n_trial=100, measure_option=option)
 
 A recording is one of our own landscapes (`tuners.landscape`) of an AutoTVM space: its header names the task, the digits of a
-line are positions in AutoTVM's knobs, in their order. `scripts/collect_landscape.py` makes them. A recording that lists
+line are positions in AutoTVM's knobs, in their order. `scripts/papers/collect_landscape.py` makes them. A recording that lists
 only a sample of the space comes with a `multi_filter` that leaves nothing but the sample, so that every tuner knows
 beforehand what may be proposed, without a measurement, as with the constraints of a template.
 """
@@ -126,7 +126,7 @@ def load_recording(path: Path | str) -> Recording:
     if header.get("kind") != "landscape" or "task" not in header:
         raise LandscapeError(
             f"{path}: not a recording of an AutoTVM task: expected a landscape whose header has a task, got fields "
-            f"{sorted(header)[:8]}; make one with scripts/collect_landscape.py"
+            f"{sorted(header)[:8]}; make one with scripts/papers/collect_landscape.py"
         )
     dims = [len(knob["values"]) for knob in header["knobs"]]
     weights = [math.prod(dims[:i]) for i in range(len(dims))]  # AutoTVM: the first knob is the fastest

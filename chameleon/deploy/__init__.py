@@ -1,1 +1,1 @@
-"""The job around a model: load it, extract its tasks, build and measure candidates, keep records, compile the best."""
+"""Old names, kept for one release: `chameleon.deploy.measure` and `chameleon.deploy.memory_pass`."""

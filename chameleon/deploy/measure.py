@@ -1,20 +1,7 @@
-"""Building and timing candidates: the public names."""
+"""The old name of `chameleon.measure`; it goes with the next release."""
 
-from __future__ import annotations
+import warnings
 
-from chameleon.deploy.builder import BuildConfig, WarmBuilder
-from chameleon.deploy.remote import RemoteConfig, rpc_runner
-from chameleon.deploy.runner import RunConfig, TimingConfig, WarmRunner
-from tuners.outcomes import failure_reason, failure_status
+from chameleon.measure import *  # noqa: F403
 
-__all__ = [
-    "BuildConfig",
-    "RemoteConfig",
-    "RunConfig",
-    "TimingConfig",
-    "WarmBuilder",
-    "WarmRunner",
-    "failure_reason",
-    "failure_status",
-    "rpc_runner",
-]
+warnings.warn("chameleon.deploy.measure is now chameleon.measure", DeprecationWarning, stacklevel=2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chameleon.errors import UsageError
+from chameleon.errors import UsageError, unknown
 from chameleon.search.agent import AgentConfig
 from chameleon.search.annealing import AnnealingConfig
 from chameleon.search.cost_model import CostModelConfig
@@ -232,9 +231,7 @@ def make_searcher(
         UnknownSearcherError: on a name, component or setting that does not exist.
     """
     if name not in SEARCHERS:
-        near = difflib.get_close_matches(name, SEARCHERS, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise UnknownSearcherError(f"unknown searcher {name!r}; {hint}there are: {', '.join(SEARCHERS)}")
+        raise unknown("searcher", name, SEARCHERS, UnknownSearcherError)
     recipe = SEARCHERS[name]
     return Searcher(space, recipe.build(space, rng, featurize, _configured(name, recipe, options)), rng)
 

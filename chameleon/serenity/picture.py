@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chameleon.errors import UsageError
+from chameleon.files import check_picture
 from chameleon.serenity.accounting import Buffer, footprint, lifetimes
-from chameleon.serenity.arena import Arena, ArenaError
+from chameleon.serenity.arena.plan import Arena, ArenaError
 from chameleon.serenity.graph import Graph
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def draw_memory(
         ArenaError: if the arena lacks a buffer of the last order.
     """
     path = Path(path)
-    _check_extension(path)
+    check_picture(path)
     memory_figure(graph, schedules, arena, others=others).savefig(path, dpi=DPI)
 
 
@@ -80,14 +81,6 @@ def memory_figure(
     below.set_title(f"Arena of {name!r}: {arena.size_bytes / factor:,.1f} {unit}, {exact}", parse_math=False)
     below.set(xlabel="step", ylabel=f"offset, {unit}")
     return figure
-
-
-def _check_extension(path: Path) -> None:
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    known = sorted(FigureCanvasBase.get_supported_filetypes())
-    if path.suffix.lower().removeprefix(".") not in known:
-        raise UsageError(f"cannot draw {path}: expected an extension out of {', '.join(known)}, got {path.suffix!r}")
 
 
 def _draw_curves(axis: Any, curves: Mapping[str, Any], unit: str, factor: float) -> None:

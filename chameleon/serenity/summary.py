@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from chameleon.errors import UsageError
 from chameleon.serenity.accounting import lifetimes, peak_bytes
-from chameleon.serenity.arena import Arena, plan_arena
+from chameleon.serenity.arena.plan import Arena, plan_arena
 from chameleon.serenity.graph import Graph
-from chameleon.serenity.heuristics import as_is, kahn
-from chameleon.serenity.rewrite import rewrite
-from chameleon.serenity.schedule import Schedule, ScheduleOptions, schedule
+from chameleon.serenity.order.heuristics import as_is, kahn
+from chameleon.serenity.order.schedule import Schedule, ScheduleOptions, schedule
+from chameleon.serenity.rewrite.search import rewrite
 
 Solve = Callable[[Graph], Schedule]
 Verdict = Literal["fits", "does not fit", "not known"]

@@ -1,6 +1,6 @@
 """What the scripts of the peers share: each network in a process of its own, its allocations counted, a JSON line for each.
 
-    ENV/bin/python scripts/peers/tflite.py swiftnet-hpd-a darts-normal-cell
+    ENV/bin/python -m scripts.peers.tflite swiftnet-hpd-a darts-normal-cell
 
 A line has
 - `planned_bytes`: the memory that the runtime plans before it runs, None if it plans none;
@@ -32,16 +32,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+import numpy as np
+import torch
+from torch.fx.experimental.optimization import fuse
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch.fx.experimental.optimization import fuse  # noqa: E402
-
-from chameleon.deploy.memory_peak import build_counter  # noqa: E402
-from chameleon.deploy.networks import zoo_network  # noqa: E402
-from chameleon.errors import ChameleonError  # noqa: E402
+from chameleon.errors import ChameleonError
+from chameleon.memory.measured_peak import build_counter
+from chameleon.models.pytorchcv import zoo_network
 
 EVERYTHING = ("inputs", "outputs", "intermediates", "workspaces")
 TIMEOUT_S = 600
@@ -155,7 +152,9 @@ def _in_a_process(counter: Path, setting: str, name: str) -> dict[str, Any]:
     Raises:
         ChameleonError: if there is none.
     """
-    command = [sys.executable, sys.argv[0], "--setting", setting, name]
+    this = sys.modules["__main__"].__spec__
+    assert this is not None  # it was started as `python -m scripts.peers.NAME`
+    command = [sys.executable, "-m", this.name, "--setting", setting, name]
     environment = {**os.environ, "LD_PRELOAD": str(counter)}
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S, check=False)
     lines = [line for line in ran.stdout.splitlines() if line.startswith("{")]

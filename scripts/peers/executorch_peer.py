@@ -16,11 +16,12 @@ import sys
 from functools import partial
 from typing import Any
 
-import common
 import torch
 from executorch.exir import ExecutorchBackendConfig, to_edge
 from executorch.exir.passes import MemoryPlanningPass
 from executorch.extension.pybindings.portable_lib import _load_for_executorch_from_buffer
+
+from scripts.peers import common
 
 
 def measure(network: common.Prepared, *, folded: bool) -> common.Peak:

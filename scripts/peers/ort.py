@@ -20,10 +20,11 @@ import warnings
 from functools import partial
 from pathlib import Path
 
-import common
 import numpy as np
 import onnxruntime
 import torch
+
+from scripts.peers import common
 
 LEVELS = onnxruntime.GraphOptimizationLevel
 

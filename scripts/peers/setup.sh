@@ -12,4 +12,4 @@ for name in "$@"; do
   "${PYTHON:-python3.11}" -m venv "$folder/$name"
   "$folder/$name/bin/python" -m pip install --quiet -r "$requirements"
 done
-echo "now: python scripts/serenity_table.py$(for name in "$@"; do printf ' --peer %s=%s' "$name" "$folder/$name/bin/python"; done)"
+echo "now: python -m scripts.memory.table$(for name in "$@"; do printf ' --peer %s=%s' "$name" "$folder/$name/bin/python"; done)"

@@ -17,11 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import common
 import litert_torch
 import numpy as np
 import torch
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from scripts.peers import common
 
 
 def measure(network: common.Prepared, *, channels_last: bool) -> common.Peak:

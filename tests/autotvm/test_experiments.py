@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,12 @@ import pytest
 from tvm.autotvm.measure import MeasureInput, MeasureResult
 from tvm.autotvm.record import encode
 
+from tests.support.scripts import ROOT, run_module
 from tuners.autotvm_replay import load_recording, make_task
 from tuners.landscape import load_landscape, read_lines
 
 pytestmark = pytest.mark.autotvm
 
-ROOT = Path(__file__).parents[2]
 CONV = ROOT / "tests/autotvm/data/small-conv.jsonl.gz"
 CUDA_CONV = {
     "template": "conv2d_nchw.cuda",
@@ -29,19 +27,20 @@ CUDA_CONV = {
 
 def ran(script: str, *arguments: Any, code: int = 0) -> str:
     """Output of a script that is expected to end with `code`."""
-    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    done = run_module(script, *arguments)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
 def test_collecting_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     folders = ("--work", tmp_path / "work", "--out", tmp_path / "out")
-    assert "200 configurations, 0 on record, 4 to measure" in ran("collect_landscape.py", "tiny-conv", "--limit", 4, *folders)
+    assert "200 configurations, 0 on record, 4 to measure" in ran(
+        "scripts.papers.collect_landscape", "tiny-conv", "--limit", 4, *folders
+    )
     growing = tmp_path / "work" / "tiny-conv.jsonl"
     first = read_lines(growing)
     growing.write_text(growing.read_text()[:-20])  # killed in the middle of a line
-    assert "3 on record, 3 to measure" in ran("collect_landscape.py", "tiny-conv", "--limit", 6, *folders)
+    assert "3 on record, 3 to measure" in ran("scripts.papers.collect_landscape", "tiny-conv", "--limit", 6, *folders)
     recording = load_recording(tmp_path / "out" / "tiny-conv.jsonl.gz")
     assert len(recording.answers) == 6
     assert not recording.complete
@@ -52,26 +51,28 @@ def test_collecting_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "out" / "tiny-conv.manifest.json").read_text())
     assert manifest["arguments"]["failures"] == {}
     assert len(manifest["arguments"]["reference_s"]) == 1
-    assert "was recorded with another seed" in ran("collect_landscape.py", "tiny-conv", "--seed", 1, *folders, code=2)
+    assert "was recorded with another seed" in ran(
+        "scripts.papers.collect_landscape", "tiny-conv", "--seed", 1, *folders, code=2
+    )
 
 
 def test_collecting_records_builds_that_take_too_long(tmp_path: Path) -> None:
     folders = ("--work", tmp_path / "work", "--out", tmp_path / "out")
     arguments = ("tiny-conv", "--limit", 3, "--build-timeout-s", 0.01, *folders)
-    ran("collect_landscape.py", *arguments)
+    ran("scripts.papers.collect_landscape", *arguments)
     lines = read_lines(tmp_path / "work" / "tiny-conv.jsonl")
     assert [(line["status"], line["error_no"]) for line in lines[1:]] == [("timeout", 6)] * 3
 
 
 def test_collecting_knows_its_tasks() -> None:
-    assert "did you mean tiny-conv" in ran("collect_landscape.py", "tini-conv", code=2)
+    assert "did you mean tiny-conv" in ran("scripts.papers.collect_landscape", "tini-conv", code=2)
 
 
 def test_the_papers_table_replayed(tmp_path: Path) -> None:
     arguments = ("replay", CONV, "--seeds", 1, "--trials", 24, "--out", tmp_path)
     names = ["xgb-16", "random", "annealing+adaptive", "chameleon"]
-    assert "4/4 runs" in ran("papers_table.py", *arguments, "--tuners", ",".join(names))
-    assert "runs, last" not in ran("papers_table.py", *arguments, "--tuners", ",".join(names))  # all on record
+    assert "4/4 runs" in ran("scripts.papers.table", *arguments, "--tuners", ",".join(names))
+    assert "runs, last" not in ran("scripts.papers.table", *arguments, "--tuners", ",".join(names))  # all on record
     best_s = load_recording(CONV).best_seconds
     header, *runs = read_lines(tmp_path / "runs.jsonl")
     assert (header["trials"], [run["tuner"] for run in runs]) == (24, names)
@@ -90,7 +91,7 @@ def test_a_replay_is_repeatable(tmp_path: Path) -> None:
     found = []
     for seeds in (1, 2):
         out = tmp_path / str(seeds)
-        ran("papers_table.py", "replay", CONV, "--seeds", seeds, "--trials", 20, "--tuners", "ga,release", "--out", out)
+        ran("scripts.papers.table", "replay", CONV, "--seeds", seeds, "--trials", 20, "--tuners", "ga,release", "--out", out)
         found.append({(run["tuner"], run["seed"]): run["seconds"] for run in read_lines(out / "runs.jsonl")[1:]})
     few, many = found
     assert few == {key: seconds for key, seconds in many.items() if key[1] == 0}
@@ -100,7 +101,7 @@ def test_a_replay_is_repeatable(tmp_path: Path) -> None:
 
 def test_the_papers_table_live(tmp_path: Path) -> None:
     ran(
-        *("papers_table.py", "live", "--tuners", "random,xgb-16,chameleon", "--tasks", "tiny-conv", "--out", tmp_path),
+        *("scripts.papers.table", "live", "--tuners", "random,xgb-16,chameleon", "--tasks", "tiny-conv", "--out", tmp_path),
         *("--trials", 8, "--slice-trials", 4, "--rounds", 3, "--budget-s", 600),
     )
     results = json.loads((tmp_path / "results.json").read_text())
@@ -111,7 +112,7 @@ def test_the_papers_table_live(tmp_path: Path) -> None:
 
 
 def test_a_misspelt_tuner() -> None:
-    assert "did you mean chameleon" in ran("papers_table.py", "replay", CONV, "--tuners", "camelion", code=2)
+    assert "did you mean chameleon" in ran("scripts.papers.table", "replay", CONV, "--tuners", "camelion", code=2)
 
 
 def test_cost_models_on_a_log(tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_cost_models_on_a_log(tmp_path: Path) -> None:
             result = MeasureResult((1e9,) if failed else (seconds,), 4 if failed else 0, 0.1, 0.0)
             stream.write(encode(MeasureInput(task.target, task, config), result) + "\n")
     out = tmp_path / "out"
-    text = ran("cost_model_quality.py", log, "--sizes", 60, "--seeds", 1, "--out", out)
+    text = ran("scripts.tuning.cost_model_quality", log, "--sizes", 60, "--seeds", 1, "--out", out)
     rows = json.loads((out / "results.json").read_text())["results"]
     assert len(rows) == 2 * 9  # splits x models
     assert min(row["rank"] for row in rows if row["split"] == "first") > 0.3
@@ -139,6 +140,6 @@ def test_a_log_of_another_space_is_refused(tmp_path: Path) -> None:
     line = json.loads(encode(MeasureInput(task.target, task, task.config_space.get(5)), MeasureResult((1e-3,), 0, 0.1, 0.0)))
     line["config"]["index"] = 6
     log.write_text(json.dumps(line) + "\n")
-    assert "configuration 6 of" in ran("cost_model_quality.py", log, code=1)
+    assert "configuration 6 of" in ran("scripts.tuning.cost_model_quality", log, code=1)
     log.write_text("no log\n")
-    assert "line 1: a record of AutoTVM's log expected" in ran("cost_model_quality.py", log, code=1)
+    assert "line 1: a record of AutoTVM's log expected" in ran("scripts.tuning.cost_model_quality", log, code=1)

@@ -1,29 +1,27 @@
-"""The scripts for AutoTVM: one name apart, its tuner and ours do the same job; what transfer is worth."""
+"""AutoTVM from the command line: one name apart, its tuner and ours do the same job; what transfer is worth."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from tvm import autotvm
 
+from tests.support.scripts import ROOT, run_module
 from tuners.landscape import read_lines, write_lines
 
 pytestmark = pytest.mark.autotvm
-ROOT = Path(__file__).parents[2]
 
 
-def run(folder: Path, *arguments: str, script: str = "tune_autotvm.py") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / script), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_module("chameleon.cli", "autotvm", *arguments, cwd=folder)
 
 
 @pytest.mark.parametrize("tuner", ["xgb", "chameleon"])
 def test_an_operator_is_tuned_by_a_tuner_of_either_kind(tuner, tmp_path):
-    done = run(tmp_path, "conv2d", "--tuner", tuner, "--trials", "4", "--report", "report.json")
+    done = run(tmp_path, "conv2d", "--tuner", tuner, "--trials", "4", "--json", "report.json")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"tuned with {tuner}" in done.stdout
     report = json.loads((tmp_path / "report.json").read_text())
@@ -53,10 +51,10 @@ def test_what_transfer_is_worth_is_measured_on_recordings(tmp_path):
     second = tmp_path / "other.jsonl"
     write_lines([header, *lines[::2]], second)
     arguments = (str(first), str(second), "--records", "0,4", "--trials", "8", "--seeds", "1", "--out", str(tmp_path / "out"))
-    done = run(tmp_path, *arguments, script="transfer_autotvm.py")
+    done = run_module("scripts.papers.transfer", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((tmp_path / "out/results.json").read_text())
     assert result["checkpoints"] == [4, 8]
     assert all(0 < f <= 1 for by in result["fraction"].values() for fractions in by.values() for f in fractions)
     assert (tmp_path / "out/manifest.json").exists()
-    assert run(tmp_path, str(first), script="transfer_autotvm.py").returncode == 2
+    assert run_module("scripts.papers.transfer", first).returncode == 2

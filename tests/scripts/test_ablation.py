@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ablation import VARIANTS, described, prepared, summarise
 
 from chameleon.search import KnobSpace, make_searcher, option, split
+from scripts.tuning.ablation import VARIANTS, described, prepared, summarise
+from tests.support.scripts import ROOT, run_module
 from tuners.landscape import load_landscape
 
-ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "tests/data/tiny_lines.jsonl.gz")
 
 
@@ -54,22 +52,9 @@ def test_differences_by_hand() -> None:
 
 
 def test_the_small_form(tmp_path: Path) -> None:
-    script = str(ROOT / "scripts/ablation.py")
-    command = [
-        sys.executable,
-        script,
-        TINY,
-        "--groups",
-        "clustering",
-        "--seeds",
-        "1",
-        "--trials",
-        "24",
-        "--out",
-        str(tmp_path),
-    ]
+    arguments = (TINY, "--groups", "clustering", "--seeds", 1, "--trials", 24, "--out", tmp_path)
     for expected in (3, 0):  # a second call finds all runs on record
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        ran = run_module("scripts.tuning.ablation", *arguments)
         assert ran.returncode == 0, ran.stderr
         assert ran.stdout.count("runs, last took") == expected
     results = json.loads((tmp_path / "results.json").read_text())["results"]

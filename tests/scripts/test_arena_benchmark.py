@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from arena_benchmark import cp_sat, read_problem
 
 from chameleon.errors import UsageError
+from scripts.memory.arena_benchmark import cp_sat, read_problem
+from tests.support.scripts import run_module
 
-ROOT = Path(__file__).parents[2]
 SMALL = "id,lower,upper,size\na,4,5,4\nb,3,5,3\nc,1,3,4\nd,3,4,3\ne,2,4,2\n"
 
 
@@ -20,8 +19,8 @@ def test_the_small_form(tmp_path: Path) -> None:
     one, two = tmp_path / "small.8.csv", tmp_path / "wide.9.csv"
     one.write_text(SMALL)
     two.write_text(SMALL)
-    command = [sys.executable, ROOT / "scripts/arena_benchmark.py", one, two, "--runs", "2", "--out", tmp_path / "out"]
-    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    ran = run_module("scripts.memory.arena_benchmark", one, two, "--runs", 2, "--out", tmp_path / "out")
+    assert ran.returncode == 0, ran.stderr
     small, wide = json.loads((tmp_path / "out/results.json").read_text())["results"]
     assert (small["buffers"], small["bound_bytes"], small["by_size_bytes"]) == (5, 8, 9)
     assert [small[m]["fits"] for m in ("greedy", "exact", "auto")] == [0, 2, 2]

@@ -6,10 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from experiment_stats import Run, bootstrap, geomean_of_means, mean_of_means
 from hypothesis import given
 from hypothesis import strategies as st
-from papers_report import Comparison, per_task, summarise, table
+
+from scripts.common.experiment_stats import Run, bootstrap, geomean_of_means, mean_of_means
+from scripts.papers.report import Comparison, per_task, summarise, table
 
 
 def run(tuner: str, seconds: list[float | None], each_s: float = 1.0, seed: int = 0, gave_up: bool = False) -> Run:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from run_store import RunStore
 
 from chameleon.errors import ChameleonError
+from scripts.common.run_store import RunStore
 
 
 def store(path: Path, trials: int = 3) -> RunStore:

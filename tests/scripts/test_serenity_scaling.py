@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from serenity_scaling import summarise, table
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = str(ROOT / "scripts/serenity_scaling.py")
+from scripts.memory.scaling import summarise, table
+from tests.support.scripts import run_module
+
+SCRIPT = "scripts.memory.scaling"
 
 
 def test_rows_by_hand() -> None:
@@ -34,9 +33,9 @@ def test_rows_by_hand() -> None:
 
 @pytest.mark.needs("numba")
 def test_the_small_form(tmp_path: Path) -> None:
-    command = [sys.executable, SCRIPT, "--nodes", "16", "--seeds", "1", "--sizes", "varied", "--out", str(tmp_path)]
+    arguments = ["--nodes", "16", "--seeds", "1", "--sizes", "varied", "--out", str(tmp_path)]
     for searches, runs in (("lazy,plain", 2), ("lazy,plain", 0)):  # a second call finds all runs on record
-        ran = subprocess.run([*command, "--searches", searches], capture_output=True, text=True, timeout=300, check=False)
+        ran = run_module(SCRIPT, *arguments, "--searches", searches)
         assert ran.returncode == 0, ran.stderr
         assert ran.stdout.count(" states, ") == runs
     lines = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()[1:]]
@@ -49,6 +48,6 @@ def test_the_small_form(tmp_path: Path) -> None:
 
 
 def test_wrong_words_are_refused(tmp_path: Path) -> None:
-    ran = subprocess.run([sys.executable, SCRIPT, "--searches", "lasy", "--out", str(tmp_path)], capture_output=True, text=True)
+    ran = run_module(SCRIPT, "--searches", "lasy", "--out", tmp_path)
     assert ran.returncode == 2
     assert "expected some of lazy, steps, paper, plain" in ran.stderr

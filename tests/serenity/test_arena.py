@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chameleon.errors import UsageError
-from chameleon.serenity import arena_search
 from chameleon.serenity.accounting import Buffer, lifetimes, peak_bytes
-from chameleon.serenity.arena import METHODS, Arena, ArenaError, check_arena, plan_arena
-from chameleon.serenity.arena_exact import fit, luby
-from chameleon.serenity.arena_greedy import by_size, first_fit
-from chameleon.serenity.arena_problem import Rectangles, rectangles
+from chameleon.serenity.arena import branch
+from chameleon.serenity.arena.exact import fit, luby
+from chameleon.serenity.arena.greedy import by_size, first_fit
+from chameleon.serenity.arena.plan import METHODS, Arena, ArenaError, check_arena, plan_arena
+from chameleon.serenity.arena.problem import Rectangles, rectangles
 from tests.serenity.graphs import random_graph, random_order
 
 ROOT = Path(__file__).parents[2]
@@ -89,9 +89,9 @@ def test_the_search_says_no_exactly_below_the_least(seed: int) -> None:
         one = problem.part(part)
         whole = [Buffer(str(i), int(one.size[i]), int(one.start[i]), int(one.stop[i])) for i in range(len(one))]
         least = least_by_brute_force(whole)
-        assert fit(one, least - 1, time.perf_counter() + 60, rng)[0] == arena_search.FAILED
+        assert fit(one, least - 1, time.perf_counter() + 60, rng)[0] == branch.FAILED
         result, offsets = fit(one, least, time.perf_counter() + 60, rng)
-        assert result == arena_search.SOLVED
+        assert result == branch.SOLVED
         assert offsets is not None
         assert one.height(offsets) == least
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from chameleon.errors import UsageError
 from chameleon.serenity.accounting import peak_bytes, validate
 from chameleon.serenity.graph import Graph, Node
-from chameleon.serenity.heuristics import as_is, beam, greedy, kahn, reverse_postorder
-from chameleon.serenity.schedule import ScheduleOptions, schedule
+from chameleon.serenity.order.heuristics import as_is, beam, greedy, kahn, reverse_postorder
+from chameleon.serenity.order.schedule import ScheduleOptions, schedule
 from chameleon.serenity.wiring import watts_strogatz, watts_strogatz_edges
 from tests.serenity.graphs import random_graph
 

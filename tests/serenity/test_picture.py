@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle, StepPatch
 
 from chameleon.errors import UsageError
 from chameleon.serenity.accounting import footprint, lifetimes
-from chameleon.serenity.arena import ArenaError, plan_arena
+from chameleon.serenity.arena.plan import ArenaError, plan_arena
 from chameleon.serenity.graph import Graph, Node
 from chameleon.serenity.picture import draw_memory, memory_figure
 from tests.serenity.graphs import random_graph, random_order

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from chameleon.serenity.accounting import peak_bytes
 from chameleon.serenity.graph import Graph, GraphError, Node
-from chameleon.serenity.identities import KINDS, Accumulation, Site, apply_sites, find_sites
-from chameleon.serenity.rewrite import RewriteOptions, choices, floor_bytes, rewrite
-from chameleon.serenity.schedule import Schedule, ScheduleOptions, schedule
-from chameleon.serenity.site_search import choose_sites
+from chameleon.serenity.order.schedule import Schedule, ScheduleOptions, schedule
+from chameleon.serenity.rewrite.choose import choose_sites
+from chameleon.serenity.rewrite.identities import KINDS, Accumulation, Site, apply_sites, find_sites
+from chameleon.serenity.rewrite.search import RewriteOptions, choices, floor_bytes, rewrite
 from tests.serenity.rewriting import SIDE, check_same, least_peak, random_network
 
 FORMS: tuple[Accumulation, ...] = ("shared", "chain", "copy")

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chameleon.errors import UsageError
-from chameleon.serenity import dp
 from chameleon.serenity.accounting import peak_bytes, validate
-from chameleon.serenity.divide import cuts, divide, node_bound
-from chameleon.serenity.dp import Limits, Outcome, soft_budget
 from chameleon.serenity.graph import Graph, Node
-from chameleon.serenity.heuristics import kahn
-from chameleon.serenity.problem import problem_of
-from chameleon.serenity.schedule import Schedule, ScheduleOptions, schedule
+from chameleon.serenity.order import search as dp
+from chameleon.serenity.order.divide import cuts, divide, node_bound
+from chameleon.serenity.order.heuristics import kahn
+from chameleon.serenity.order.problem import problem_of
+from chameleon.serenity.order.schedule import Schedule, ScheduleOptions, schedule
+from chameleon.serenity.order.search import Limits, Outcome, soft_budget
 from chameleon.serenity.wiring import watts_strogatz
 from tests.serenity.graphs import random_graph
 from tests.serenity.oracles import fits, least_peak
@@ -222,7 +222,7 @@ def test_a_search_under_a_budget_that_is_too_low_proves_a_bound(engine: str) -> 
     problem = problem_of(graph)
     rounds = dp.rounds
     if engine == "numba":
-        from chameleon.serenity.dp_numba import rounds
+        from chameleon.serenity.order.compiled import rounds
     found = rounds(problem, budget=best - 1, limits=Limits())
     assert (found.flag, found.order) == ("no solution", ())
     assert best - 1 < found.lower <= best
@@ -248,7 +248,7 @@ import sys
 sys.modules["numba"] = None  # as if it were not installed
 import numpy as np
 from chameleon.errors import UsageError
-from chameleon.serenity.schedule import ScheduleOptions, schedule
+from chameleon.serenity.order.schedule import ScheduleOptions, schedule
 from chameleon.serenity.wiring import watts_strogatz
 graph = watts_strogatz(64, rng=np.random.default_rng(0))
 found = schedule(graph)

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chameleon.serenity.accounting import lifetimes, peak_bytes, validate
-from chameleon.serenity.contract import contracted
 from chameleon.serenity.graph import Graph, GraphError, Node
-from chameleon.serenity.identities import Accumulation, Site, apply_sites, find_sites
-from chameleon.serenity.rewrite import choices, rewrite
-from chameleon.serenity.sums import gathered, runs
+from chameleon.serenity.order.contract import contracted
+from chameleon.serenity.rewrite.identities import Accumulation, Site, apply_sites, find_sites
+from chameleon.serenity.rewrite.search import choices, rewrite
+from chameleon.serenity.rewrite.sums import gathered, runs
 from tests.serenity.graphs import random_graph
 from tests.serenity.oracles import least_peak
 from tests.serenity.rewriting import SIDE, SUMS, check_same, random_network

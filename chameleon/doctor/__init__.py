@@ -1,0 +1,1 @@
+"""Is the installation complete, and does it work?"""

@@ -1,0 +1,80 @@
+"""The part of the doctor that uses TVM, in a process that may break: says before each step what comes."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict
+from typing import Any
+
+from chameleon.doctor.checks import Check
+
+
+def main() -> None:
+    """Print `next<TAB>step` before and `check<TAB>json` after each step."""
+    _announce("import tvm")
+    import tvm
+
+    from chameleon.target import detect_target, usable_cores
+
+    _report(Check("import tvm", True, str(tvm.__version__)))
+    _announce("target of this machine")
+    target, cores = detect_target(), usable_cores()  # before TVM makes its threads, which binds this one to a core
+    threads = tvm.get_global_func("runtime.NumThreads")()
+    note = f"; TVM itself would use {threads} of {cores} threads" if threads != cores else ""
+    _report(Check("target of this machine", True, f"{target}{note}"))
+    _announce("tuning database")
+    mod = _doubling()
+    _use_database(mod, target)
+    _report(Check("tuning database", True, "written and read"))
+    _announce("tiny build and run")
+    _report(_build_and_run(mod, target))
+
+
+def _announce(step: str) -> None:
+    print(f"next\t{step}", flush=True)
+
+
+def _report(check: Check) -> None:
+    print(f"check\t{json.dumps(asdict(check))}", flush=True)
+
+
+def _doubling() -> Any:
+    import tvm
+    from tvm import te
+
+    a: Any = te.placeholder((1024,), name="a")
+    b: Any = te.compute((1024,), lambda i: a[i] * 2.0, name="b")
+    return tvm.IRModule({"main": te.create_prim_func([a, b])})
+
+
+def _use_database(mod: Any, target: Any) -> None:
+    """Write and read a record: where versions that do not fit together crash."""
+    from tvm.s_tir import Schedule
+    from tvm.s_tir import meta_schedule as ms
+
+    with tempfile.TemporaryDirectory(prefix="chameleon-doctor-") as folder:
+        database = ms.database.JSONDatabase(work_dir=folder)
+        workload = database.commit_workload(mod)
+        args_info = ms.arg_info.ArgInfo.from_entry_func(mod, remove_preproc=True)
+        trace: Any = Schedule(mod).trace
+        database.commit_tuning_record(ms.database.TuningRecord(trace, workload, [1.0], target, args_info))
+        if len(ms.database.JSONDatabase(work_dir=folder).get_all_tuning_records()) != 1:
+            raise RuntimeError("a record that was written to a tuning database is not read back")
+
+
+def _build_and_run(mod: Any, target: Any) -> Check:
+    from tvm.s_tir import meta_schedule as ms
+
+    from chameleon.measure import WarmBuilder, WarmRunner
+
+    name = "tiny build and run"
+    with WarmBuilder(n_workers=1) as builder, WarmRunner() as runner:
+        built = builder.build([ms.builder.BuilderInput(mod, target)])[0]
+        if built.error_msg is not None:
+            return Check(name, False, str(built.error_msg)[:300], "is a C++ compiler installed?")
+        args_info = ms.arg_info.ArgInfo.from_entry_func(mod, remove_preproc=True)
+        result: Any = runner.run([ms.runner.RunnerInput(str(built.artifact_path), "cpu", args_info)])[0].result()
+        if result.error_msg is not None:
+            return Check(name, False, str(result.error_msg)[:300], "the target may not be this machine's CPU")
+        return Check(name, True, f"{float(result.run_secs[0]) * 1e6:.1f} us, each in a process of its own")

@@ -1,0 +1,51 @@
+"""Questions about TVM's intermediate representation that several packages ask: static shapes, bytes, what a call calls."""
+
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import tvm
+from tvm.ir import Call, Op
+from tvm.tirx import IntImm
+
+
+def static_dims(shape: Any) -> tuple[int, ...] | None:
+    """The numbers of a shape; `None` if a dimension is not known.
+
+    Args:
+        shape: of a buffer, or the `shape` of a Relax tensor type.
+    """
+    dims = getattr(shape, "values", shape)
+    if dims is None or not all(isinstance(d, IntImm) for d in dims):
+        return None
+    return tuple(int(d) for d in dims)
+
+
+def static_shape(ty: Any) -> tuple[int, ...] | None:
+    """The shape of a buffer or of a Relax type; `None` if the type has no shape or a dimension is not known."""
+    return static_dims(getattr(ty, "shape", None))
+
+
+def element_bytes(dtype: Any) -> int:
+    """Bytes of one element, its lanes together; what is smaller than a byte takes one."""
+    known = tvm.DataType(str(dtype))
+    return (int(known.bits) * int(known.lanes) + 7) // 8
+
+
+def tensor_bytes(dims: Sequence[int], dtype: Any) -> int:
+    """Bytes of a tensor of this shape and type."""
+    return math.prod(dims) * element_bytes(dtype)
+
+
+def operator_name(value: Any) -> str:
+    """The operator that an expression calls; empty if it calls none."""
+    return value.op.name if isinstance(value, Call) and isinstance(value.op, Op) else ""
+
+
+def is_call(value: Any, names: str | Collection[str]) -> bool:
+    """Whether an expression calls one of some operators."""
+    return bool(name := operator_name(value)) and name in ((names,) if isinstance(names, str) else names)

@@ -1,0 +1,202 @@
+"""Latency of one network, untuned, tuned and under ONNX Runtime, measured side by side in one process."""
+
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.target import Target
+
+from chameleon.jobs.compare import Arrays, Difference, arrays_of, difference
+from chameleon.jobs.compile import Compiled, compile_model
+from chameleon.jobs.run_folder import JobSpec, Say, open_job, recorded_database
+from chameleon.models.load import Model, ModelError, input_arrays
+from chameleon.models.onnx_export import write_onnx
+from chameleon.target import set_threads, usable_cores
+
+Run = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """How long to measure. The contenders take turns, so that a change of the machine's clock meets all of them."""
+
+    rounds: int = 8
+    runs: int = 8  # timed runs of a contender in a round, after one that is not timed
+    slow_s: float = 0.25  # a contender with slower runs gets one run a round
+    turn_s: float = 0.02  # pause between two contenders: thread pools spin for a while
+    tolerance: float = 1e-4  # largest difference of outputs relative to the largest output, float32
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one inference: the median and the quartiles over the timed runs."""
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Latencies, and how far the outputs of the tuned network are from the others'."""
+
+    untuned: Latency
+    tuned: Latency
+    onnxruntime: Latency | None
+    difference: dict[str, Difference] = field(default_factory=dict)
+    tolerance: float = BenchConfig.tolerance
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every difference is within the tolerance (a NaN is not)."""
+        return all(d.relative <= self.tolerance for d in self.difference.values())
+
+    def latencies(self) -> dict[str, Latency]:
+        """What was timed, by name."""
+        timed = {"untuned": self.untuned, "tuned": self.tuned, "onnxruntime": self.onnxruntime}
+        return {name: latency for name, latency in timed.items() if latency is not None}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for `chameleon bench --json`."""
+        return {
+            "latency_ms": {
+                name: {"median": t.median_ms, "low": t.low_ms, "high": t.high_ms, "runs": t.runs}
+                for name, t in self.latencies().items()
+            },
+            "difference": {name: {"absolute": d.absolute, "relative": d.relative} for name, d in self.difference.items()},
+            "tolerance": self.tolerance,
+            "agrees": self.agrees,
+        }
+
+
+def bench_model(
+    model: Model,
+    target: Target,
+    compiled: Compiled,
+    *,
+    onnxruntime: bool = True,
+    config: BenchConfig | None = None,
+    seed: int = 0,
+) -> BenchResult:
+    """Time a tuned network against what a user gets without tuning (plain `tvm.compile` of the model as it was written).
+
+    Raises:
+        ModelError: if ONNX Runtime is asked for and cannot run the model.
+    """
+    untuned = tvm.compile(model.mod, target)
+    # In a thread of its own: TVM's pool belongs to a thread, and this one's, if it ran a kernel, has half the cores for good.
+    with ThreadPoolExecutor(1) as fresh:
+        return fresh.submit(_bench, model, target, compiled, untuned, onnxruntime, config or BenchConfig(), seed).result()
+
+
+def _bench(
+    model: Model, target: Target, compiled: Compiled, untuned: Any, onnxruntime: bool, config: BenchConfig, seed: int
+) -> BenchResult:
+    runs = _runs(model, target, {"untuned": untuned, "tuned": compiled.executable}, seed)
+    inputs = input_arrays(model, np.random.default_rng(seed))
+    with tempfile.TemporaryDirectory(prefix="chameleon-") as folder:
+        if onnxruntime:
+            runs["onnxruntime"] = _onnxruntime(model, target, inputs, Path(folder))
+        latencies = interleaved(runs, config)
+        outputs = {name: arrays_of(run()) for name, run in runs.items()}
+    differences = {name: difference(outputs["tuned"], other) for name, other in outputs.items() if name != "tuned"}
+    latency = latencies.get("onnxruntime")
+    return BenchResult(latencies["untuned"], latencies["tuned"], latency, differences, config.tolerance)
+
+
+def time_executables(
+    model: Model, target: Target, executables: Mapping[str, Any], *, config: BenchConfig | None = None, seed: int = 0
+) -> dict[str, Latency]:
+    """Time several compiled forms of a model in turns."""
+    with ThreadPoolExecutor(1) as fresh:  # as above
+        return fresh.submit(lambda: interleaved(_runs(model, target, executables, seed), config or BenchConfig())).result()
+
+
+def _runs(model: Model, target: Target, executables: Mapping[str, Any], seed: int) -> dict[str, Run]:
+    """What runs each of them once, by all of the target's threads."""
+    if target.kind.name == "llvm":
+        set_threads(int(target.attrs.get("num-cores", usable_cores())))
+    inputs = input_arrays(model, np.random.default_rng(seed))
+    return {name: _virtual_machine(executable, target, inputs) for name, executable in executables.items()}
+
+
+def interleaved(runs: dict[str, Run], config: BenchConfig) -> dict[str, Latency]:
+    """Time each contender in turns, several rounds long."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    slow = {name: _timed(run) > config.slow_s for name, run in runs.items()}
+    gc.collect()
+    for _ in range(config.rounds):
+        for name, run in runs.items():
+            time.sleep(config.turn_s)
+            if not slow[name]:
+                run()
+            times[name] += [_timed(run) for _ in range(1 if slow[name] else config.runs)]
+    return {name: _latency(seconds) for name, seconds in times.items()}
+
+
+def _virtual_machine(executable: Any, target: Target, inputs: Arrays) -> Run:
+    device = tvm.cpu() if target.kind.name == "llvm" else tvm.device(target.kind.name)
+    machine = relax.VirtualMachine(executable, device)
+    tensors = [tvm.runtime.tensor(x, device=device) for x in inputs]
+
+    def run() -> Any:
+        result = machine["main"](*tensors)
+        device.sync()
+        return result
+
+    return run
+
+
+def _onnxruntime(model: Model, target: Target, inputs: Arrays, folder: Path) -> Run:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ModelError(
+            f"comparing with ONNX Runtime needs onnxruntime (pip install 'chameleon-tvm[onnx]'): {error}"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(target.attrs.get("num-cores", 0))
+    options.log_severity_level = 3
+    path = write_onnx(model.source, folder)
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ModelError(f"{model.name}: ONNX Runtime cannot load this network: {error}") from error
+    feed = {i.name: x for i, x in zip(session.get_inputs(), inputs, strict=True)}
+    return lambda: session.run(None, feed)
+
+
+def _timed(run: Run) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def _latency(seconds: list[float]) -> Latency:
+    low, median, high = (float(q) * 1e3 for q in np.percentile(seconds, [25, 50, 75]))
+    return Latency(median, low, high, len(seconds))
+
+
+def bench_tuned(spec: JobSpec, say: Say) -> BenchResult:
+    """Time the network untuned, with the best schedules in the folder's records, and in ONNX Runtime.
+
+    Raises:
+        ChameleonError: if there are no records, or they belong to another model or target.
+    """
+    job = open_job(spec, say)
+    compiled = compile_model(job.lowered, job.target, recorded_database(job, spec))
+    say("timing untuned, tuned and ONNX Runtime in turn")
+    return bench_model(job.model, job.target, compiled, onnxruntime=True)

@@ -1,0 +1,128 @@
+"""Presets: a YAML file overrides the defaults in code, flags override the file, an unknown key is an error.
+
+The presets in the folder `chameleon/presets` are known by name, such as `quick`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+import chameleon
+from chameleon.errors import UsageError, unknown
+from chameleon.jobs.allocate import AllocationConfig
+
+PRESETS = Path(chameleon.__file__).with_name("presets")
+"""Folder of the presets that are shipped."""
+
+T = TypeVar("T")
+_UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """How a network is tuned. Whichever of the two budgets is used up first ends it."""
+
+    searcher: str = "chameleon"  # one of chameleon.search.SEARCHERS
+    seed: int = 0
+    trials: int | None = None  # measurements over all tasks, earlier runs included; None: no bound
+    time_budget_s: float | None = 600.0  # seconds of tuning, earlier runs included; None: no bound
+    batch: int = 16  # candidates built together
+    first_batch: int = 8  # candidates of a task's first batch
+    max_refusals: int = 2000  # candidates that TVM may refuse in a row before a task is given up
+    allocation: AllocationConfig = field(default_factory=AllocationConfig)
+    options: dict[str, Any] = field(default_factory=dict)  # for the searcher
+
+
+def duration_s(text: str | float) -> float:
+    """Seconds from `90`, `90s`, `10m` or `1.5h`.
+
+    Raises:
+        UsageError: if the text is no positive duration.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", str(text))
+    if not match or float(match[1]) <= 0:
+        raise UsageError(f"expected a duration such as 90s, 10m or 1.5h, got {str(text)!r}")
+    return float(match[1]) * _UNITS_S[match[2]]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        UsageError: if the file cannot be read, is not YAML, or holds something else.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: expected `key: value` lines, got {type(content).__name__}")
+    return content
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that are shipped."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def read_preset(given: str) -> dict[str, Any]:
+    """A preset: a shipped one by its name, any other by the path of its YAML file.
+
+    Raises:
+        UsageError: if there is no preset of that name, or the file cannot be read.
+    """
+    if given in preset_names():
+        return read_yaml(PRESETS / f"{given}.yaml")
+    if Path(given).suffix in (".yaml", ".yml") or Path(given).exists():
+        return read_yaml(Path(given))
+    raise unknown("preset", given, [*preset_names(), "a .yaml file"])
+
+
+def tune_config(preset: Mapping[str, Any], flags: Mapping[str, Any]) -> TuneConfig:
+    """The resolved configuration: defaults, then the preset, then the flags that were given (not `None`).
+
+    Budgets: where only a number of trials is asked for, time is not bounded.
+
+    Raises:
+        UsageError: on an unknown key, a value of a wrong type or a budget that is not positive.
+    """
+    given = {**preset, **{k: v for k, v in flags.items() if v is not None}}
+    if given.get("trials") is not None and "time_budget" not in given:
+        given["time_budget"] = None
+    if "time_budget" in given:
+        budget = given.pop("time_budget")
+        given["time_budget_s"] = None if budget is None else duration_s(budget)
+    if "allocation" in given:
+        given["allocation"] = build(AllocationConfig, given["allocation"], "allocation")
+    config = build(TuneConfig, given, "configuration")
+    for name in ("trials", "batch", "first_batch", "max_refusals"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be at least 1, got {value}")
+    return config
+
+
+def build(kind: type[T], values: Any, what: str) -> T:
+    """A configuration dataclass from plain values; unknown keys and wrong types are errors that name what is allowed."""
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{what}: expected `key: value` pairs, got {values!r}")
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for name, value in values.items():
+        if name not in fields:
+            raise unknown(f"{what} key", str(name), fields)
+        default = fields[name].default
+        expected = type(default) if isinstance(default, (int, float, str)) else None
+        if expected is not None and not isinstance(value, (int, float) if expected is float else expected):
+            allowed = "None" in str(fields[name].type) and value is None
+            if not allowed:
+                raise UsageError(f"{what} key {name!r}: expected {expected.__name__}, got {value!r}")
+    return kind(**values)

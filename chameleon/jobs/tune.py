@@ -1,0 +1,151 @@
+"""`chameleon tune` and `chameleon compile`: one folder a run, holding everything that was measured and made.
+
+runs/resnet18-llvm-znver4/
+    run.json        which model and target the folder belongs to, and the resolved configuration
+    manifest.json   commit, platform and versions of the last run
+    rewrite.json    what was rewritten before tuning, if anything (`--rewrite`)
+    trials.jsonl    every measurement (docs/records.md)
+    database/       the best schedules as a MetaSchedule JSON database
+    network.so      the compiled network with the best schedules
+    report.json     what `--json` prints
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# (TVM's attributes come from C++ and have no types)
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import tvm
+from tvm.target import Target
+
+from chameleon.errors import ChameleonError, UsageError
+from chameleon.jobs.bench import bench_model
+from chameleon.jobs.compile import compile_model
+from chameleon.jobs.config import TuneConfig
+from chameleon.jobs.records import Records
+from chameleon.jobs.run_folder import (
+    JobSpec,
+    Opened,
+    Say,
+    TaskReport,
+    TuneReport,
+    Watch,
+    claim,
+    export,
+    export_database,
+    open_job,
+    read_json,
+)
+from chameleon.jobs.session import Measurer, Session, TaskTuner, database_of, open_session, tune
+from chameleon.measure import WarmBuilder, WarmRunner
+from chameleon.measure.remote import rpc_runner
+from chameleon.measure.runner import device_name
+from chameleon.search import KnobSpace, make_searcher, option
+
+
+def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tuple[TuneReport, Path]:
+    """Tune a model's tasks, or go on where an earlier run of the same folder ended, then compile and time it.
+
+    Returns:
+        The report and the folder.
+
+    Raises:
+        ChameleonError: with a message for people, on anything that the user can mend.
+    """
+    _check_config(spec, config)
+    job = open_job(spec, say)
+    claim(job, spec, config, finished=False)
+    with Records(spec.records or job.out / "trials.jsonl", str(job.target)) as records:
+        say(f"{len(job.tasks)} tasks; records in {records.path}")
+        if not records.elapsed_s.get(job.model.name):  # there is something to measure for certain
+            _check_device(spec, job.target)
+        session = open_session(job.tasks, job.target, records, config, job.model.name)
+        if session.trials:
+            say(f"resuming: {session.trials} trials measured before, in {session.elapsed_s:.0f} s of tuning")
+        made = 0
+        if not session.used_up:
+            with ExitStack() as stack:
+                made = tune(session, _measurer(spec, job.target, stack), records, job.model.name, watch)
+    _warn_of_tasks_without_success(session.tasks, say)
+    report = _finish(job, spec, session, made, say)
+    claim(job, spec, config, finished=True)
+    return report, job.out
+
+
+def _check_device(spec: JobSpec, target: Target) -> None:
+    if spec.tracker is None and not tvm.device(device_name(target.kind.name)).exist:
+        raise ChameleonError(f"this machine has no {target.kind.name} device; measure on another one: --tracker host:port")
+
+
+def _measurer(spec: JobSpec, target: Target, stack: ExitStack) -> Measurer:
+    _check_device(spec, target)
+    if spec.tracker is None:
+        return Measurer(target, stack.enter_context(WarmBuilder()), stack.enter_context(WarmRunner()))
+    assert spec.device_key is not None  # _check_config saw to it
+    builder = stack.enter_context(WarmBuilder(export="tar"))
+    runner = stack.enter_context(rpc_runner(spec.tracker, spec.device_key))
+    return Measurer(target, builder, runner, together=16)
+
+
+def _finish(job: Opened, spec: JobSpec, session: Session, made: int, say: Say) -> TuneReport:
+    """Compile, export and time the network, unless nothing is new and an earlier run did."""
+    report_path, artifact = job.out / "report.json", job.out / "network.so"
+    report = _report(job, session)
+    if made == 0 and artifact.exists() and (before := read_json(report_path)) and before.get("trials") == report.trials:
+        return dataclasses.replace(report, latency_ms=before["latency_ms"])
+    say("compiling with the best schedules")
+    database = database_of(session.tasks, job.target)
+    export_database(database, job.out / "database")
+    compiled = compile_model(job.lowered, job.target, database)
+    export(compiled, artifact)
+    if compiled.untuned:
+        say(f"no schedule for {len(compiled.untuned)} tasks: {', '.join(compiled.untuned)}")
+    if spec.tracker is None and job.target.kind.name == "llvm":
+        say("timing untuned and tuned")
+        timed = bench_model(job.model, job.target, compiled, onnxruntime=False)
+        report = dataclasses.replace(report, latency_ms={"untuned": timed.untuned.median_ms, "tuned": timed.tuned.median_ms})
+    report_path.write_text(json.dumps(report.to_json(), indent=1) + "\n")
+    return report
+
+
+def _report(job: Opened, session: Session) -> TuneReport:
+    tasks = [
+        TaskReport(t.task.name, t.task.weight, t.task.flop, t.now_s * 1e6 if t.now_s else None, len(t.best_s))
+        for t in session.tasks
+    ]
+    return TuneReport(
+        job.model.name,
+        str(job.target),
+        session.config.searcher,
+        session.config.seed,
+        session.trials,
+        dict(session.failures),
+        round(session.elapsed_s, 1),
+        {"untuned": None, "tuned": None},
+        tasks,
+    )
+
+
+def _check_config(spec: JobSpec, config: TuneConfig) -> None:
+    """What is wrong with the names is said before the model is loaded.
+
+    Raises:
+        UsageError: on an unknown searcher or option of it, or a tracker without a device key.
+    """
+    make_searcher(config.searcher, KnobSpace([option("any", [0])]), np.random.default_rng(0), **config.options)
+    if spec.tracker is not None and spec.device_key is None:
+        raise UsageError("--tracker needs --device-key: the key under which the devices registered")
+
+
+def _warn_of_tasks_without_success(tasks: Sequence[TaskTuner], say: Say) -> None:
+    for t in tasks:
+        if t.best is None and (t.best_s or t.refusals):
+            reasons = t.failures or t.refusals
+            say(f"warning: no schedule of {t.task.name} worked: {dict(reasons.most_common(3))}")

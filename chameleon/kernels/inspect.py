@@ -1,0 +1,57 @@
+"""Questions about a kernel and its tensors."""
+
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.ir import Call, Op
+from tvm.s_tir import SBlock
+from tvm.tirx import Buffer, IntImm, PrimFunc
+from tvm_ffi import structural_equal, structural_walk
+
+from chameleon.ir import static_shape, tensor_bytes
+
+STACK_BYTES = 1024
+"""TVM's code generator puts smaller allocations of a kernel on the stack (`kMaxStackAlloca`)."""
+
+
+def blocks_of(func: PrimFunc, *, with_root: bool = False) -> list[SBlock]:
+    """All blocks of a kernel, its root only if asked for."""
+    found: list[SBlock] = []
+    structural_walk(func.body, (SBlock, lambda block: found.append(block)))
+    return [block for block in found if with_root or block.name_hint != "root"]
+
+
+def names_elements_only(func: PrimFunc) -> bool:
+    """Whether a kernel touches its tensors by indices only, which can be moved, and never by an address."""
+    taken: list[str] = []
+
+    def call(node: Call) -> None:
+        if isinstance(node.op, Op) and ("address_of" in node.op.name or "access_ptr" in node.op.name):
+            taken.append(node.op.name)
+
+    structural_walk(func.body, (Call, call))
+    return not taken and not any(block.match_buffers for block in blocks_of(func, with_root=True))
+
+
+def alike(a: Buffer, b: Buffer) -> bool:
+    """Whether two buffers have one type and shape."""
+    return a.dtype == b.dtype and structural_equal(list(a.shape), list(b.shape))
+
+
+def is_one(extent: Any) -> bool:
+    """Whether an extent is known to be 1."""
+    return isinstance(extent, IntImm) and int(extent) == 1
+
+
+def size_bytes(buffer: Buffer) -> int | None:
+    """`None` if the shape is not static."""
+    dims = static_shape(buffer)
+    return None if dims is None else tensor_bytes(dims, buffer.dtype)
+
+
+def dims_of(buffer: Buffer) -> list[int]:
+    """The shape of a buffer that is static."""
+    return [int(d) for d in buffer.shape]

@@ -1,0 +1,135 @@
+"""From a model to the kernels that are worth tuning."""
+
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import tvm
+from tvm import relax
+from tvm.ir import Call, IRModule, Op
+from tvm.s_tir import meta_schedule as ms
+from tvm.target import Target
+from tvm_ffi import structural_hash
+
+from chameleon.models.load import Model, ModelError
+from chameleon.models.simplify import fold_transposes
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kernel to tune.
+
+    Attributes:
+        name: the first of the network's kernels that are alike.
+        mod: a module with the one PrimFunc `main`.
+        weight: how often the network runs it.
+        flop: floating-point operations of one run.
+        key: a hash of the kernel's structure, equal in every process, for equal kernels of any model.
+    """
+
+    name: str
+    mod: IRModule = field(repr=False, compare=False)
+    weight: int
+    flop: float
+    key: str
+
+
+def lower(model: Model, target: Target) -> IRModule:
+    """The network as fused kernels, in the layout that suits the target.
+
+    Tasks are extracted from this very module and schedules are applied to it: a module that is fused again has other
+    kernels, for which no record exists.
+
+    Raises:
+        ModelError: if TVM has no kernel for an operator.
+    """
+    return checked(in_target_layout(model, target)[1], model.name)
+
+
+def in_target_layout(model: Model, target: Target) -> tuple[IRModule, IRModule]:
+    """The operators of a network in the layout that suits the target, and their kernels.
+
+    Where some operator has no kernel in that layout, the network stays as it is; there may be operators left then, too.
+    """
+    moved = to_target_layout(model.mod, target)
+    kernels = kernels_of(moved, target)
+    return (model.mod, kernels_of(model.mod, target)) if operators_left(kernels) else (moved, kernels)
+
+
+def checked(lowered: IRModule, name: str) -> IRModule:
+    """The kernels of the network `name`, if they are complete.
+
+    Raises:
+        ModelError: if TVM has no kernel for an operator.
+    """
+    if left := operators_left(lowered):
+        raise ModelError(f"{name}: TVM has no kernel for the operators {', '.join(left)} as they are used here")
+    return lowered
+
+
+def kernels_of(mod: IRModule, target: Target) -> IRModule:
+    """The operators of a module as fused kernels; operators for which TVM has none stay."""
+    transform = relax.transform
+    passes = [
+        transform.LegalizeOps(),
+        transform.AnnotateTIROpPattern(),
+        transform.FoldConstant(),
+        transform.FuseOps(),
+        transform.FuseTIR(),
+        transform.DeadCodeElimination(),
+        transform.CanonicalizeBindings(),
+        # The tuner may choose the order in which a constant weight lies in memory.
+        transform.AttachAttrLayoutFreeBuffers(),
+    ]
+    with target, tvm.transform.PassContext(opt_level=3):
+        return tvm.transform.Sequential(passes)(mod)
+
+
+def operators_left(mod: IRModule) -> list[str]:
+    """Operators that should have become kernels, sorted."""
+    left: set[str] = set()
+
+    def visit(node: object) -> None:
+        if isinstance(node, Call) and isinstance(node.op, Op) and node.op.get_attr("FLegalize") is not None:
+            left.add(node.op.name)
+
+    for func in mod.functions.values():
+        if isinstance(func, relax.Function):
+            relax.analysis.post_order_visit(func, visit)
+    return sorted(left)
+
+
+def extract_tasks(lowered: IRModule, target: Target) -> list[Task]:
+    """The kernels of a lowered module, those that are alike once, the costliest first."""
+    tasks = []
+    for found in ms.relax_integration.extract_tasks(lowered, target):
+        mod = found.dispatched[0]
+        flop = float(tvm.s_tir.analysis.estimate_tir_flops(mod))
+        tasks.append(Task(found.task_name, mod, int(found.weight), flop, task_key(mod)))
+    return sorted(tasks, key=lambda t: (-t.flop * t.weight, t.name))
+
+
+def task_key(mod: IRModule) -> str:
+    """A hash of a kernel's structure, whatever its variables are called."""
+    return f"{structural_hash(mod) & (2**64 - 1):016x}"
+
+
+def build(mod: IRModule, target: Target) -> Any:
+    """Build a module whose kernels are final: the default pipeline of a target would fuse them again."""
+    with tvm.transform.PassContext(opt_level=3):
+        return tvm.compile(mod, target, relax_pipeline="default_build")
+
+
+def to_target_layout(mod: IRModule, target: Target) -> IRModule:
+    """Move a network written in NCHW to the layout that its target tunes best in (docs/decisions/0006-nhwc-on-cpu.md).
+
+    Operators that have no such layout (transposed convolutions, dense layers) keep theirs, between transposes.
+    """
+    if target.kind.name != "llvm":
+        return mod
+    wanted = {"relax.nn.conv2d": ["NHWC", "HWIO"], "relax.nn.conv2d_transpose": ["NCHW", "IOHW"]}
+    mod = relax.transform.ConvertLayout(wanted)(mod)
+    return fold_transposes(mod)

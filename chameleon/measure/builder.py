@@ -1,0 +1,264 @@
+"""A MetaSchedule builder with warm, isolated workers.
+
+What is built equals what the stock builder builds (`s_tir.meta_schedule.builder.default_build`). Ours is faster because a
+worker imports tvm once and not at every batch, leaves out the import of all tensor intrinsics (a module that is
+already scheduled holds their bodies), and links with `ld` itself instead of through g++.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import importlib
+import itertools
+import os
+import shutil
+import subprocess
+import tempfile
+import warnings
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import tvm
+from tvm.runtime import Module, load_param_dict, save_param_dict
+from tvm.s_tir.meta_schedule.builder import BuilderInput, BuilderResult
+from tvm.s_tir.meta_schedule.builder.builder import _PyBuilder
+
+from chameleon.target import TVM_WITHOUT, usable_cores
+from chameleon.workers.child import resolve
+from chameleon.workers.pool import Outcome, PoolConfig, WorkerPool
+
+EXPORTS = ("so", "tar")  # shared library for this machine; objects for a remote one, which links them itself
+_FOLDER_PREFIX = "chameleon-build-"
+_LOCK_NAME = "owner.lock"
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """How candidates are built."""
+
+    export: str = "so"  # "so" for runners on this machine, "tar" for RPC
+    n_workers: int | None = None  # None: one a usable core
+    timeout_s: float = 30.0
+    memory_limit_bytes: int | None = None  # of one worker; None: an equal share of three quarters of the memory
+    recycle_after: int = 500  # builds, after which a worker is replaced
+    f_build: str | None = None  # module:function (mod, target, params) -> Module in place of the default
+
+    def __post_init__(self) -> None:
+        if self.export not in EXPORTS:
+            raise ValueError(f"BuildConfig.export must be one of {', '.join(EXPORTS)}, got {self.export!r}")
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What a worker needs to build one candidate."""
+
+    mod: tvm.IRModule
+    target: tvm.target.Target
+    params: bytes | None
+    folder: str
+    export: str
+    f_build: str | None
+
+
+class WarmBuilder(_PyBuilder):
+    """Builds candidates in warm workers; for any MetaSchedule call that takes a builder.
+
+    An artifact lies alone in a folder of its own, which whoever ran it removes (MetaSchedule does); what is left goes
+    with the builder.
+
+    A direct subclass of the class below TVM's `PyBuilder`: `derived_object`, the usual way, forwards no special methods, hides
+    the type, and its call through C++ turns Ctrl-C into a RuntimeError without a word.
+    """
+
+    __slots__ = ("__dict__",)
+
+    def __init__(self, config: BuildConfig | None = None, **options: Any) -> None:
+        """Take the settings.
+
+        Args:
+            config: the settings; or give its fields as keywords (`export="tar"`).
+        """
+        self._engine = _BuildEngine(config or BuildConfig(**options))
+        super().__init__(self._engine.build)
+
+    def __enter__(self) -> WarmBuilder:
+        self._engine.pool.start()  # the imports run beside whatever comes before the first candidate
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the workers and remove artifacts that are left. A later `build` starts anew."""
+        self._engine.close()
+
+    def build(self, build_inputs: Sequence[BuilderInput]) -> list[BuilderResult]:
+        """One result an input, in order; a failure's `error_msg` begins with its reason."""
+        return self._engine.build(build_inputs)
+
+    @property
+    def last_build_s(self) -> list[float]:
+        """Seconds that each candidate of the last call took, from its sending to its outcome."""
+        return self._engine.last_build_s
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers' supervisors."""
+        return self._engine.pool.pids()
+
+
+class _BuildEngine:
+    """What a builder does; TVM's object holds it and it does not hold TVM's object, so that neither keeps the other alive."""
+
+    def __init__(self, config: BuildConfig) -> None:
+        self.config = config
+        n_workers = config.n_workers or usable_cores()
+        self.last_build_s: list[float] = []
+        self.pool = WorkerPool(
+            PoolConfig(
+                target="chameleon.measure.builder:build_candidate",
+                n_workers=n_workers,
+                timeout_s=config.timeout_s,
+                memory_limit_bytes=config.memory_limit_bytes or psutil.virtual_memory().total * 3 // 4 // n_workers,
+                recycle_after=config.recycle_after,
+                environment={"OMP_NUM_THREADS": "1", "TVM_NUM_THREADS": "1"},
+                without=() if config.f_build else TVM_WITHOUT,
+            )
+        )
+        self._workspace = _Workspace()
+
+    def close(self) -> None:
+        """Stop the workers and remove artifacts that are left."""
+        self.pool.close()
+        self._workspace.remove()
+
+    def build(self, build_inputs: Sequence[BuilderInput]) -> list[BuilderResult]:
+        """One result an input."""
+        requests = [self._request(build_input) for build_input in build_inputs]
+        outcomes = self.pool.map(requests)
+        self.last_build_s = [outcome.wall_s for outcome in outcomes]
+        return [_result(request, outcome) for request, outcome in zip(requests, outcomes, strict=True)]
+
+    def _request(self, build_input: BuilderInput) -> BuildRequest:
+        params = None if build_input.params is None else bytes(save_param_dict(build_input.params))
+        folder = self._workspace.new_folder()
+        return BuildRequest(build_input.mod, build_input.target, params, folder, self.config.export, self.config.f_build)
+
+
+def _result(request: BuildRequest, outcome: Outcome) -> BuilderResult:
+    if outcome.ok:
+        return BuilderResult(outcome.value, None)
+    shutil.rmtree(request.folder, ignore_errors=True)
+    word = "build_error" if outcome.reason == "error" else outcome.reason
+    return BuilderResult(None, f"{word}:{outcome.message.partition(':')[2]}")
+
+
+class _Workspace:
+    """A temporary folder that goes with its owner.
+
+    The owner holds a lock on it. Should the owner be killed, the folder stays, unlocked, and the next owner removes it.
+    """
+
+    def __init__(self) -> None:
+        _sweep(Path(tempfile.gettempdir()))
+        self._numbers = itertools.count()
+        self._open()
+
+    def _open(self) -> None:
+        self._root = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX))
+        self._lock = os.open(self._root / _LOCK_NAME, os.O_CREAT | os.O_RDWR)
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self.remove = weakref.finalize(self, _remove_locked, self._root, self._lock)
+
+    def new_folder(self) -> str:
+        """An empty folder for one artifact."""
+        if not self.remove.alive:  # used again after close
+            self._open()
+        folder = self._root / str(next(self._numbers))
+        folder.mkdir()
+        return str(folder)
+
+
+def _remove_locked(root: Path, lock_fd: int) -> None:
+    shutil.rmtree(root, ignore_errors=True)
+    os.close(lock_fd)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove the folders of owners that were killed."""
+    for root in parent.glob(f"{_FOLDER_PREFIX}*"):
+        with contextlib.suppress(OSError):  # locked by a living owner, another user's, or just gone
+            lock_fd = os.open(root / _LOCK_NAME, os.O_RDWR)
+            try:
+                fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(root, ignore_errors=True)
+            finally:
+                os.close(lock_fd)
+
+
+# --- inside a worker ---
+
+
+def build_candidate(request: BuildRequest) -> str:
+    """Build one candidate and export it; returns the artifact's path."""
+    params = None if request.params is None else load_param_dict(bytearray(request.params))
+    build = default_build if request.f_build is None else resolve(request.f_build)
+    path = os.path.join(request.folder, f"candidate.{request.export}")
+    rt_mod = build(request.mod, request.target, params)
+    if request.export == "tar":
+        rt_mod.export_library(path)
+    else:
+        rt_mod.export_library(path, fcompile=link_shared)
+    return path
+
+
+def default_build(mod: tvm.IRModule, target: tvm.target.Target, _params: Any = None) -> Module:
+    """What the stock builder does, layout-rewrite blocks of constant weights included, without its slow import."""
+    from tvm.s_tir.transform import RemoveWeightLayoutRewriteBlock
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mod = RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(mod)
+        try:
+            return tvm.tirx.build(mod, target=target)
+        except Exception as error:
+            if "TensorIntrin" not in str(error):
+                raise
+            importlib.import_module("tvm.s_tir.tensor_intrin")  # registers all of them: 20 s and more
+            return tvm.tirx.build(mod, target=target)
+
+
+def link_shared(output: str, objects: list[str], **options: Any) -> None:
+    """Link objects to a shared library with `ld`: 5 ms where g++ takes 20.
+
+    Anything but plain objects, and machines without GNU ld, go TVM's way through the C++ compiler.
+    """
+    linker, libraries = _linker()
+    if linker is not None and not options and all(name.endswith(".o") for name in objects):
+        done = subprocess.run([linker, "-shared", "-o", output, *objects, *libraries], capture_output=True)
+        if done.returncode == 0:
+            return
+    from tvm.support import cc
+
+    cc.create_shared(output, objects, **options)
+
+
+@functools.cache
+def _linker() -> tuple[str | None, tuple[str, ...]]:
+    """The linker, and the libraries that generated code may call: maths, and the compiler's own for 16-bit floats."""
+    linker, compiler = shutil.which("ld"), shutil.which("gcc") or shutil.which("cc")
+    if linker is None or compiler is None or os.name != "posix" or not os.path.exists("/proc"):
+        return None, ()
+    found = []
+    for question in ("-print-file-name=libm.so.6", "-print-libgcc-file-name"):
+        answer = subprocess.run([compiler, question], capture_output=True, text=True, timeout=10)
+        path = answer.stdout.strip()
+        if answer.returncode != 0 or not os.path.isabs(path):
+            return None, ()
+        found.append(path)
+    return linker, tuple(found)

@@ -1,0 +1,255 @@
+"""Timing candidates on remote devices through TVM's RPC tracker and servers.
+
+What happens on the device is TVM's own: the functions behind its `RPCRunner`, its `RPCConfig`, its evaluator. Ours is
+where they run: in isolated workers with a time limit that covers waiting for a free device as well. The stock runner
+waits for ever when no device is left, and its worker stays behind, waiting, when its owner is killed.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.s_tir.meta_schedule.runner import EvaluatorConfig, RPCConfig, RunnerFuture, RunnerInput, RunnerResult
+from tvm.s_tir.meta_schedule.runner import rpc_runner as stock
+from tvm.s_tir.meta_schedule.runner.runner import _PyRunner
+
+from chameleon.errors import UsageError
+from chameleon.measure.runner import device_name
+from chameleon.target import TVM_WITHOUT
+from chameleon.workers.pool import Outcome, PoolConfig, WorkerPool
+
+
+@dataclass(frozen=True)
+class RemoteConfig:
+    """How candidates are run on devices at a tracker."""
+
+    tracker: str  # host:port
+    device_key: str  # under which the devices registered
+    session_timeout_s: int = 30  # for one candidate on the device; the server ends it then
+    wait_timeout_s: float = 60.0  # for a free device
+    n_devices: int = 1  # used at the same time
+    number: int = 3  # runs in one repeat, at least
+    repeats: int = 3
+    min_repeat_ms: int = 50  # the shortest repeat
+    recycle_after: int = 500  # candidates, after which a worker is replaced
+
+
+@dataclass(frozen=True)
+class RemoteRequest:
+    """What a worker needs to time one candidate remotely."""
+
+    rpc: RPCConfig
+    evaluator: EvaluatorConfig
+    artifact_path: str
+    device: str
+    args_info: tuple[list[Any], ...]
+
+
+def rpc_runner(tracker: str, device_key: str, **options: Any) -> RemoteRunner:
+    """A runner for devices registered at a tracker.
+
+    Args:
+        tracker: `host:port`.
+        device_key: the key under which the devices registered.
+        options: other fields of `RemoteConfig`.
+
+    Raises:
+        UsageError: if the tracker's address is not `host:port`.
+    """
+    return RemoteRunner(RemoteConfig(tracker, device_key, **options))
+
+
+def parse_tracker(tracker: str) -> tuple[str, int]:
+    """Host and port.
+
+    Raises:
+        UsageError: if the text has not the form `host:port`.
+    """
+    host, colon, port = tracker.rpartition(":")
+    if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
+        raise UsageError(f"a tracker is given as host:port, such as 192.168.1.5:9190; got {tracker!r}")
+    return host.strip("[]"), int(port)
+
+
+class RemoteRunner(_PyRunner):
+    """Times candidates on remote devices; for any MetaSchedule call that takes a runner.
+
+    `run` returns at once with futures: what is built meanwhile does not disturb the device. Candidates must be exported in a
+    form the server links or loads (`WarmBuilder(export="tar")`). The result is one number of seconds a repeat. As to the base
+    class, see `WarmBuilder`.
+    """
+
+    __slots__ = ("__dict__",)
+
+    def __init__(self, config: RemoteConfig) -> None:
+        self._engine = _RemoteEngine(config)
+        super().__init__(self._engine.run)
+
+    def __enter__(self) -> RemoteRunner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the workers; candidates that still wait fail."""
+        self._engine.desk.close()
+
+    def run(self, runner_inputs: Sequence[RunnerInput]) -> list[RunnerFuture]:
+        """One future an input, in order; a failure's `error_msg` begins with its reason."""
+        return self._engine.run(runner_inputs)
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers' supervisors."""
+        return self._engine.desk.pids()
+
+
+class _RemoteEngine:
+    """What a remote runner does; as with the builder's, nothing here holds TVM's object."""
+
+    def __init__(self, config: RemoteConfig) -> None:
+        self._key = config.device_key
+        host, port = parse_tracker(config.tracker)
+        self._rpc = RPCConfig(host, port, config.device_key, session_timeout_sec=config.session_timeout_s)
+        self._evaluator = EvaluatorConfig(config.number, config.repeats, config.min_repeat_ms, False)
+        pool = PoolConfig(
+            target="chameleon.measure.remote:run_remote",
+            timeout_s=config.session_timeout_s + config.wait_timeout_s,
+            recycle_after=config.recycle_after,
+            environment={"TVM_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            without=TVM_WITHOUT,
+        )
+        self.desk = _Desk([WorkerPool(pool) for _ in range(config.n_devices)])
+
+    def run(self, runner_inputs: Sequence[RunnerInput]) -> list[RunnerFuture]:
+        """One future an input."""
+        return [_RemoteFuture(_Answer(self.desk.submit(self._request(i)), self._key)) for i in runner_inputs]
+
+    def _request(self, runner_input: RunnerInput) -> RemoteRequest:
+        args = [info.as_json() for info in runner_input.args_info]
+        return RemoteRequest(
+            self._rpc,
+            self._evaluator,
+            str(runner_input.artifact_path),
+            device_name(str(runner_input.device_type)),
+            tuple([str(kind), str(dtype), [int(n) for n in shape]] for kind, dtype, shape in args),
+        )
+
+
+class _RemoteFuture(RunnerFuture):
+    """A result that is still being measured. Python waits for it without a detour through C++, for the sake of Ctrl-C."""
+
+    __slots__ = ("__dict__",)
+
+    def __init__(self, answer: _Answer) -> None:
+        super().__init__(answer.done, answer.result)
+        self._answer = answer
+
+    def result(self) -> RunnerResult:
+        """Wait for the seconds, or the message of the failure."""
+        return self._answer.result()
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """The future of a worker's outcome, as a future of MetaSchedule's result."""
+
+    future: Future[Outcome]
+    device_key: str
+
+    def done(self) -> bool:
+        """Whether `result` would return at once."""
+        return self.future.done()
+
+    def result(self) -> RunnerResult:
+        """Wait for the seconds, or the message of the failure."""
+        try:
+            outcome = self.future.result()
+        except Exception as error:  # a worker that does not start: no candidate's fault, but the batch must end
+            return RunnerResult(None, f"run_error: {error}")
+        if outcome.ok:
+            return RunnerResult(outcome.value, None)
+        return RunnerResult(None, self._message(outcome))
+
+    def _message(self, outcome: Outcome) -> str:
+        detail = outcome.message.partition(":")[2]
+        if outcome.reason == "timeout":
+            return f"timeout:{detail}: no device with key {self.device_key!r} became free, or the candidate hung there"
+        if "session has expired" in detail or "RPCSessionTimeout" in detail:
+            return f"timeout:{detail}"
+        return f"{'run_error' if outcome.reason == 'error' else outcome.reason}:{detail}"
+
+
+class _Desk:
+    """Hands requests to pools of one worker each, one thread a pool, so that several devices work at a time."""
+
+    def __init__(self, pools: list[WorkerPool]) -> None:
+        self._pools = pools
+        self._queue: queue.SimpleQueue[tuple[Future[Outcome], RemoteRequest] | None] = queue.SimpleQueue()
+        for pool in pools:
+            threading.Thread(target=_serve, args=(self._queue, pool), daemon=True).start()
+        weakref.finalize(self, _send_home, self._queue, len(pools))
+
+    def submit(self, request: RemoteRequest) -> Future[Outcome]:
+        """The outcome to be."""
+        future: Future[Outcome] = Future()
+        self._queue.put((future, request))
+        return future
+
+    def pids(self) -> list[int]:
+        """Process ids of the workers' supervisors."""
+        return [pid for pool in self._pools for pid in pool.pids()]
+
+    def close(self) -> None:
+        """Fail what waits and stop the workers."""
+        waiting = []
+        while not self._queue.empty():
+            waiting.append(self._queue.get())
+        for entry in waiting:
+            if entry is not None:
+                entry[0].set_result(Outcome("error", message="error: the runner was closed"))
+        for pool in self._pools:
+            pool.close()
+
+
+def _send_home(waiting: queue.SimpleQueue[Any], n_threads: int) -> None:
+    for _ in range(n_threads):
+        waiting.put(None)
+
+
+def _serve(waiting: queue.SimpleQueue[tuple[Future[Outcome], RemoteRequest] | None], pool: WorkerPool) -> None:
+    """Serve until told to go home."""
+    while (entry := waiting.get()) is not None:
+        future, request = entry
+        try:
+            future.set_result(pool.map([request])[0])
+        except BaseException as error:
+            future.set_exception(error)
+    pool.close()
+
+
+# --- inside a worker ---
+
+
+def run_remote(request: RemoteRequest) -> list[float]:
+    """Time one candidate: connect, upload, allocate, evaluate, clean up, all by TVM's functions; returns seconds a repeat."""
+    costs = stock._worker_func(  # what TVM's RPCRunner runs in its own workers
+        None,
+        None,
+        None,
+        None,
+        None,
+        request.rpc,
+        request.evaluator,
+        1,
+        request.artifact_path,
+        request.device,
+        list(request.args_info),
+    )
+    return [float(cost) for cost in costs]

@@ -1,0 +1,256 @@
+"""A MetaSchedule runner with one warm, isolated worker and adaptive timing."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import tvm
+from tvm.s_tir.meta_schedule.runner import RunnerFuture, RunnerInput, RunnerResult
+from tvm.s_tir.meta_schedule.runner.runner import _PyRunner
+
+from chameleon.ir import tensor_bytes
+from chameleon.target import TVM_WITHOUT, usable_cores
+from chameleon.workers.pool import Outcome, PoolConfig, WorkerPool
+
+Signature = tuple[tuple[str, tuple[int, ...]], ...]  # dtype and shape of each argument
+
+
+@dataclass(frozen=True)
+class TimingConfig:
+    """How long a candidate is timed."""
+
+    quick_runs: int = 3  # runs of the first estimate, after one warm-up
+    quick_budget_s: float = 0.1  # the first estimate stops here; one run, the warm-up, is enough
+    slow_factor: float = 2.0  # slower than the best by this factor: the first estimate is the result
+    repeats: int = 5  # of the long measurement, whose median is the result
+    close_factor: float = 1.1  # two repeats both slower than the best by this factor are enough
+    min_repeat_s: float = 0.02  # runs in one repeat are as many as fill this
+
+    def __post_init__(self) -> None:
+        if min(self.quick_runs, self.repeats, self.slow_factor, self.close_factor) < 1:
+            raise ValueError(f"TimingConfig: runs, repeats and factors must be at least 1, got {self}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How candidates are run."""
+
+    timing: TimingConfig = TimingConfig()
+    timeout_s: float = 30.0
+    n_threads: int | None = None  # of a CPU kernel; None: all usable cores
+    memory_limit_bytes: int | None = None  # None: three quarters of the machine's memory
+    recycle_after: int = 500  # runs, after which the worker is replaced
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What the worker needs to time one candidate."""
+
+    artifact_path: str
+    device_type: str
+    signature: Signature
+    best_s: float  # the best so far with the same arguments, infinite before the first
+    timing: TimingConfig
+
+
+class WarmRunner(_PyRunner):
+    """Times candidates one after the other; for any MetaSchedule call that takes a runner.
+
+    `run` returns when all are timed, so nothing of the same tuning loop is built meanwhile. The result is one number of
+    seconds: the median of the long measurement's repeats, which end early for a candidate that is clearly not the best; or,
+    if its first estimate is slower than `slow_factor` times the best so far with the same arguments, that estimate. Tasks
+    whose arguments have equal shapes share this best; `forget` starts anew. The same random inputs serve all candidates
+    with the same arguments.
+
+    The stock runner takes the mean of one repeat of at least 100 ms, for every candidate. As to the base class, see
+    `WarmBuilder`.
+    """
+
+    __slots__ = ("__dict__",)
+
+    def __init__(self, config: RunConfig | None = None, **options: Any) -> None:
+        """Take the settings.
+
+        Args:
+            config: the settings; or give its fields as keywords.
+        """
+        self._engine = _RunEngine(config or RunConfig(**options))
+        super().__init__(self._engine.run)
+
+    def __enter__(self) -> WarmRunner:
+        self._engine.pool.start()  # the imports run beside whatever comes before the first candidate
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the worker. A later `run` starts a new one."""
+        self._engine.pool.close()
+
+    def forget(self) -> None:
+        """Forget the best times: the next candidates are measured at full length."""
+        self._engine.best_s.clear()
+
+    def run(self, runner_inputs: Sequence[RunnerInput]) -> list[RunnerFuture]:
+        """One finished future an input, in order; a failure's `error_msg` begins with its reason."""
+        return self._engine.run(runner_inputs)
+
+    @property
+    def last_run_s(self) -> list[float]:
+        """Seconds that each candidate of the last call took, from its sending to its outcome."""
+        return self._engine.last_run_s
+
+    def worker_pids(self) -> list[int]:
+        """Process id of the worker's supervisor."""
+        return self._engine.pool.pids()
+
+
+class _RunEngine:
+    """What a runner does; as with the builder's, nothing here holds TVM's object."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        threads = str(config.n_threads or usable_cores())
+        self.last_run_s: list[float] = []
+        self.best_s: dict[Signature, float] = {}
+        self.pool = WorkerPool(
+            PoolConfig(
+                target="chameleon.measure.runner:Timer",
+                factory=True,
+                timeout_s=config.timeout_s,
+                memory_limit_bytes=config.memory_limit_bytes or psutil.virtual_memory().total * 3 // 4,
+                recycle_after=config.recycle_after,
+                environment={"TVM_NUM_THREADS": threads, "OMP_NUM_THREADS": threads},  # else TVM takes half the cores
+                without=TVM_WITHOUT,
+            )
+        )
+
+    def run(self, runner_inputs: Sequence[RunnerInput]) -> list[RunnerFuture]:
+        """One finished future an input."""
+        self.last_run_s = []
+        return [ready(self._run_one(runner_input)) for runner_input in runner_inputs]
+
+    def _run_one(self, runner_input: RunnerInput) -> RunnerResult:
+        try:
+            signature = signature_of(runner_input)
+        except ValueError as error:
+            return RunnerResult(None, f"run_error: {error}")
+        best_s = self.best_s.get(signature, math.inf)
+        device = device_name(str(runner_input.device_type))
+        request = RunRequest(str(runner_input.artifact_path), device, signature, best_s, self.config.timing)
+        outcome = self.pool.map([request])[0]
+        self.last_run_s.append(outcome.wall_s)
+        if not outcome.ok:
+            return RunnerResult(None, _error_message(outcome))
+        self.best_s[signature] = min(outcome.value, best_s)
+        return RunnerResult([outcome.value], None)
+
+
+def ready(result: RunnerResult) -> RunnerFuture:
+    """A future whose result is there."""
+    return RunnerFuture(lambda: True, lambda: result)
+
+
+def _error_message(outcome: Outcome) -> str:
+    word = "run_error" if outcome.reason == "error" else outcome.reason
+    return f"{word}:{outcome.message.partition(':')[2]}"
+
+
+def device_name(name: str) -> str:
+    """The device of a target kind: MetaSchedule says `cpu`, other callers give the kind, `llvm`, which TVM no longer takes."""
+    return "cpu" if name in ("llvm", "c") else name
+
+
+def signature_of(runner_input: RunnerInput) -> Signature:
+    """Dtype and shape of each argument.
+
+    Raises:
+        ValueError: if an argument is not a tensor.
+    """
+    signature = []
+    for info in runner_input.args_info:
+        kind, *rest = info.as_json()
+        if kind != "TENSOR":
+            raise ValueError(f"only tensor arguments can be timed, got {kind}")
+        signature.append((str(rest[0]), tuple(int(n) for n in rest[1])))
+    return tuple(signature)
+
+
+# --- inside the worker ---
+
+
+class Timer:
+    """Times candidates; keeps the inputs of the last few signatures."""
+
+    def __init__(self, cache_bytes: int = 1 << 28) -> None:
+        self._cache_bytes = cache_bytes
+        self._arguments: OrderedDict[tuple[str, Signature], list[Any]] = OrderedDict()
+        self._fill = tvm.get_global_func("tvm.contrib.random.random_fill_for_measure")
+
+    def __call__(self, request: RunRequest) -> float:
+        """Seconds of one run."""
+        device: Any = tvm.runtime.device(request.device_type, 0)
+        module: Any = tvm.runtime.load_module(request.artifact_path)
+        arguments = self._arguments_for(device, request)
+        function = module[module.entry_name]
+        timing = request.timing
+        slow_above_s = request.best_s * timing.slow_factor
+        estimate_s = quick_estimate_s(lambda: function(*arguments), device, timing, 2 * slow_above_s)
+        if estimate_s > slow_above_s:
+            return estimate_s
+        number = max(1, math.ceil(timing.min_repeat_s / estimate_s))
+        evaluator = module.time_evaluator(module.entry_name, device, number=number, repeat=1)
+        return raced_s(lambda: float(evaluator(*arguments).mean), timing, request.best_s * timing.close_factor)
+
+    def _arguments_for(self, device: Any, request: RunRequest) -> list[Any]:
+        key = (request.device_type, request.signature)
+        if key not in self._arguments:
+            size = _size_bytes(request.signature)
+            while self._arguments and size + sum(_size_bytes(s) for _, s in self._arguments) > self._cache_bytes:
+                self._arguments.popitem(last=False)
+            self._arguments[key] = [self._random(device, dtype, shape) for dtype, shape in request.signature]
+        self._arguments.move_to_end(key)
+        return self._arguments[key]
+
+    def _random(self, device: Any, dtype: str, shape: tuple[int, ...]) -> Any:
+        tensor = tvm.runtime.empty(shape, dtype, device)
+        self._fill(tensor)
+        return tensor
+
+
+def _size_bytes(signature: Signature) -> int:
+    return sum(tensor_bytes(shape, dtype) for dtype, shape in signature)
+
+
+def raced_s(repeat: Callable[[], float], timing: TimingConfig, close_s: float) -> float:
+    """Median of `timing.repeats` calls of `repeat`; of the first two alone where both exceed `close_s`."""
+    seconds = [repeat() for _ in range(min(2, timing.repeats))]
+    if min(seconds) <= close_s:
+        seconds += [repeat() for _ in range(timing.repeats - len(seconds))]
+    return statistics.median(seconds)
+
+
+def quick_estimate_s(run: Callable[[], Any], device: Any, timing: TimingConfig, give_up_s: float) -> float:
+    """Shortest of a few runs, the first of them cold.
+
+    Stops early when the time for it is used up, and when a second run, too, took longer than `give_up_s`.
+    """
+    seconds: list[float] = []
+    begin_s = time.perf_counter()
+    while not seconds or (len(seconds) <= timing.quick_runs and time.perf_counter() - begin_s < timing.quick_budget_s):
+        device.sync()
+        start_s = time.perf_counter()
+        run()
+        device.sync()
+        seconds.append(time.perf_counter() - start_s)
+        if len(seconds) == 2 and min(seconds) > give_up_s:
+            break
+    return max(min(seconds), 1e-9)  # a clock may stand still

@@ -1,0 +1,140 @@
+"""From a model to kernels that need little memory, rewritten where that lowers the peak.
+
+Rewriting comes before kernels are made and fused, but what it saves shows on the kernels only. So every set of rewrites that is
+tried is lowered, its kernels get the lean default schedule, and the graph of that is solved.
+"""
+
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tvm.ir import IRModule
+from tvm.target import Target
+
+from chameleon.kernels.defaults import schedule_defaults
+from chameleon.kernels.lower import checked, in_target_layout, kernels_of
+from chameleon.memory.placed_concats import place_parts, placeable_concats
+from chameleon.memory.plan import MemoryOptions, Solve, peak_score, prepare, rewritten_kernels
+from chameleon.memory.rewrite import apply_sites, find_sites, rewrite_module
+from chameleon.models.load import Model, ModelError
+from chameleon.serenity.rewrite.choose import Score
+from chameleon.serenity.rewrite.identities import Site
+
+CONCAT_KERNELS = "concat_parts"
+"""So `chameleon.memory.rewrite` calls the kernels of concatenations whose parts are to be written in place."""
+
+MAX_TRIES = 32
+"""Sets of rewrites that are lowered and solved, at most."""
+
+
+@dataclass(frozen=True)
+class Rewrites:
+    """What is changed of a model before its operators become kernels: all that is needed to do it again.
+
+    Attributes:
+        sites: what was rewritten.
+        gather: whether terms of a sum wait for each other, see `chameleon.memory.rewrite.apply_sites`.
+    """
+
+    sites: tuple[Site, ...] = ()
+    gather: bool = True
+
+    def __str__(self) -> str:
+        sums = sum(site.kind == "accumulate" for site in self.sites)
+        others = (str(site) for site in self.sites if site.kind != "accumulate")
+        return ", ".join((*others, *([f"accumulate: {sums} sum{'s' * (sums > 1)}"] if sums else [])))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; the inverse of `from_json`."""
+        return {"sites": [[site.kind, site.node] for site in self.sites], "gather": self.gather}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Rewrites:
+        """What `to_json` wrote.
+
+        Raises:
+            ModelError: if an earlier version wrote it, which limited how many operators become one kernel.
+        """
+        if content.get("fuse_depth") is not None:
+            raise ModelError(
+                f"the rewrites are of an earlier version: its kernels held {content['fuse_depth']} operators at most, which is "
+                "not done any more; tune again, into another folder (--out)"
+            )
+        return cls(tuple(Site(kind, node) for kind, node in content["sites"]), content.get("gather", True))
+
+
+@dataclass(frozen=True)
+class RewrittenModel:
+    """A model's fused kernels, without schedules, after the rewrites that lower the peak.
+
+    Attributes:
+        lowered: as `chameleon.kernels.lower.lower` makes them.
+        rewrites: what was done.
+        tries: how many sets of rewrites were solved.
+    """
+
+    lowered: IRModule = field(repr=False)
+    rewrites: Rewrites
+    tries: int
+
+
+def lean(lowered: IRModule, target: Target) -> IRModule:
+    """Kernels in the form in which their memory counts: scheduled, workspaces as arguments, chosen parts in place."""
+    with target:
+        prepared = prepare(schedule_defaults(lowered, target, lean=True))
+    return place_parts(prepared, placeable_concats(prepared, CONCAT_KERNELS))
+
+
+def lean_rewritten(lowered: IRModule, target: Target, solve: Solve) -> IRModule:
+    """The same with its kernels rewritten where that lowers the peak."""
+    return rewritten_kernels(lean(lowered, target), solve, MemoryOptions(), max_tries=16)
+
+
+def lower_rewritten(model: Model, target: Target, solve: Solve, max_tries: int = MAX_TRIES) -> RewrittenModel:
+    """The kernels of a model in which identities are applied where that lowers the solved peak.
+
+    Raises:
+        ModelError: if TVM has no kernel for an operator.
+    """
+
+    def score(mod: IRModule) -> Score:
+        kernels = lean(_lowered(mod, target, model.name), target)
+        return peak_score(kernels, solve, MemoryOptions(name=model.name))
+
+    base, _ = in_target_layout(model, target)
+    found = rewrite_module(base, score, solve, max_tries=max_tries)
+    sites, tries = found.choice.chosen, found.choice.evaluations
+    together = _lowered(found.mod, target, model.name)
+    if not any(site.kind == "accumulate" for site in sites):
+        return RewrittenModel(together, Rewrites(sites), tries)
+    apart = _lowered(_again(base, sites, solve, gather=False), target, model.name)
+
+    def peak_bytes(lowered: IRModule) -> int:
+        return peak_score(lean_rewritten(lowered, target, solve), solve, MemoryOptions(name=model.name))[0]
+
+    gather = peak_bytes(together) <= peak_bytes(apart)  # fewer kernels, if it costs nothing
+    return RewrittenModel(together if gather else apart, Rewrites(sites, gather), tries + 1)
+
+
+def lower_again(model: Model, target: Target, solve: Solve, rewrites: Rewrites) -> IRModule:
+    """The kernels after the rewrites that `lower_rewritten` found in an earlier run.
+
+    Raises:
+        ModelError: if the model has no such site.
+    """
+    base, _ = in_target_layout(model, target)
+    if missing := set(rewrites.sites) - set(find_sites(base)):
+        raise ModelError(f"{model.name} has no place to rewrite called {', '.join(map(str, sorted(missing)))}")
+    return _lowered(_again(base, rewrites.sites, solve, gather=rewrites.gather), target, model.name)
+
+
+def _again(base: IRModule, sites: tuple[Site, ...], solve: Solve, *, gather: bool) -> IRModule:
+    return apply_sites(base, sites, lambda graph: solve(graph).order, gather=gather)
+
+
+def _lowered(mod: IRModule, target: Target, name: str) -> IRModule:
+    return checked(kernels_of(mod, target), name)

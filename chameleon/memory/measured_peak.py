@@ -1,0 +1,114 @@
+"""The memory that a compiled network really takes: the peak of the allocations of one run, the first in a process of its own.
+
+Counted is what TVM's CPU device hands out from the call of `main` to its end: storages, tensors, outputs, the workspaces of
+kernels in all threads. Weights and inputs are there before and do not count. The rest of the heap (the virtual machine's
+frames, shapes and tuples) is a few kilobytes; `heap_peak_bytes` has it in.
+"""
+
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chameleon.errors import ChameleonError
+
+TIMEOUT_S = 300.0
+_COUNTER = Path(__file__).with_name("allocations.cc")
+_COMPILERS = ("g++", "c++", "clang++")
+
+
+@dataclass(frozen=True)
+class MeasuredPeak:
+    """What one cold run allocated.
+
+    Attributes:
+        tensor_peak_bytes: most of TVM's own memory alive at a time.
+        heap_peak_bytes: most of the heap alive at a time beyond what was there before, in the C library's rounded sizes.
+        outputs: of the run.
+    """
+
+    tensor_peak_bytes: int
+    heap_peak_bytes: int
+    outputs: tuple[NDArray[Any], ...] = field(repr=False, compare=False)
+
+
+def can_measure(kind: str) -> str:
+    """Why the peak cannot be measured for a target of this kind on this machine; empty if it can."""
+    if kind != "llvm":
+        return f"the measured peak needs a CPU target (llvm), got {kind}"
+    if not sys.platform.startswith("linux"):
+        return f"the measured peak needs Linux with glibc, got {sys.platform}"
+    return ""
+
+
+def measure_peak(executable: Any, inputs: Sequence[NDArray[Any]], threads: int = 1) -> MeasuredPeak:
+    """Run a compiled network once in a process of its own and count its allocations.
+
+    Args:
+        executable: what `chameleon.jobs.compile.build` made for this machine's CPU.
+        inputs: of `main`.
+        threads: for its kernels.
+
+    Raises:
+        ChameleonError: if there is no C++ compiler, or the run fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="chameleon-") as name:
+        folder = Path(name)
+        counter = build_counter(folder)
+        library = folder / "network.so"
+        executable.export_library(str(library))
+        np.savez(folder / "inputs.npz", *inputs)
+        arguments = [str(library), str(folder / "inputs.npz"), str(folder / "outputs.npz"), str(threads)]
+        found = _probe(counter, arguments)
+        with np.load(folder / "outputs.npz") as arrays:
+            outputs = tuple(arrays[key] for key in arrays.files)
+    return MeasuredPeak(found["tensors_peak"], found["heap_peak"], outputs)
+
+
+def build_counter(folder: Path) -> Path:
+    """Compile the counter of allocations, a library to be preloaded.
+
+    Raises:
+        ChameleonError: if there is no C++ compiler, or it fails.
+    """
+    compiler = next((path for path in map(shutil.which, _COMPILERS) if path), None)
+    if compiler is None:
+        raise ChameleonError(
+            "measuring the peak needs a C++ compiler, for instance `apt install g++`; `--no-measure` does without"
+        )
+    library = folder / "allocations.so"
+    command = [compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(_COUNTER)]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    if built.returncode:
+        raise ChameleonError(f"{compiler} cannot build the counter of allocations: {built.stderr.strip()[-500:]}")
+    return library
+
+
+def _probe(counter: Path, arguments: list[str]) -> dict[str, int]:
+    command = [sys.executable, "-m", "chameleon.memory.measured_peak_probe", *arguments]
+    # The package may be imported from a checkout that the other process would not find.
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "LD_PRELOAD": str(counter), "PYTHONPATH": path}
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ChameleonError(f"the network did not end within {TIMEOUT_S:.0f} s while its memory was measured") from error
+    if ran.returncode:
+        raise ChameleonError(f"the network failed while its memory was measured: {ran.stderr.strip()[-500:]}")
+    found = json.loads(ran.stdout.splitlines()[-1])
+    if found["lost"]:
+        raise ChameleonError(f"the counter of allocations lost {found['lost']} blocks: the network has too many at a time")
+    return found

@@ -1,0 +1,53 @@
+"""The process in which `chameleon.memory.measured_peak` runs a network once: counts its memory, keeps its outputs.
+
+Run as `python -m chameleon.memory.measured_peak_probe LIBRARY INPUTS.npz OUTPUTS.npz THREADS`, with the counter preloaded; prints one
+line of JSON. The library with its weights, the inputs and the threads are there before the count begins; the outputs are kept
+until it ends.
+"""
+
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+from typing import Any
+
+sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # TVM does without, and its import takes longer than all else
+
+import numpy as np  # noqa: E402
+import tvm  # noqa: E402
+from tvm import relax  # noqa: E402
+
+from chameleon.target import set_threads  # noqa: E402
+
+
+def main(library: str, inputs: str, outputs: str, threads: str) -> None:
+    """Run the network and print what it allocated."""
+    counter = ctypes.CDLL(None)
+    for name in ("tensors_peak", "heap_peak", "lost"):
+        getattr(counter, f"chameleon_{name}").restype = ctypes.c_longlong
+    set_threads(int(threads))
+    # The pooled allocator would round sizes up and keep what is freed.
+    machine = relax.VirtualMachine(tvm.runtime.load_module(library), tvm.cpu(), memory_cfg="naive")
+    with np.load(inputs) as arrays:
+        tensors = [tvm.runtime.tensor(arrays[name]) for name in arrays.files]
+    run = machine["main"]
+    counter.chameleon_watch(1)
+    result = run(*tensors)
+    counter.chameleon_watch(0)
+    found = {name: int(getattr(counter, f"chameleon_{name}")()) for name in ("tensors_peak", "heap_peak", "lost")}
+    np.savez(outputs, *arrays_of(result))
+    print(json.dumps(found))
+
+
+def arrays_of(result: Any) -> list[Any]:
+    """The arrays in what a network returned, nested tuples flattened."""
+    if hasattr(result, "numpy"):
+        return [result.numpy()]
+    return [array for part in result for array in arrays_of(part)]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

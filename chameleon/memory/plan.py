@@ -1,0 +1,307 @@
+"""`MemoryAware`: a TVM pass that orders a network for the least memory and gives all its tensors one arena.
+
+    passes = tvm.transform.Sequential([..., relax.transform.FuseTIR(), MemoryAware()])
+    with target:
+        executable = tvm.compile(passes(mod), target, relax_pipeline="default_build")
+
+The pass leaves a function whose memory is final: one storage, every tensor at its offset, calls of kernels and nothing else.
+`StaticPlanBlockMemory`, which the default pipeline runs afterwards, finds nothing left to plan: it reuses whole storages only,
+each for tensors of one type, which takes up to twice the memory that a schedule needs.
+"""
+
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import tvm
+from tvm import relax
+from tvm.ir import Call, IRModule
+from tvm.relax.expr_functor import PyExprMutator, mutator
+from tvm.tirx import PrimFunc
+
+from chameleon.ir import is_call
+from chameleon.kernels.in_place import overwriting
+from chameleon.kernels.scratch import scratch_bytes, with_scratch
+from chameleon.memory.graph import ALIGNMENT, Extracted, TensorType, extract_graph
+from chameleon.memory.placed_concats import place_where_it_pays
+from chameleon.memory.rolling_calls import roll_where_it_pays, without_alternatives
+from chameleon.memory.workspaces import hoist_workspaces, threads_of_target
+from chameleon.serenity.accounting import Buffer, footprint, lifetimes
+from chameleon.serenity.arena.plan import Arena, plan_arena
+from chameleon.serenity.graph import Graph, GraphError
+from chameleon.serenity.order.schedule import Schedule, schedule
+from chameleon.serenity.rewrite.choose import Score
+
+Solve = Callable[[Graph], Schedule]
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """What the pass may do."""
+
+    arena_limit_s: float = 10.0  # for the arena's offsets
+    name: str = "main"  # of the network, for messages
+    hoist: bool = True  # kernels' own workspaces lie in the arena as well
+    in_place: bool = True  # kernels may write over an input that nothing else needs
+    rewrite_kernels: bool = True  # see `rewritten_kernels`
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What the pass decided.
+
+    Attributes:
+        graph: of the function before the pass.
+        schedule: the order, its liveness bound `peak_bytes`, and a bound for every order.
+        arena: offsets and size; size and `schedule.peak_bytes` differ by what alignment and fragmentation cost.
+        scratch_bytes: what kernels allocate besides, inside their loops, per thread of the target (see `workspaces`).
+    """
+
+    graph: Graph = field(repr=False)
+    schedule: Schedule
+    arena: Arena
+    scratch_bytes: int
+
+
+def prepare(mod: IRModule, *, hoist: bool = True) -> IRModule:
+    """The module in the form whose graph counts: reshapes are views; kernels' workspaces are arguments."""
+    mod = relax.transform.RewriteDataflowReshape()(mod)
+    return hoist_workspaces(mod) if hoist else mod
+
+
+def plan_memory(mod: IRModule, solve: Solve = schedule, options: MemoryOptions | None = None) -> tuple[IRModule, MemoryPlan]:
+    """Order the function `main` and place its tensors in one arena.
+
+    Args:
+        mod: a module of fused kernels, scheduled or not, as `chameleon.kernels.lower.lower` makes it.
+        solve: finds the order.
+
+    Returns:
+        The module with its memory planned, and the plan.
+
+    Raises:
+        GraphError: if the function has dynamic shapes, control flow or calls that are no kernels.
+    """
+    options = options or MemoryOptions()
+    mod = prepare(mod, hoist=options.hoist)
+    extract_graph(mod, options.name)  # raises on what cannot be planned, before anything looks for what to change
+    if options.rewrite_kernels:
+        mod = rewritten_kernels(mod, solve, options)
+    mod = without_alternatives(mod)
+    extracted, graph = _graph_of(mod, options)
+    found = solve(graph)
+    buffers = lifetimes(graph, found.order)
+    arena = plan_arena(buffers, alignment=ALIGNMENT, time_limit_s=options.arena_limit_s)
+    mod = _in_order(mod, extracted, found.order, buffers)
+    mod = _final_kernels(_lowered(mod, _places(extracted, found.order, buffers, arena), arena.size_bytes))
+    threads = threads_of_target()
+    left = 0 if threads == 0 else scratch_bytes(mod, threads or 1)
+    return mod, MemoryPlan(graph, found, arena, left)
+
+
+def rewritten_kernels(mod: IRModule, solve: Solve, options: MemoryOptions, max_tries: int = 32) -> IRModule:
+    """A prepared module in which, where that lowers the peak, parts of a concatenation are written at their place in it, and
+    convolutions are computed row by row and overwrite their input.
+
+    Args:
+        max_tries: how many sets of concatenations are solved at most.
+    """
+    mod = place_where_it_pays(mod, lambda placed: peak_score(placed, solve, options), max_tries)
+    if not options.in_place:
+        return mod
+    return roll_where_it_pays(mod, lambda rolled: extract_graph(rolled, options.name).graph, solve)
+
+
+def peak_score(mod: IRModule, solve: Solve, options: MemoryOptions) -> Score:
+    """The peak of a prepared module's best order, and how many of its steps reach it: for the search of rewrites."""
+    _, graph = _graph_of(mod, options)
+    use = footprint(graph, solve(graph).order)
+    return use.peak_bytes, int((use.during == use.peak_bytes).sum())
+
+
+def _graph_of(mod: IRModule, options: MemoryOptions) -> tuple[Extracted, Graph]:
+    extracted = extract_graph(mod, options.name)
+    return extracted, extracted.graph if options.in_place else without_in_place(extracted.graph)
+
+
+@tvm.transform.module_pass(opt_level=0, name="MemoryAware")
+class MemoryAware:
+    """Order a network for the least memory and place its tensors in one arena; to be put after `FuseTIR`.
+
+    `plan` is the `MemoryPlan` of the module that the pass saw last.
+    """
+
+    def __init__(self, solve: Solve = schedule, options: MemoryOptions | None = None) -> None:
+        self.solve, self.options = solve, options
+        self.plan: MemoryPlan | None = None
+
+    def transform_module(self, mod: IRModule, _: tvm.transform.PassContext) -> IRModule:
+        """Called by TVM."""
+        mod, self.plan = plan_memory(mod, self.solve, self.options)
+        return mod
+
+
+def without_in_place(graph: Graph) -> Graph:
+    """The graph in which no kernel overwrites an input."""
+    return dataclasses.replace(graph, nodes=tuple(dataclasses.replace(node, in_place="") for node in graph.nodes))
+
+
+def stock_plan_bytes(mod: IRModule) -> int:
+    """What TVM's own planner takes for a module of fused kernels: its storages, and the outputs, which it does not plan."""
+    transform = relax.transform
+    passes = [
+        transform.RewriteDataflowReshape(),
+        transform.ToNonDataflow(),
+        transform.RemovePurityChecking(),
+        transform.CallTIRRewrite(),
+        transform.StaticPlanBlockMemory(),
+    ]
+    main = tvm.transform.Sequential(passes)(mod)["main"]
+    sizes: list[int] = []
+
+    def visit(node: Any) -> None:
+        if is_call(node, "relax.memory.alloc_storage"):
+            sizes.append(int(node.args[0].values[0]))
+        elif is_call(node, "relax.builtin.alloc_tensor"):
+            dims = tuple(int(d) for d in node.args[0].values)
+            sizes.append(TensorType(dims, str(node.args[1].value)).size_bytes)
+
+    relax.analysis.post_order_visit(main, visit)
+    return sum(sizes)
+
+
+def _in_order(mod: IRModule, extracted: Extracted, order: Sequence[str], buffers: Sequence[Buffer]) -> IRModule:
+    """The module with its bindings in this order, and kernels that overwrite an input where the schedule says so."""
+    mod, replaced = _overwriting_kernels(mod, extracted, buffers)
+    bindings = [replaced.get(b.var, b) for b in _ordered(extracted, order)]
+
+    @relax.transform.dataflowblock_pass(opt_level=0, name="MemoryAwareOrder")
+    def reorder(block: relax.DataflowBlock, _mod: IRModule, _ctx: Any) -> relax.DataflowBlock:
+        return relax.DataflowBlock(bindings) if block.same_as(extracted.block) else block
+
+    return relax.transform.DeadCodeElimination()(reorder(mod))
+
+
+def _ordered(extracted: Extracted, order: Sequence[str]) -> Iterator[Any]:
+    """The block's bindings: kernels in this order, views as soon as somebody needs them."""
+    by_var = {binding.var: binding for binding in extracted.block.bindings}
+    done: set[Any] = set()
+
+    def emit(binding: Any) -> Iterator[Any]:
+        if binding.var in done:
+            return
+        done.add(binding.var)
+        for var in relax.analysis.free_vars(binding.value):
+            if var in by_var:
+                yield from emit(by_var[var])
+        yield binding
+
+    for name in order:
+        yield from emit(extracted.calls[name].binding)
+    for binding in extracted.block.bindings:
+        yield from emit(binding)
+
+
+def _overwriting_kernels(
+    mod: IRModule, extracted: Extracted, buffers: Sequence[Buffer]
+) -> tuple[IRModule, dict[Any, relax.VarBinding]]:
+    """Kernels for the nodes that share a buffer with their input, and the bindings that call them."""
+    graph = extracted.graph
+    mod, replaced, made = IRModule(dict(mod.functions_items()), attrs=mod.attrs), {}, {}
+    for buffer in buffers:
+        for name in buffer.tensors:
+            node = graph.by_name[name]
+            if not node.in_place or node.in_place not in buffer.tensors:
+                continue
+            binding = extracted.calls[name].binding
+            call, position = binding.value, extracted.argument(name, node.in_place)
+            key = (call.args[0], position)
+            if key not in made:
+                func = overwriting(mod[call.args[0]], position, len(call.args[1].fields))
+                made[key] = tvm.ir.GlobalVar(f"{call.args[0].name_hint}_over_{position}")
+                relax.expr._update_type(made[key], call.args[0].ty)
+                mod[made[key]] = func.with_attr("global_symbol", made[key].name_hint) if _has_symbol(func) else func
+            args = [made[key], *call.args[1:]]
+            replaced[binding.var] = relax.VarBinding(binding.var, Call(call.op, args, call.attrs, call.ty_args))
+    return mod, replaced
+
+
+def _has_symbol(func: Any) -> bool:
+    return bool(func.attrs) and "global_symbol" in func.attrs
+
+
+def _places(
+    extracted: Extracted, order: Sequence[str], buffers: Sequence[Buffer], arena: Arena
+) -> list[tuple[int, TensorType]]:
+    """Offset and type of every tensor that the calls allocate, in the order of the calls."""
+    begin = {name: arena.offsets[b.name] for b in buffers for name in b.tensors}
+    begin |= {b.name: arena.offsets[b.name] for b in buffers if not b.tensors}
+    places: list[tuple[int, TensorType]] = []
+    for name in order:
+        call = extracted.calls[name]
+        parts = [
+            (begin.get(name, 0), call.offsets, call.outputs),
+            (begin.get(extracted.graph.by_name[name].workspace_name, 0), call.workspace_offsets, call.workspaces),
+        ]
+        for base, offsets, types in parts:
+            places += [(base + offset, ty) for offset, ty in zip(offsets, types, strict=True)]
+    return places
+
+
+def _lowered(mod: IRModule, places: Sequence[tuple[int, TensorType]], size_bytes: int) -> IRModule:
+    """Calls of kernels with their outputs as arguments, allocated in one storage."""
+    transform = relax.transform
+    passes = [transform.ToNonDataflow(), transform.RemovePurityChecking(), transform.CallTIRRewrite()]
+    mod = tvm.transform.Sequential(passes)(mod)
+    return _Placer(mod, places, size_bytes).run()
+
+
+@mutator
+class _Placer(PyExprMutator):
+    """Puts the allocations of `main`, in the order in which they stand, at their places in the arena."""
+
+    def __init__(self, mod: IRModule, places: Sequence[tuple[int, TensorType]], size_bytes: int) -> None:
+        super().__init__(mod)
+        self.mod, self.places, self.size_bytes = mod, list(places)[::-1], size_bytes
+        self.arena: relax.Var | None = None
+
+    def run(self) -> IRModule:
+        main = next(var for var in self.mod.get_global_vars() if var.name_hint == "main")
+        self.builder_.update_func(main, self.visit_expr(self.mod["main"]))
+        if self.places:
+            raise GraphError(
+                f"{len(self.places)} tensors of the plan were not met in the function; this is a bug of MemoryAware"
+            )
+        return self.builder_.get()
+
+    def visit_call_(self, op: Call) -> relax.Expr:
+        call: Any = super().visit_call_(op)
+        if is_call(call, "relax.builtin.alloc_tensor"):
+            return self._placed(call)
+        if is_call(call, "relax.reshape"):  # in its final form: the default pipeline would make it a kernel that copies
+            return Call(relax.ExternFunc("vm.builtin.reshape"), call.args, None, [call.ty])
+        return call
+
+    def _placed(self, call: Any) -> relax.Expr:
+        memory = relax.op.memory
+        offset, ty = self.places.pop()
+        dims = tuple(int(d) for d in call.args[0].values)
+        if dims != ty.shape:
+            raise GraphError(f"expected an allocation of shape {ty.shape}, met {dims}; this is a bug of MemoryAware")
+        if self.arena is None:
+            size = relax.ShapeExpr([max(self.size_bytes, 1)])
+            self.arena = self.builder_.emit(memory.alloc_storage(size, 0, "global", "uint8"), "arena")
+        tensor = self.builder_.emit(memory.alloc_tensor(self.arena, offset, call.args[0], call.args[1]))
+        # The tensor's data would begin at the storage's, its offset apart, which kernels refuse: a view without copy.
+        return memory.ensure_zero_offset(tensor)
+
+
+def _final_kernels(mod: IRModule) -> IRModule:
+    """Kernels that nothing looks into or changes any more."""
+    functions = {var: with_scratch(f) if isinstance(f, PrimFunc) else f for var, f in mod.functions_items()}
+    return IRModule(functions, attrs=mod.attrs)

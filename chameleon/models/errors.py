@@ -1,0 +1,34 @@
+"""What a model can get wrong, in words for people. Knows no TVM."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+
+from chameleon.errors import ChameleonError
+
+
+class ModelError(ChameleonError):
+    """A model cannot be loaded; the message says which, why and what to do."""
+
+
+@contextlib.contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Turn whatever PyTorch raises into a `ModelError`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{name}: PyTorch cannot build or export this network with this input shape: {first_line(error)}"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error that says something, at most 300 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]

@@ -1,0 +1,152 @@
+"""Load a network: a name of pytorchcv's zoo, an ONNX file or a file of `torch.export.save`.
+
+Whatever the source, a `Model` is one Relax function `main` in inference form: static shapes, batch norms folded, weights as
+constants, NCHW as its author wrote it. `chameleon.kernels.lower.lower` chooses layouts.
+"""
+
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import relax
+from tvm.ir import GenericConst, IRModule, TupleType
+
+from chameleon.errors import UsageError
+from chameleon.ir import static_shape
+from chameleon.models.errors import ModelError
+from chameleon.models.importers import Imported, import_exported, import_onnx, import_zoo
+from chameleon.models.pytorchcv import model_names
+from chameleon.models.simplify import inference_form
+
+__all__ = ["Model", "ModelError", "Source", "TensorSpec", "input_arrays", "load_model", "model_names"]
+
+InputShape = Sequence[int] | Mapping[str, Sequence[int]]
+_FILES: dict[str, Literal["onnx", "pt2"]] = {".onnx": "onnx", ".pt2": "pt2"}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output: its name, static shape and type."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model came from: all that is needed to make the same network again."""
+
+    kind: Literal["zoo", "onnx", "pt2"]
+    spec: str  # a zoo name or a path
+    seed: int  # of a zoo network's weights
+    shapes: Mapping[str, tuple[int, ...]] = field(hash=False)  # of the inputs
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network ready to be lowered.
+
+    Attributes:
+        name: the zoo's name, or the file's name without its suffix.
+        mod: a module with the function `main`.
+        fingerprint: a hash of graph and weights: equal in every process, for equal networks.
+    """
+
+    name: str
+    mod: IRModule = field(repr=False, compare=False)
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    fingerprint: str
+    source: Source
+
+
+def load_model(spec: str, *, seed: int = 0, input_shape: InputShape | None = None) -> Model:
+    """Load a network in inference form.
+
+    Args:
+        spec: a name of `model_names()`, or a path that ends in `.onnx` or `.pt2`.
+        seed: of the weights of a zoo network, which are random (nothing is downloaded).
+        input_shape: the shape of the only input, or shapes by input name; for files that leave them open.
+
+    Raises:
+        UsageError: if there is no such model or file.
+        ModelError: if it cannot be read, has dynamic shapes or an unsupported operator.
+    """
+    path = Path(spec)
+    kind = _FILES.get(path.suffix.lower(), "zoo")
+    if kind == "zoo" and (path.is_file() or path.suffix.lower() in (".pt", ".pth", ".pb", ".tflite", ".h5", ".safetensors")):
+        raise ModelError(
+            f"{spec}: expected a zoo name, an .onnx or a .pt2 file, got {path.suffix or 'a file without suffix'}; "
+            "write a PyTorch module with torch.export.save(torch.export.export(module, inputs), 'model.pt2')"
+        )
+    if kind == "zoo":
+        imported = import_zoo(spec, seed, input_shape)
+    else:
+        if not path.is_file():
+            raise UsageError(f"{spec}: no such file; expected an .onnx or a .pt2 file or a name that `chameleon models` lists")
+        imported = (import_onnx if kind == "onnx" else import_exported)(path, input_shape)
+    name = spec.lower() if kind == "zoo" else path.stem
+    return _model(name, imported, Source(kind, name if kind == "zoo" else spec, seed, imported.shapes))
+
+
+def input_arrays(model: Model, rng: np.random.Generator) -> list[NDArray[np.generic]]:
+    """Random inputs of a model: normal numbers; zeros and ones where integers are expected, which every vocabulary has."""
+    arrays = []
+    for spec in model.inputs:
+        if spec.dtype.startswith(("float", "bfloat")):
+            arrays.append(rng.standard_normal(spec.shape).astype(spec.dtype))
+        else:
+            arrays.append(rng.integers(0, 2, size=spec.shape).astype(spec.dtype))
+    return arrays
+
+
+def _model(name: str, imported: Imported, source: Source) -> Model:
+    try:
+        mod = inference_form(imported.mod)
+    except Exception as error:  # TVM raises anything from AssertionError to InternalError here
+        reason = str(error).strip().splitlines()[-1][:300]
+        raise ModelError(
+            f"{name}: TVM cannot simplify this network, perhaps for a shape that depends on data: {reason}"
+        ) from error
+    main = mod["main"]
+    inputs = tuple(_spec(name, p.name, p.ty) for p in main.params)
+    result = main.ret_ty
+    fields = _flat(result)
+    names = [*imported.output_names, *(f"output{i}" for i in range(len(imported.output_names), len(fields)))]
+    outputs = tuple(_spec(name, n, ty) for n, ty in zip(names, fields, strict=False))
+    return Model(name, mod, inputs, outputs, fingerprint(mod), source)
+
+
+def fingerprint(mod: IRModule) -> str:
+    """A hash of the graph's text and of the bytes of its constants in the order of their appearance."""
+    digest = hashlib.sha256(mod.script(show_meta=False).encode())
+
+    def visit(node: object) -> None:
+        if isinstance(node, GenericConst):
+            digest.update(np.ascontiguousarray(node.value.numpy()).tobytes())
+
+    relax.analysis.post_order_visit(mod["main"], visit)
+    return digest.hexdigest()[:16]
+
+
+def _flat(ty: relax.Type) -> list[relax.Type]:
+    return [leaf for part in ty.fields for leaf in _flat(part)] if isinstance(ty, TupleType) else [ty]
+
+
+def _spec(model: str, name: str, ty: relax.Type) -> TensorSpec:
+    dims = static_shape(ty)
+    if dims is None:
+        raise ModelError(f"{model}: {name!r} has no static shape, got {ty}; fix its dynamic dimensions with --input-shape")
+    if math.prod(dims) == 0:
+        raise ModelError(f"{model}: {name!r} is empty, its shape is {dims}")
+    return TensorSpec(name, dims, str(ty.dtype))

@@ -1,0 +1,83 @@
+"""Networks by name as PyTorch modules with random weights: pytorchcv's zoo and our irregular cells. Knows no TVM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from chameleon.errors import unknown
+from chameleon.models.errors import ModelError, explained
+from chameleon.models.irregular import CELLS, cell, cell_module
+from chameleon.models.shapes import shapes_by_name
+
+
+@dataclass(frozen=True)
+class Network:
+    """A PyTorch module in inference mode and what it takes.
+
+    Attributes:
+        name: in the zoo.
+        module: its `forward` takes the inputs in the order of `shapes`.
+        shapes: of the inputs, which are 32-bit floats, by name.
+    """
+
+    name: str
+    module: torch.nn.Module = field(repr=False)
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+def model_names() -> list[str]:
+    """The names of the zoo, sorted: pytorchcv's and our cells'."""
+    return sorted((*_pytorchcv(), *CELLS))
+
+
+def zoo_network(name: str, seed: int, input_shape: Any = None) -> Network:
+    """A network of the zoo; nothing is downloaded.
+
+    Args:
+        name: of `model_names()`, in small or capital letters.
+        seed: of the weights.
+        input_shape: instead of the usual one, of the only input or by input name.
+
+    Raises:
+        UsageError: if the name is unknown.
+        ModelError: if the network cannot be built, the shape does not fit or the zoo is not installed.
+    """
+    known = name.lower()
+    if known in CELLS:
+        return _irregular(known, seed, input_shape)
+    zoo = _pytorchcv()
+    if known not in zoo:
+        raise unknown("model", name, [*zoo, *CELLS, "an .onnx file", "a .pt2 file"])
+    with explained(name), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = zoo[known](pretrained=False).eval()
+    if input_shape is not None:
+        shape = shapes_by_name(name, input_shape, ["x"])["x"]
+    elif hasattr(module, "in_size"):
+        shape = (1, 3, *(int(d) for d in module.in_size))
+    else:
+        raise ModelError(f"{name}: the zoo does not say the shape of its input; give one, such as --input-shape 1,3,224,224")
+    return Network(known, module, {"x": tuple(shape)})
+
+
+def _irregular(name: str, seed: int, input_shape: Any) -> Network:
+    """One of our cells; its channels are fixed, height and width are not."""
+    made = cell(name)
+    shapes = {key: (1, *shape) for key, shape in made.inputs.items()}
+    if input_shape is not None:
+        given = shapes_by_name(name, input_shape, list(shapes))
+        shapes = {key: given.get(key, shape) for key, shape in shapes.items()}
+    return Network(name, cell_module(made, np.random.default_rng(seed)), shapes)
+
+
+def _pytorchcv() -> Mapping[str, Any]:
+    try:
+        from pytorchcv import model_provider
+    except ImportError as error:
+        raise ModelError(f"the zoo needs pytorchcv (pip install 'chameleon-tvm[zoo]'), whose import failed: {error}") from error
+    return model_provider._models

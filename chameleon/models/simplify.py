@@ -1,0 +1,143 @@
+"""Inference form of an imported network: batch norms folded into convolutions, dropouts gone, constants folded."""
+
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+from tvm import relax
+from tvm.ir import Call, GenericConst, IRModule
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from chameleon.ir import is_call
+
+
+def inference_form(mod: IRModule) -> IRModule:
+    """The same function without what only training needs; weights stay constants in `main`.
+
+    Batch norms are folded here in numpy and not by TVM's passes: those fold only a convolution without bias, duplicate a
+    convolution that has other readers, and compile one kernel for each constant expression (36 s on a DenseNet).
+    """
+    fold = relax.transform.FoldConstant()
+    clean = [relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination()]
+    mod = tvm.transform.Sequential([fold, *clean])(mod)
+    mod = _fold_batch_norms(mod)
+    return tvm.transform.Sequential([relax.transform.DecomposeOpsForInference(), fold, *clean])(mod)
+
+
+def fold_transposes(mod: IRModule) -> IRModule:
+    """Transposes of constants, done in numpy: `FoldConstant` would compile a kernel for each shape."""
+    return relax.transform.CanonicalizeBindings()(_with_main(mod, _Transposer(mod).visit_expr(mod["main"])))
+
+
+@mutator
+class _Transposer(PyExprMutator):
+    def visit_call_(self, op: Call) -> relax.Expr:
+        if not (is_call(op, "relax.permute_dims") and isinstance(op.args[0], GenericConst)):
+            return super().visit_call_(op)
+        axes = None if op.attrs.axes is None else [int(a) for a in op.attrs.axes]
+        return relax.const(np.ascontiguousarray(op.args[0].value.numpy().transpose(axes)))
+
+
+def _fold_batch_norms(mod: IRModule) -> IRModule:
+    return relax.transform.DeadCodeElimination()(_with_main(mod, _Folder(mod["main"], mod).visit_expr(mod["main"])))
+
+
+def _with_main(mod: IRModule, main: relax.Function) -> IRModule:
+    """A copy with another `main`; the kernels that importers write themselves stay."""
+    functions = dict(mod.functions_items())
+    functions[mod.get_global_var("main")] = main
+    return IRModule(functions, attrs=mod.attrs)
+
+
+@mutator
+class _Folder(PyExprMutator):
+    """Replaces `batch_norm(x)[0]` by a scaled convolution plus a constant, and `dropout(x)[0]` by `x`."""
+
+    def __init__(self, func: relax.Function, mod: IRModule) -> None:
+        super().__init__(mod)
+        self._values: dict[Any, Any] = dict(relax.analysis.get_var2val(func).items())
+        self._readers = _count_readers(func)
+
+    def visit_tuple_getitem_(self, op: relax.TupleGetItem) -> relax.Expr:
+        call = self._values.get(op.tuple_value, op.tuple_value)
+        if op.index == 0 and is_call(call, "relax.nn.dropout"):
+            return self.visit_expr(call.args[0])
+        if op.index == 0 and is_call(call, "relax.nn.batch_norm") and all(isinstance(a, GenericConst) for a in call.args[1:]):
+            return self._folded(call)
+        return super().visit_tuple_getitem_(op)
+
+    def _folded(self, call: Call) -> relax.Expr:
+        """`x * scale + shift`, with the scale moved into the weights of the convolution behind `x` where there is one."""
+        scale, shift = _scale_and_shift(call)
+        conv, bias = self._convolution(call.args[0], call.attrs.axis)
+        if conv is None:
+            x = self.visit_expr(call.args[0])
+            axis = int(call.attrs.axis)
+            shape = [len(scale) if i == axis else 1 for i in range(len(x.ty.shape))]
+            product = self.builder_.emit(relax.op.multiply(x, relax.const(scale.reshape(shape))))
+            return relax.op.add(product, relax.const(shift.reshape(shape)))
+        weight = conv.args[1].value.numpy()
+        weight = (weight * scale.reshape(-1, 1, 1, 1)).astype(weight.dtype)
+        shift = (shift + bias * scale).astype(weight.dtype).reshape(1, -1, 1, 1)
+        call = Call(conv.op, [self.visit_expr(conv.args[0]), relax.const(weight)], conv.attrs)
+        return relax.op.add(self.builder_.emit(call), relax.const(shift))
+
+    def _convolution(self, x: relax.Expr, axis: int) -> tuple[Call | None, NDArray[Any] | float]:
+        """The convolution with constant weights that only `x` reads, and its bias `[channels]` if it has one."""
+        value, bias = self._only_read(x), np.zeros(1, dtype="float32")
+        if is_call(value, "relax.add") and isinstance(value.args[1], GenericConst):
+            constant = value.args[1].value.numpy()
+            if constant.ndim != 4 or constant.size != constant.shape[1]:
+                return None, 0.0
+            value, bias = self._only_read(value.args[0]), constant.reshape(-1)
+        if not (is_call(value, "relax.nn.conv2d") and isinstance(value.args[1], GenericConst)):
+            return None, 0.0
+        layouts = value.attrs.data_layout, value.attrs.kernel_layout, value.attrs.out_layout
+        return (value, bias) if layouts == ("NCHW", "OIHW", "NCHW") and int(axis) == 1 else (None, 0.0)
+
+    def _only_read(self, x: relax.Expr) -> Any:
+        """What the variable `x` stands for, if it is read once."""
+        return self._values.get(x) if self._readers[x] == 1 else None
+
+
+def _scale_and_shift(call: Call) -> tuple[NDArray[Any], NDArray[Any]]:
+    """What a batch norm of constants does to each channel, computed in float64, `[channels]` twice."""
+    gamma, beta, mean, variance = (a.value.numpy() for a in call.args[1:])
+    scale = 1.0 / np.sqrt(variance.astype("float64") + float(call.attrs.epsilon))
+    scale = scale * gamma if call.attrs.scale else scale
+    shift = (beta if call.attrs.center else 0.0) - mean * scale
+    return scale.astype(gamma.dtype), shift.astype(gamma.dtype)
+
+
+def _count_readers(func: relax.Function) -> Counter[Any]:
+    """How often each variable of a function is read."""
+    readers: Counter[Any] = Counter()
+
+    def visit(node: Any) -> None:
+        for argument in _operands(node):
+            readers[argument] += 1
+
+    relax.analysis.post_order_visit(func, visit)
+    return readers
+
+
+def _operands(node: Any) -> list[Any]:
+    if isinstance(node, Call):
+        operands = list(node.args)
+    elif isinstance(node, relax.Tuple):
+        operands = list(node.fields)
+    elif isinstance(node, relax.TupleGetItem):
+        operands = [node.tuple_value]
+    elif isinstance(node, relax.SeqExpr):
+        operands = [node.body]
+    elif isinstance(node, relax.If):
+        operands = [node.cond]
+    else:
+        operands = []
+    return [a for a in operands if isinstance(a, relax.Var)]

@@ -1,0 +1,1 @@
+"""Offsets for tensors in one piece of memory."""

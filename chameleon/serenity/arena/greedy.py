@@ -1,0 +1,109 @@
+"""Placing buffers one after the other: fast, and not always as low as possible."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from chameleon.serenity.arena.problem import Ints, Rectangles
+
+TRIES_PER_BUFFER = 10
+"""Orders that the improvement looks at, for each buffer of the problem."""
+
+
+def orders(problem: Rectangles) -> Iterator[list[int]]:
+    """Orders to place buffers in: the largest first, by size, by area, by life time; those that begin first."""
+    size, life = problem.size, problem.stop - problem.start
+    for keys in ((-life, -size), (-size, -size * life), (-size, -life), (-size, problem.start)):  # the last is the first key
+        yield np.lexsort(keys).tolist()
+
+
+def by_size(problem: Rectangles) -> Ints:
+    """The usual greedy placement (TFLite's among others): the largest first, each at the lowest place where it fits, `[n]`."""
+    return first_fit(problem, np.argsort(-problem.size, kind="stable").tolist())
+
+
+def greedy(problem: Rectangles, target: int = 0) -> Ints:
+    """The lowest placement by several orders, by first fit and by best fit, `[n]`; the first that is not above the target."""
+    return _greedy(problem, target)[0]
+
+
+def improved(problem: Rectangles, target: int, deadline_s: float, rng: np.random.Generator, tries: int | None = None) -> Ints:
+    """A local search over the orders of first fit, `[n]`.
+
+    A rectangle that sticks out above the target, or one that it meets, is placed earlier, at a random place before one that it
+    meets itself; the new order stays unless it is worse. That conflicts say what to move is an idea of TelaMalloc (Maas 2022).
+
+    Args:
+        target: stop at this height.
+        deadline_s: stop at this time of `time.perf_counter`.
+        tries: stop after so many orders; by default `TRIES_PER_BUFFER` for each buffer.
+    """
+    offsets, order = _greedy(problem, target)
+    best, cost = offsets, _cost(problem, offsets, target)
+    for _ in range(TRIES_PER_BUFFER * len(problem) if tries is None else tries):
+        if cost[0] <= target or time.perf_counter() > deadline_s:
+            break
+        out = np.flatnonzero(offsets + problem.size > target)
+        which = int(rng.choice(out))
+        if problem.near[which] and rng.random() < 0.5:
+            which = int(rng.choice(problem.near[which]))
+        moved = _moved(problem, order, which, rng)
+        tried = first_fit(problem, moved)
+        new = _cost(problem, tried, target)
+        if new <= cost:
+            order, offsets, cost = moved, tried, new
+        if new[0] < problem.height(best):
+            best = tried
+    return best
+
+
+def first_fit(problem: Rectangles, order: Sequence[int], best_fit: bool = False) -> Ints:
+    """Place rectangles in this order, each in the first gap, or in the tightest, among those placed before, `[n]`."""
+    offsets, size = [-1] * len(problem), problem.size.tolist()
+    for b in order:
+        taken = sorted((offsets[c], size[c]) for c in problem.near[b] if offsets[c] >= 0)
+        top, place, room = 0, -1, 0
+        for low, high in taken:
+            gap = low - top
+            if gap >= size[b] and (place < 0 or gap < room):
+                place, room = top, gap
+                if not best_fit:
+                    break
+            top = max(top, low + high)
+        offsets[b] = top if place < 0 else place
+    return np.array(offsets, np.int64)
+
+
+def _greedy(problem: Rectangles, target: int) -> tuple[Ints, list[int]]:
+    """A placement, and the order that it comes from."""
+    best: tuple[int, Ints, list[int]] | None = None
+    for order in orders(problem):
+        for best_fit in (False, True):
+            offsets = first_fit(problem, order, best_fit)
+            height = problem.height(offsets)
+            if best is None or height < best[0]:
+                best = (height, offsets, order)
+            if height <= target:
+                return offsets, order
+    assert best is not None
+    return best[1], best[2]
+
+
+def _cost(problem: Rectangles, offsets: Ints, target: int) -> tuple[int, int]:
+    """Height, then how much lies above the target, weighed by its life time."""
+    above = np.maximum(offsets + problem.size - target, 0)
+    return problem.height(offsets), int((above * (problem.stop - problem.start)).sum())
+
+
+def _moved(problem: Rectangles, order: Sequence[int], which: int, rng: np.random.Generator) -> list[int]:
+    """The order with one rectangle put before one of those that it meets and that come before it."""
+    near = set(problem.near[which])
+    at = order.index(which)
+    before = [i for i in range(at) if order[i] in near]
+    if not before:
+        return list(order)
+    to = before[int(rng.integers(len(before)))]
+    return [*order[:to], which, *order[to:at], *order[at + 1 :]]

@@ -1,0 +1,170 @@
+"""One piece of memory for all tensors: where in it each buffer lies (the offset), so that no two are in each other's way.
+
+No arena is smaller than what is live at any time (the liveness bound); whether one can be as small is an NP-hard question
+(dynamic storage allocation). SERENITY leaves it to the greedy allocator of TFLite (Ahn 2020, sec. 4), which may need more; here
+the planner climbs from greedy over a local search to an exact one, and stops when the bound is reached.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+
+import numpy as np
+
+from chameleon.errors import ChameleonError, UsageError, unknown
+from chameleon.serenity.accounting import Buffer
+from chameleon.serenity.arena.greedy import greedy, improved
+from chameleon.serenity.arena.problem import Ints, rectangles
+
+METHODS = ("auto", "greedy", "improved", "exact")
+SEED = 20200302
+IMPROVED_SHARE, WITHOUT_NUMBA = 0.01, 0.3
+"""Part of the time that the local search may take before the exact one, which is fast only where numba is installed."""
+
+
+class ArenaError(ChameleonError):
+    """Buffers that cannot be placed, or a placement that is wrong; the message names them."""
+
+
+@dataclass(frozen=True)
+class Arena:
+    """A placement of buffers.
+
+    Attributes:
+        offsets: in bytes, by the names of the buffers; multiples of the alignment. A buffer of 0 bytes lies at 0.
+        size_bytes: of the arena, a multiple of the alignment.
+        bound_bytes: the liveness bound: the most that is live at any time, each buffer rounded up to the alignment.
+        least_bytes: no arena is smaller; at least the liveness bound, more where the exact search found that out.
+        method: what found the placement: `greedy`, `improved` or `exact`.
+        seconds: how long it took.
+    """
+
+    offsets: Mapping[str, int] = field(repr=False)
+    size_bytes: int
+    bound_bytes: int
+    least_bytes: int
+    method: str
+    seconds: float
+
+    @property
+    def proven(self) -> bool:
+        """Whether no smaller arena exists."""
+        return self.size_bytes == self.least_bytes
+
+    @property
+    def over_bound(self) -> float:
+        """How far the arena is from the liveness bound, as a share of it: 0.02 is 2 % more."""
+        return self.size_bytes / self.bound_bytes - 1 if self.bound_bytes else 0.0
+
+
+def plan_arena(
+    buffers: Sequence[Buffer],
+    *,
+    alignment: int = 64,
+    method: str = "auto",
+    time_limit_s: float = 10.0,
+    capacity_bytes: int | None = None,
+    rng: np.random.Generator | None = None,
+) -> Arena:
+    """Place buffers in an arena that is as small as can be, or that fits into a capacity.
+
+    Args:
+        buffers: with their lifetimes, as from `accounting.lifetimes`.
+        alignment: in bytes; offsets are multiples of it.
+        method: `greedy`; `improved`: greedy, then a local search; `exact`: greedy, then a search that can prove; `auto`: all in
+            turn. Each ends when the liveness bound is reached.
+        time_limit_s: after it the best placement so far is the result; the exact search may overrun it a little. To load the
+            compiler, and the first time on a machine to compile, is not counted.
+        capacity_bytes: end as soon as the arena is not larger. It may turn out larger; `least_bytes` says if it has to be.
+        rng: of the searches; by default one with a fixed seed.
+
+    Raises:
+        UsageError: on a method, alignment, time limit or capacity that makes no sense.
+        ArenaError: on a buffer with a negative size or an empty lifetime, or two of the same name.
+    """
+    start = time.perf_counter()
+    _check_options(method, alignment, time_limit_s, capacity_bytes)
+    _check_buffers(buffers)
+    problem = rectangles(buffers, alignment)
+    target = max(problem.bound, 0 if capacity_bytes is None else capacity_bytes // problem.unit_bytes)
+    deadline_s = start + time_limit_s
+    rng = np.random.default_rng(SEED) if rng is None else rng
+    offsets, least, found_by = greedy(problem, target), problem.bound, "greedy"
+    height = problem.height(offsets)
+
+    def better(new: Ints, name: str) -> None:
+        nonlocal offsets, height, found_by
+        if problem.height(new) < height:
+            offsets, height, found_by = new, problem.height(new), name
+
+    if height > target and method in ("auto", "improved"):
+        share = 1.0 if method == "improved" else IMPROVED_SHARE if find_spec("numba") else WITHOUT_NUMBA
+        better(improved(problem, target, start + share * time_limit_s, rng), "improved")
+    if height > target and method in ("auto", "exact"):
+        before = time.perf_counter()
+        from chameleon.serenity.arena.exact import exact, load
+
+        load()
+        new, least = exact(problem, offsets, target, deadline_s + time.perf_counter() - before, rng)
+        better(new, "exact")
+    real = [b.name for b in buffers if b.size_bytes]
+    places = dict.fromkeys((b.name for b in buffers), 0) | dict(zip(real, (offsets * problem.unit_bytes).tolist(), strict=True))
+    size_bytes, bound_bytes, least_bytes = (units * problem.unit_bytes for units in (height, problem.bound, least))
+    arena = Arena(places, size_bytes, bound_bytes, least_bytes, found_by, time.perf_counter() - start)
+    check_arena(buffers, arena, alignment=alignment)
+    return arena
+
+
+def check_arena(buffers: Sequence[Buffer], arena: Arena, *, alignment: int = 1) -> None:
+    """Check a placement; shares no code with the solvers.
+
+    Raises:
+        ArenaError: if a buffer has no offset, an offset is negative or not aligned, a buffer ends beyond the arena, or two
+            buffers overlap that are live at the same time. The message names them.
+    """
+    for b in buffers:
+        if b.name not in arena.offsets:
+            raise ArenaError(f"buffer {b.name!r} has no offset in the arena")
+        offset = arena.offsets[b.name]
+        if offset < 0 or offset % alignment:
+            raise ArenaError(f"buffer {b.name!r}: expected an offset that is a multiple of {alignment}, got {offset}")
+        if offset + b.size_bytes > arena.size_bytes:
+            raise ArenaError(f"buffer {b.name!r} ends at byte {offset + b.size_bytes} of an arena of {arena.size_bytes}")
+    live: list[Buffer] = []
+    for b in sorted(buffers, key=lambda b: b.start):
+        live = [other for other in live if other.stop > b.start]
+        low, high = arena.offsets[b.name], arena.offsets[b.name] + b.size_bytes
+        for other in live:
+            other_low, other_high = arena.offsets[other.name], arena.offsets[other.name] + other.size_bytes
+            if low < other_high and other_low < high:
+                raise ArenaError(
+                    f"buffers {other.name!r} (bytes {other_low} to {other_high}, steps {other.start} to {other.stop}) and "
+                    f"{b.name!r} (bytes {low} to {high}, steps {b.start} to {b.stop}) overlap in the arena"
+                )
+        live.append(b)
+
+
+def _check_options(method: str, alignment: int, time_limit_s: float, capacity_bytes: int | None) -> None:
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    if alignment < 1:
+        raise UsageError(f"expected an alignment of at least 1 byte, got {alignment}")
+    if not time_limit_s > 0:
+        raise UsageError(f"expected a time limit above 0 s, got {time_limit_s}")
+    if capacity_bytes is not None and capacity_bytes < 0:
+        raise UsageError(f"expected a capacity of at least 0 bytes, got {capacity_bytes}")
+
+
+def _check_buffers(buffers: Sequence[Buffer]) -> None:
+    seen: set[str] = set()
+    for b in buffers:
+        if b.name in seen:
+            raise ArenaError(f"two buffers are called {b.name!r}; names must be unique")
+        seen.add(b.name)
+        if b.size_bytes < 0:
+            raise ArenaError(f"buffer {b.name!r}: expected a size of at least 0 bytes, got {b.size_bytes}")
+        if b.stop <= b.start:
+            raise ArenaError(f"buffer {b.name!r}: expected a step to stop before that is after {b.start}, got {b.stop}")

@@ -1,0 +1,1 @@
+"""The order of a graph's steps that needs the least memory, with a proof."""

@@ -1,0 +1,94 @@
+"""Orders that are quick to find: baselines, first upper bounds, and what is left when the exact search runs out of time."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from chameleon.serenity.graph import Graph
+from chameleon.serenity.order.problem import Problem, bits, problem_of
+from chameleon.serenity.order.search import rounds
+
+
+def as_is(graph: Graph) -> tuple[str, ...]:
+    """The order in which the graph lists its nodes; where it lists a node before its inputs, the nearest valid one."""
+    return problem_of(graph).names
+
+
+def kahn(graph: Graph) -> tuple[str, ...]:
+    """Kahn's topological order: first ready, first run (the paper's baseline, and its first budget)."""
+    problem = problem_of(graph)
+    return _named(problem, kahn_order(problem))
+
+
+def reverse_postorder(graph: Graph) -> tuple[str, ...]:
+    """Depth-first search along the data from the first listed node on, last finished, first run."""
+    problem = problem_of(graph)
+    return _named(problem, reverse_postorder_order(problem))
+
+
+def greedy(graph: Graph) -> tuple[str, ...]:
+    """At every step the node that leaves the fewest bytes in use, of these the one that needs the fewest while it runs."""
+    problem = problem_of(graph)
+    return _named(problem, greedy_order(problem))
+
+
+def beam(graph: Graph, width: int = 64) -> tuple[str, ...]:
+    """The dynamic program that keeps only the best `width` sets of each size, by peak and bytes in use.
+
+    Raises:
+        ValueError: if `width` is not positive.
+    """
+    if width < 1:
+        raise ValueError(f"expected a positive width of the beam, got {width}")
+    problem = problem_of(graph)
+    return _named(problem, rounds(problem, width=width, safe_moves=True).order)
+
+
+def kahn_order(problem: Problem) -> tuple[int, ...]:
+    """See `kahn`."""
+    waiting = [mask.bit_count() for mask in problem.before]
+    ready = deque(u for u in range(problem.n) if not waiting[u])
+    order = []
+    while ready:
+        u = ready.popleft()
+        order.append(u)
+        for reader in problem.after[u]:
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                ready.append(reader)
+    return tuple(order)
+
+
+def reverse_postorder_order(problem: Problem) -> tuple[int, ...]:
+    """See `reverse_postorder`."""
+    finished: list[int] = []
+    seen: set[int] = set()
+    for root in reversed(list(bits(problem.first_ready))):
+        seen.add(root)
+        stack = [(root, iter(reversed(problem.after[root])))]
+        while stack:
+            u, readers = stack[-1]
+            reader = next((r for r in readers if r not in seen), None)
+            if reader is None:
+                finished.append(u)
+                stack.pop()
+            else:
+                seen.add(reader)
+                stack.append((reader, iter(reversed(problem.after[reader]))))
+    return tuple(reversed(finished))
+
+
+def greedy_order(problem: Problem) -> tuple[int, ...]:
+    """See `greedy`."""
+    done, in_use, ready, order = 0, problem.first_bytes, problem.first_ready, []
+    while ready:
+        costs = [(*reversed(problem.run(done, in_use, u)), u) for u in bits(ready)]
+        in_use, _, u = min(costs)
+        done |= 1 << u
+        ready = problem.ready_after(done, ready, u)
+        order.append(u)
+    return tuple(order)
+
+
+def _named(problem: Problem, order: tuple[int, ...]) -> tuple[str, ...]:
+    return tuple(problem.names[u] for u in order)

@@ -1,0 +1,210 @@
+"""The owner's handle of one worker process, and what a pool is told and tells."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from chameleon.cores import allowed_cores
+from chameleon.workers.child import EXIT_OUT_OF_MEMORY, HEADER
+
+_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from chameleon.workers.child import main; main(sys.argv[1])"
+_STDERR_TAIL_BYTES = 2000
+_MEMORY_WORDS = ("bad_alloc", "out of memory", "Cannot allocate memory", "MemoryError")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one payload.
+
+    Attributes:
+        reason: `ok`, `error` (the function raised), `timeout`, `crash` or `out-of-memory`.
+        value: what the function returned, when `reason` is `ok`.
+        message: why it failed, beginning with the reason; empty when ok.
+        wall_s: seconds from sending the payload to its outcome.
+    """
+
+    reason: str
+    value: Any = None
+    message: str = ""
+    wall_s: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a value."""
+        return self.reason == "ok"
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """How a pool's workers are started and limited."""
+
+    target: str  # module:function, called with each payload inside the worker
+    n_workers: int = 1
+    timeout_s: float = 30.0  # for one payload
+    start_timeout_s: float = 180.0  # for the import of the target's module
+    memory_limit_bytes: int | None = None  # resident memory of one worker
+    recycle_after: int = 200  # payloads, after which a worker is replaced by a fresh one
+    factory: bool = False  # the target is called once, without arguments, and what it returns serves the payloads
+    environment: dict[str, str] = field(default_factory=dict)  # added to the worker's environment
+    without: tuple[str, ...] = ()  # modules that the target's imports are told do not exist, though a payload may import them
+    retry_crash: bool = True  # a crash in a worker that had served others is tried once more in a fresh one
+
+    def __post_init__(self) -> None:
+        for name in ("n_workers", "timeout_s", "start_timeout_s", "recycle_after"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"PoolConfig.{name} must be positive, got {getattr(self, name)!r}")
+
+
+class Worker:
+    """The owner's handle of one worker process."""
+
+    def __init__(self, config: PoolConfig) -> None:
+        self.ready = False
+        self.task: int | None = None
+        self.served = 0
+        self.resident_bytes = 0
+        self.sent_s = 0.0
+        self.outbox = memoryview(b"")
+        self.deadline_s = time.monotonic() + config.start_timeout_s
+        self._inbox = bytearray()
+        self._stderr = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - lives as long as the worker
+        self.process, lifeline_fd = _spawn(config, self._stderr.fileno())
+        self._lifeline_fd: int | None = lifeline_fd
+        self.request_fd, self.reply_fd = _pipe_fd(self.process.stdin), _pipe_fd(self.process.stdout)
+        os.set_blocking(self.request_fd, False)
+        os.set_blocking(self.reply_fd, False)
+
+    def is_dead(self) -> bool:
+        """Whether the process has ended, for instance killed while idle."""
+        return self.process.poll() is not None
+
+    def assign(self, task: int, body: bytes, timeout_s: float) -> None:
+        """Start sending a payload; its clock starts."""
+        self._stderr.truncate(0)
+        self.task, self.sent_s = task, time.monotonic()
+        self.deadline_s = self.sent_s + timeout_s
+        self.outbox = memoryview(HEADER.pack(len(body)) + body)
+        self.pump()
+
+    def pump(self) -> None:
+        """Send as much as the pipe takes; a dead worker is noticed on its other pipe."""
+        try:
+            while self.outbox:
+                self.outbox = self.outbox[os.write(self.request_fd, self.outbox) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self.outbox = memoryview(b"")
+
+    def receive(self) -> bool:
+        """Read what there is; False at the end of the process."""
+        try:
+            data = os.read(self.reply_fd, 1 << 20)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        self._inbox += data
+        return bool(data)
+
+    def messages(self) -> list[tuple[str, Any, int]]:
+        """Complete messages received so far."""
+        found = []
+        while len(self._inbox) >= HEADER.size:
+            end = HEADER.size + HEADER.unpack_from(self._inbox)[0]
+            if len(self._inbox) < end:
+                break
+            found.append(pickle.loads(self._inbox[HEADER.size : end]))
+            del self._inbox[:end]
+        return found
+
+    def finish(self) -> None:
+        """The payload has its outcome."""
+        self.task, self.deadline_s = None, float("inf")
+        self.served += 1
+
+    def autopsy(self, memory_limit_bytes: int | None) -> Outcome:
+        """Why the process ended."""
+        code = self.wait()
+        tail = self._stderr_tail()
+        if code == EXIT_OUT_OF_MEMORY:
+            limit = f"{(memory_limit_bytes or 0) / 2**20:.0f} MiB"
+            return Outcome("out-of-memory", message=f"out-of-memory: killed when it took more than {limit}")
+        if any(word in tail for word in _MEMORY_WORDS):
+            return Outcome("out-of-memory", message=f"out-of-memory: {tail}")
+        if code < 0:
+            name = signal.Signals(-code).name if -code in signal.valid_signals() else "unknown"
+            return Outcome("crash", message=f"crash: signal {-code} ({name}) {tail}".strip())
+        return Outcome("crash", message=f"crash: the process ended with exit code {code} {tail}".strip())
+
+    def _stderr_tail(self) -> str:
+        size = self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(0, size - _STDERR_TAIL_BYTES))
+        return self._stderr.read().decode(errors="replace").strip()
+
+    def hang_up(self) -> None:
+        """Tell the supervisor to end the worker and all it started."""
+        lifeline_fd, self._lifeline_fd = self._lifeline_fd, None
+        if lifeline_fd is not None:
+            os.close(lifeline_fd)
+
+    def wait(self) -> int:
+        """Wait for the end of the process; returns its exit code, negative for a signal."""
+        try:
+            code = self.process.wait(timeout=5.0)
+        except subprocess.TimeoutExpired:  # the supervisor itself was stopped
+            self.process.kill()
+            code = self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        return code
+
+
+def _pipe_fd(pipe: Any) -> int:
+    if pipe is None:
+        raise RuntimeError("a worker's pipes are missing; it must be started with both of them")
+    return pipe.fileno()
+
+
+def _spawn(config: PoolConfig, stderr_fd: int) -> tuple[subprocess.Popen[bytes], int]:
+    """Start the process; returns it and our end of its lifeline."""
+    theirs, ours = os.pipe()
+    settings = {
+        "owner_pid": os.getpid(),
+        "lifeline_fd": theirs,
+        "memory_limit_bytes": config.memory_limit_bytes,
+        "target": config.target,
+        "factory": config.factory,
+        "without": config.without,
+        "cores": sorted(allowed_cores()),
+    }
+    path = [os.path.abspath(entry) for entry in sys.path]
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _BOOT, json.dumps(settings), json.dumps(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr_fd,
+            pass_fds=(theirs,),
+            start_new_session=True,  # Ctrl-C is the owner's alone
+            env={**os.environ, **config.environment},
+            bufsize=0,
+        )
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
+    return process, ours

@@ -1,0 +1,231 @@
+"""A pool of warm, isolated, recycled worker processes. Knows nothing of tvm.
+
+MetaSchedule's own pool is restarted at every batch and pays the import of tvm each time; one that is kept grows and, when
+its owner is killed, stays behind and holds the terminal. Here a worker imports its target once, a crash, a hang or
+excessive memory costs the one payload it was serving, and no process outlives its owner (see `worker_child`).
+Scripts need no `__main__` guard: a worker never imports the user's main module.
+"""
+
+from __future__ import annotations
+
+import pickle
+import selectors
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from chameleon.workers.handle import Outcome, PoolConfig, Worker
+
+__all__ = ["Outcome", "PoolConfig", "WorkerPool", "WorkerStartError"]
+
+_START_ATTEMPTS = 2
+
+
+class WorkerStartError(RuntimeError):
+    """A worker could not be started: the installation is at fault, not a payload."""
+
+
+class WorkerPool:
+    """Maps payloads over warm workers, at most one map at a time.
+
+    Workers start when first needed, or before, with `start`. Use as a context manager, or call `close`; a pool that is
+    dropped or whose owner dies takes its workers along.
+    """
+
+    def __init__(self, config: PoolConfig) -> None:
+        self.config = config
+        self._slots: list[Worker | None] = [None] * config.n_workers
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._finalizer = weakref.finalize(self, _stop_all, self._slots)
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start every worker without waiting for it, so that its imports run beside whatever the owner does next."""
+        with self._lock:
+            self._slots[:] = [worker or Worker(self.config) for worker in self._slots]
+
+    def close(self) -> None:
+        """Stop every worker and wait for its end. A later `map` starts new ones; one that runs in another thread ends."""
+        self._closing.set()
+        for worker in list(self._slots):
+            if worker is not None:
+                worker.hang_up()
+        with self._lock:
+            _stop_all(self._slots)
+            self._closing.clear()
+
+    def pids(self) -> list[int]:
+        """Process ids of the workers' supervisors; the workers are their children."""
+        return [worker.process.pid for worker in self._slots if worker is not None]
+
+    def map(self, payloads: Sequence[Any], timeout_s: float | None = None) -> list[Outcome]:
+        """Outcomes of the payloads, in their order.
+
+        Args:
+            payloads: picklable values, each handed to the target function in some worker.
+            timeout_s: overrides the configured time for one payload.
+
+        Raises:
+            WorkerStartError: if a worker cannot be started.
+        """
+        with self._lock:
+            batch = _Batch(self.config, self._slots, payloads, timeout_s or self.config.timeout_s, self._closing)
+            try:
+                return batch.run()
+            except BaseException:  # Ctrl-C as well: what is still being served has no one to wait for it
+                _stop_all(self._slots)
+                raise
+
+
+def _stop_all(slots: list[Worker | None]) -> None:
+    workers = [worker for worker in slots if worker is not None]
+    slots[:] = [None] * len(slots)
+    for worker in workers:
+        worker.hang_up()
+    for worker in workers:
+        worker.wait()
+
+
+class _Batch:
+    """The event loop of one `map`: every worker is starting, idle or serving one payload."""
+
+    def __init__(
+        self,
+        config: PoolConfig,
+        slots: list[Worker | None],
+        payloads: Sequence[Any],
+        timeout_s: float,
+        closing: threading.Event,
+    ) -> None:
+        self._config, self._slots, self._timeout_s, self._closing = config, slots, timeout_s, closing
+        self._payloads = payloads
+        self._outcomes: list[Outcome | None] = [None] * len(payloads)
+        self._waiting = deque(range(len(payloads)))
+        self._retried: set[int] = set()
+        self._failed_starts = 0
+
+    def run(self) -> list[Outcome]:
+        """Serve until each payload has its outcome."""
+        while any(outcome is None for outcome in self._outcomes):
+            if self._closing.is_set():
+                return [outcome or Outcome("error", message="error: the pool was closed") for outcome in self._outcomes]
+            for slot in range(len(self._slots)):
+                self._employ(slot)
+            self._wait()
+        return [outcome for outcome in self._outcomes if outcome is not None]
+
+    def _employ(self, slot: int) -> None:
+        """Give the slot a worker and the worker a payload, as far as there is work."""
+        worker = self._slots[slot]
+        if not self._waiting:
+            return
+        if worker is not None and worker.task is None and (worker.is_dead() or self._is_worn(worker)):
+            self._dismiss(slot)
+            worker = None
+        if worker is None:
+            self._slots[slot] = Worker(self._config)
+        elif worker.ready and worker.task is None:
+            index = self._waiting.popleft()
+            try:
+                body = pickle.dumps(self._payloads[index], protocol=pickle.HIGHEST_PROTOCOL)
+            except Exception as error:
+                self._outcomes[index] = Outcome("error", message=f"error: the payload cannot be sent: {error}")
+                return
+            worker.assign(index, body, self._timeout_s)
+
+    def _is_worn(self, worker: Worker) -> bool:
+        limit = self._config.memory_limit_bytes
+        grown = limit is not None and worker.served > 0 and worker.resident_bytes > limit // 2
+        return worker.served >= self._config.recycle_after or grown
+
+    def _wait(self) -> None:
+        """Sleep until a worker speaks, can be written to, or has used up its time; then act on it."""
+        active = [(slot, w) for slot, w in enumerate(self._slots) if w is not None and (w.task is not None or not w.ready)]
+        if not active:
+            return
+        with selectors.DefaultSelector() as selector:
+            for slot, worker in active:
+                selector.register(worker.reply_fd, selectors.EVENT_READ, slot)
+                if worker.outbox:
+                    selector.register(worker.request_fd, selectors.EVENT_WRITE, slot)
+            until_s = min(worker.deadline_s for _, worker in active)
+            for key, event in selector.select(max(0.0, until_s - time.monotonic())):
+                if event & selectors.EVENT_READ:
+                    self._hear(key.data)
+                elif (worker := self._slots[key.data]) is not None:
+                    worker.pump()
+        for slot, worker in active:
+            if self._slots[slot] is worker and time.monotonic() >= worker.deadline_s:
+                self._out_of_time(slot, worker)
+
+    def _hear(self, slot: int) -> None:
+        worker = self._slots[slot]
+        if worker is None:
+            return
+        if not worker.receive():
+            self._ended(slot, worker)
+            return
+        for kind, value, resident in worker.messages():
+            worker.resident_bytes = resident
+            if kind == "ready":
+                worker.ready, worker.deadline_s = True, float("inf")
+            elif kind == "start_error":
+                self._dismiss(slot)
+                raise WorkerStartError(f"a worker could not load {self._config.target}:\n{value}")
+            elif worker.task is not None:
+                message = "" if kind == "ok" else f"{kind}: {value}"
+                self._settle(worker, Outcome(kind, value if kind == "ok" else None, message))
+
+    def _settle(self, worker: Worker, outcome: Outcome) -> None:
+        if worker.task is None:
+            return
+        wall_s = time.monotonic() - worker.sent_s
+        self._outcomes[worker.task] = Outcome(outcome.reason, outcome.value, outcome.message, wall_s)
+        worker.finish()
+
+    def _ended(self, slot: int, worker: Worker) -> None:
+        """The worker's process is gone."""
+        if self._closing.is_set():
+            return
+        outcome = worker.autopsy(self._config.memory_limit_bytes)
+        if not worker.ready:
+            self._dismiss(slot)
+            self._failed_starts += 1
+            if self._failed_starts >= _START_ATTEMPTS:
+                raise WorkerStartError(f"a worker for {self._config.target} ended while it started: {outcome.message}")
+            return
+        task, fresh = worker.task, worker.served == 0
+        if (
+            task is not None
+            and self._config.retry_crash
+            and not fresh
+            and outcome.reason == "crash"
+            and task not in self._retried
+        ):
+            self._retried.add(task)  # an earlier payload may have damaged the worker
+            self._waiting.appendleft(task)
+        else:
+            self._settle(worker, outcome)
+        self._dismiss(slot)
+
+    def _out_of_time(self, slot: int, worker: Worker) -> None:
+        self._settle(worker, Outcome("timeout", message=f"timeout: killed after {self._timeout_s:g} s"))
+        starting = not worker.ready
+        self._dismiss(slot)
+        if starting:
+            raise WorkerStartError(f"a worker for {self._config.target} did not start in {self._config.start_timeout_s:g} s")
+
+    def _dismiss(self, slot: int) -> None:
+        worker, self._slots[slot] = self._slots[slot], None
+        if worker is not None:
+            worker.hang_up()
+            worker.wait()

@@ -1,0 +1,1 @@
+"""What the experiments share: a file of finished runs, statistics over seeds."""

@@ -1,0 +1,1 @@
+"""How much memory do networks need, and how fast is that found?"""

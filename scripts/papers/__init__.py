@@ -1,0 +1,1 @@
+"""The papers' experiments inside a real AutoTVM (TVM up to 0.19)."""

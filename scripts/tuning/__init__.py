@@ -1,0 +1,1 @@
+"""How good is the search, and what does it cost?"""

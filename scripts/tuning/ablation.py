@@ -1,0 +1,222 @@
+#!/usr/bin/env python3
+"""What each part of the search is worth: variants of `chameleon` on recorded landscapes, with confidence intervals.
+
+    python -m scripts.tuning.ablation results/landscapes/*.jsonl.gz more/*.json.gz --seeds 20
+
+Needs no TVM. Each variant differs from `chameleon` in one thing (the combinations of explorer, sampler and synthesis apart).
+The score is the fraction of the best on record found after so many trials; reported are the mean over landscapes and seeds,
+and the difference to `chameleon`, both with 95 % bootstrap intervals over seeds. The landscapes are taken as given: the
+intervals say nothing of others. Written: `runs.jsonl` (a second call runs what is missing), `results.json`, `table.md` and
+`manifest.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import typer
+
+from chameleon.cli import guarded
+from chameleon.errors import unknown
+from chameleon.manifest import write_manifest
+from chameleon.search import Knob, KnobSpace
+from chameleon.search.annealing import AnnealingConfig
+from chameleon.workers.pool import PoolConfig
+from scripts.common.experiment_stats import Floats, bootstrap, mean_of_means
+from scripts.common.run_store import ONE_THREAD, RunStore
+from tuners.landscape import Landscape, landscape_name, load_landscape
+from tuners.replay import replay
+
+MARKS = (25, 50, 100, 220)
+REFERENCE = "chameleon"
+app = typer.Typer(add_completion=False)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to search.
+
+    Attributes:
+        searcher: its name, and `options` its settings by component.
+        features: what the model and the sampler see of a knob's value, see `described`.
+    """
+
+    group: str
+    searcher: str = REFERENCE
+    options: Mapping[str, Any] = field(default_factory=dict)
+    features: str = "meaning"
+
+
+ANNEALER = AnnealingConfig(steps=125, keep=256)  # as the searcher `annealing+adaptive` has it
+VARIANTS: Mapping[str, Variant] = {
+    REFERENCE: Variant("parts"),
+    "agent, sampler, no synthesis": Variant("parts", "release"),
+    "agent, no sampler": Variant("parts", "agent"),
+    "annealing, sampler, synthesis": Variant("parts", options={"explorer": ANNEALER}),
+    "annealing, sampler, no synthesis": Variant("parts", "annealing+adaptive"),
+    "annealing, no sampler": Variant("parts", "annealing"),
+    "random": Variant("parts", "random"),
+    "knee 1.0: always the most clusters": Variant("knee", options={"sampler": {"knee": 1.0}}),
+    "knee 1.25": Variant("knee", options={"sampler": {"knee": 1.25}}),
+    "knee 1.5": Variant("knee", options={"sampler": {"knee": 1.5}}),
+    "knee 5": Variant("knee", options={"sampler": {"knee": 5.0}}),
+    "clusters of the 2 largest knobs": Variant("clustering", options={"sampler": {"largest": 2}}),
+    "clusters of the largest knob": Variant("clustering", options={"sampler": {"largest": 1}}),
+    "splits without running products": Variant("features", features="no products"),
+    "options without powers of two": Variant("features", features="no powers"),
+    "positions only": Variant("features", features="position"),
+    "one-hot": Variant("features", features="one-hot"),
+    "one model, no spread": Variant("model", options={"model": {"members": 1}, "sampler": {"optimism": 0.0}}),
+    "optimism 0": Variant("model", options={"sampler": {"optimism": 0.0}}),
+    "no neighbours of the best": Variant("candidates", options={"sampler": {"around": 0}}),
+    "no pool of random starts": Variant("candidates", options={"explorer": {"pool": 64}}),
+    "first 8 trials random": Variant("batches", options={"sampler": {"first": 8}}),
+    "first 32 trials random": Variant("batches", options={"sampler": {"first": 32}}),
+    "batches of 8": Variant("batches", options={"sampler": {"most": 8}}),
+}
+
+
+class Request(NamedTuple):
+    """One run: the variant's name and the landscape's file."""
+
+    variant: str
+    path: str
+    seed: int
+    trials: int
+    batch: int
+
+
+def described(knob: Knob, features: str) -> Knob:
+    """The knob with other features.
+
+    `meaning` is what the engine has; `no products` takes the running products from splits, `no powers` the power of two from
+    integer options; `position` is the digit alone; `one-hot` one column a value.
+    """
+    columns = knob.features
+    if features == "no products" and knob.kind == "split":
+        columns = columns[:, : len(knob.values[0])]
+    elif features == "no powers" and knob.kind == "option" and all(type(v) is int for v in knob.values):
+        columns = columns[:, :2]
+    elif features == "position":
+        columns = np.arange(knob.cardinality, dtype=np.float32)[:, None]
+    elif features == "one-hot":
+        columns = np.eye(knob.cardinality, dtype=np.float32)
+    return dataclasses.replace(knob, features=columns)
+
+
+@lru_cache(maxsize=8)
+def prepared(path: str, features: str) -> Landscape:
+    """The landscape with its knobs described that way."""
+    landscape = load_landscape(path)
+    space = KnobSpace([described(k, features) for k in landscape.space.knobs], listed=landscape.space.listed)
+    return dataclasses.replace(landscape, space=space)
+
+
+def run_one(payload: tuple[Any, ...]) -> dict[str, Any]:
+    """One run, in a worker, which knows this script as a module: a `Request` arrives as a plain tuple."""
+    request = Request(*payload)
+    variant = VARIANTS[request.variant]
+    landscape = prepared(request.path, variant.features)
+    run = replay(landscape, variant.searcher, trials=request.trials, seed=request.seed, batch=request.batch, **variant.options)
+    fractions = [round(run.fraction_at(n), 5) for n in range(1, request.trials + 1)]
+    key = {"variant": request.variant, "landscape": landscape.name, "seed": request.seed}
+    return {**key, "fractions": fractions, "engine_s": round(run.engine_s, 3)}
+
+
+def groups_of(lines: Sequence[Mapping[str, Any]], variant: str, mark: int) -> list[Floats]:
+    """For each landscape the fractions after `mark` trials, `[seeds]`, seeds in order."""
+    found: dict[str, dict[int, float]] = {}
+    for line in lines:
+        if line["variant"] == variant:
+            found.setdefault(line["landscape"], {})[line["seed"]] = line["fractions"][mark - 1]
+    return [np.array([of[seed] for seed in sorted(of)]) for _, of in sorted(found.items())]
+
+
+def summarise(lines: Sequence[Mapping[str, Any]], marks: Sequence[int]) -> list[dict[str, Any]]:
+    """One row a variant: mean fraction and difference to the reference at each mark, with intervals."""
+    rng, rows = np.random.default_rng(0), []
+    for variant in dict.fromkeys(line["variant"] for line in lines):
+        row: dict[str, Any] = {"variant": variant, "group": VARIANTS[variant].group}
+        for mark in marks:
+            mine, reference = groups_of(lines, variant, mark), groups_of(lines, REFERENCE, mark)
+            row[f"fraction_{mark}"] = vars(bootstrap(mine, mean_of_means, rng))
+            gained = [a - b for a, b in zip(mine, reference, strict=True)]
+            row[f"difference_{mark}"] = vars(bootstrap(gained, mean_of_means, rng))
+        engine_s = [line["engine_s"] / len(line["fractions"]) for line in lines if line["variant"] == variant]
+        rows.append({**row, "engine_s_per_trial": float(np.mean(engine_s))})
+    return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]], marks: Sequence[int]) -> str:
+    """Markdown: mean fraction, and the difference to the reference; one whose interval leaves out 0 is bold."""
+    head = ["what differs", "variant", *(f"@{m}" for m in marks), *(f"difference @{m}" for m in marks), "engine ms/trial"]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        cells = [row["group"], row["variant"], *(f"{row[f'fraction_{m}']['mean']:.3f}" for m in marks)]
+        for mark in marks:
+            gap = row[f"difference_{mark}"]
+            text = f"{gap['mean']:+.3f} ({gap['low']:+.3f} to {gap['high']:+.3f})"
+            cells.append(f"**{text}**" if gap["low"] > 0 or gap["high"] < 0 else text)
+        lines.append([*cells, f"{row['engine_s_per_trial'] * 1e3:.0f}"])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def chosen_variants(groups: str) -> list[str]:
+    """Names of the variants of some groups, the reference first.
+
+    Raises:
+        UsageError: if there is no such group.
+    """
+    known = list(dict.fromkeys(v.group for v in VARIANTS.values()))
+    wanted = [g.strip() for g in groups.split(",") if g.strip()] or known
+    for group in wanted:
+        if group not in known:
+            raise unknown("group", group, known)
+    return [name for name, v in VARIANTS.items() if v.group in wanted or name == REFERENCE]
+
+
+@app.command()
+def main(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recorded landscapes.")],
+    groups: Annotated[str, typer.Option(help="parts, knee, clustering, features, model, candidates, batches; all.")] = "",
+    trials: Annotated[int, typer.Option(min=1, help="Measurements of each run.")] = 220,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each variant on each landscape, seeded 0, 1, 2...")] = 20,
+    batch: Annotated[int, typer.Option(min=1, help="Configurations that are asked for at once.")] = 16,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/ablation"),
+) -> None:
+    """Variants of the search on recorded landscapes."""
+    started, names = time.perf_counter(), chosen_variants(groups)
+    for path in files:
+        load_landscape(path)  # a broken file shows before anything runs
+    options = {"trials": trials, "batch": batch}
+    requests = {
+        (name, landscape_name(path), seed): tuple(Request(name, str(path.resolve()), seed, trials, batch))
+        for seed in range(seeds)
+        for path in files
+        for name in names
+    }
+    header = {"kind": "ablation", **options}
+    store = RunStore(out / "runs.jsonl", header, lambda line: (line["variant"], line["landscape"], line["seed"]))
+    lines = store.fill(requests, PoolConfig("scripts.tuning.ablation:run_one", jobs, 3600.0, environment=ONE_THREAD))
+    marks = [m for m in MARKS if m <= trials] or [trials]
+    rows = summarise(lines, marks)
+    (out / "results.json").write_text(json.dumps({"results": rows}, indent=1) + "\n")
+    text = table(rows, marks)
+    (out / "table.md").write_text(text)
+    arguments = {"files": files, "variants": names, "seeds": seeds, **options, "jobs": jobs}
+    write_manifest(out / "manifest.json", {**arguments, "took_s": round(time.perf_counter() - started, 1)})
+    print(text)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(app, sys.argv[1:]))

@@ -1,0 +1,128 @@
+"""Records: nothing measured is lost, and what does not belong is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chameleon.jobs.records import Records, RecordsError
+from chameleon.search import KnobSpace, Status, Trial
+from chameleon.search.space import option, split
+
+SPACE = KnobSpace([split("tile", 12, 2), option("unroll", [0, 16])])
+TRIALS = [Trial((0, 1), Status.OK, 1e-3), Trial((2, 0), Status.TIMEOUT, message="10 s"), Trial((3, 1), Status.OK, 2e-3)]
+
+
+def written(path: Path) -> bytes:
+    with Records(path, "llvm") as records:
+        assert records.add_task("k1", "conv", SPACE) == []
+        for i, trial in enumerate(TRIALS):
+            records.append("k1", trial, model="net", elapsed_s=i + 0.5)
+    return path.read_bytes()
+
+
+def reread(path: Path) -> list[Trial]:
+    with Records(path, "llvm") as records:
+        return records.add_task("k1", "conv", SPACE)
+
+
+def test_what_was_appended_is_read_back(tmp_path):
+    written(tmp_path / "t.jsonl")
+    assert reread(tmp_path / "t.jsonl") == TRIALS
+    with Records(tmp_path / "t.jsonl", "llvm") as records:
+        assert records.elapsed_s == {"net": 2.5}
+        assert [owner for _, owner in records.tasks["k1"].trials] == ["net"] * 3
+
+
+def test_every_trial_is_on_disk_before_the_next(tmp_path):
+    with Records(tmp_path / "t.jsonl", "llvm") as records:
+        records.add_task("k1", "conv", SPACE)
+        for n, trial in enumerate(TRIALS, start=1):
+            records.append("k1", trial, model="net", elapsed_s=1.0)
+            lines = (tmp_path / "t.jsonl").read_text().splitlines()
+            assert len(lines) == 2 + n
+            assert Trial.from_json(json.loads(lines[-1])) == trial
+
+
+def test_a_file_cut_anywhere_gives_all_whole_trials_and_can_be_continued(tmp_path):
+    whole = written(tmp_path / "t.jsonl")
+    head = whole.index(b"\n", whole.index(b"\n") + 1) + 1
+    for cut in range(head, len(whole), 7):
+        path = tmp_path / f"cut{cut}.jsonl"
+        path.write_bytes(whole[:cut])
+        kept = reread(path)
+        assert kept == TRIALS[: whole[head:cut].count(b"\n")]
+        with Records(path, "llvm") as records:
+            records.add_task("k1", "conv", SPACE)
+            records.append("k1", TRIALS[-1], model="net", elapsed_s=9.0)
+        assert reread(path) == [*kept, TRIALS[-1]]
+
+
+def test_a_cut_header_starts_anew(tmp_path):
+    (tmp_path / "t.jsonl").write_bytes(b'{"chameleon":1,"ki')
+    assert reread(tmp_path / "t.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'{"a": 1}\n', "expected the header"),
+        (b"[1]\n", "expected a JSON object"),
+        (b'{"chameleon":1,"kind":"landscape"}\n', "expected the header"),
+        (b'{"chameleon":1,"kind":"tuning","target":"cuda"}\n', "records of target cuda, expected llvm"),
+        (b'{"chameleon":1,"kind":"tuning","target":"llvm"}\n{"task":"x","config":[0]}\n', ":2: not a line of tuning records"),
+    ],
+)
+def test_other_files_are_refused_and_left_as_they_are(tmp_path, content, says):
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(RecordsError, match=says):
+        Records(path, "llvm")
+    assert path.read_bytes() == content
+
+
+def test_another_space_of_knobs_is_refused(tmp_path):
+    written(tmp_path / "t.jsonl")
+    other = KnobSpace([split("tile", 24, 2), option("unroll", [0, 16])])
+    with Records(tmp_path / "t.jsonl", "llvm") as records, pytest.raises(RecordsError, match="with other knobs"):
+        records.add_task("k1", "conv", other)
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    with Records(tmp_path / "t.jsonl", "llvm"), pytest.raises(RecordsError, match="another process"):
+        Records(tmp_path / "t.jsonl", "llvm")
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(
+    config=st.lists(st.integers(0, 2**40), max_size=5).map(tuple),
+    seconds=st.floats(min_value=1e-9, max_value=1e9),
+    message=texts,
+    timings=st.dictionaries(texts, st.floats(allow_nan=False, allow_infinity=False)),
+)
+def test_a_trial_survives_its_line(config, seconds, message, timings):
+    for trial in (
+        Trial(config, Status.OK, seconds, message, timings),
+        Trial(config, Status.RUN_ERROR, message=message, timings=timings),
+    ):
+        line = json.dumps(trial.to_json())
+        assert "\n" not in line
+        assert Trial.from_json(json.loads(line)) == trial
+
+
+@pytest.mark.parametrize(
+    "line", [{}, {"config": [1]}, {"config": 3, "status": "ok", "seconds": 1.0}, {"config": [1], "status": "odd"}]
+)
+def test_what_is_no_trial_is_refused(line):
+    with pytest.raises(ValueError, match=r"trial|odd"):
+        Trial.from_json(line)
+
+
+def test_numpy_digits_become_plain_numbers():
+    trial = Trial(tuple(np.array([1, 2])), Status.INVALID)
+    assert json.dumps(trial.to_json()["config"]) == "[1, 2]"
