@@ -49,18 +49,28 @@ def _preset_names() -> list[str]:
     return preset_names()
 
 
-ModelArg = Annotated[str, typer.Argument(metavar="MODEL", help="A name of `chameleon models`, an .onnx or a .pt2 file.")]
-TargetOpt = Annotated[str | None, typer.Option("--target", help="A TVM target: kind, tag or JSON. Default: this machine.")]
+ModelArg = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A name of `chameleon models`, an .onnx or a .pt2 file.")
+]
+TargetOpt = Annotated[
+    str | None, typer.Option("--target", help="A TVM target: kind, tag or JSON. Default: this machine.")
+]
 OutOpt = Annotated[Path | None, typer.Option("--out", help="Folder of the run. Default: one under runs/.")]
-ShapeOpt = Annotated[str | None, typer.Option("--input-shape", help="For a model that leaves it open, such as 1,3,224,224.")]
-RewriteOpt = Annotated[bool, typer.Option("--rewrite", help="Rewrite the network first where that lowers its peak memory.")]
+ShapeOpt = Annotated[
+    str | None, typer.Option("--input-shape", help="For a model that leaves it open, such as 1,3,224,224.")
+]
+RewriteOpt = Annotated[
+    bool, typer.Option("--rewrite", help="Rewrite the network first where that lowers its peak memory.")
+]
 SearcherOpt = Annotated[
     str | None,
     typer.Option(help="A name of `chameleon searchers`. Default: chameleon.", autocompletion=_searcher_names),
 ]
 ConfigOpt = Annotated[
     str | None,
-    typer.Option("--config", help="A preset: quick, release, or a YAML file. Flags override it.", autocompletion=_preset_names),
+    typer.Option(
+        "--config", help="A preset: quick, release, or a YAML file. Flags override it.", autocompletion=_preset_names
+    ),
 ]
 JsonOpt = Annotated[Path | None, typer.Option("--json", help="Write the result to this file as JSON.")]
 
@@ -80,15 +90,20 @@ def tune_command(
     target: TargetOpt = None,
     trials: Annotated[int | None, typer.Option(help="Measurements over all tasks, earlier runs included.")] = None,
     time_budget: Annotated[
-        str | None, typer.Option(help="Time for tuning, such as 90s, 10m, 1.5h. Default: 10m where --trials is not given.")
+        str | None,
+        typer.Option(help="Time for tuning, such as 90s, 10m, 1.5h. Default: 10m where --trials is not given."),
     ] = None,
     searcher: SearcherOpt = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random. Default: 0.")] = None,
     out: OutOpt = None,
     config: ConfigOpt = None,
     input_shape: ShapeOpt = None,
-    tracker: Annotated[str | None, typer.Option(help="host:port of a TVM RPC tracker to measure on its devices.")] = None,
-    device_key: Annotated[str | None, typer.Option(help="The key under which the devices registered at the tracker.")] = None,
+    tracker: Annotated[
+        str | None, typer.Option(help="host:port of a TVM RPC tracker to measure on its devices.")
+    ] = None,
+    device_key: Annotated[
+        str | None, typer.Option(help="The key under which the devices registered at the tracker.")
+    ] = None,
     rewrite: RewriteOpt = False,
     json_out: JsonOpt = None,
 ) -> None:
@@ -123,10 +138,14 @@ def compile_command(
     from chameleon.jobs.compile import compile_tuned
 
     check_writable(output)
-    compiled = compile_tuned(_spec(model, target, out, input_shape, rewrite=rewrite), output, _say, memory_aware=memory_aware)
+    compiled = compile_tuned(
+        _spec(model, target, out, input_shape, rewrite=rewrite), output, _say, memory_aware=memory_aware
+    )
     console.print(f"wrote {output}", soft_wrap=True)
     if compiled.untuned:
-        console.print(f"{len(compiled.untuned)} tasks had no tuned schedule: {', '.join(compiled.untuned)}", soft_wrap=True)
+        console.print(
+            f"{len(compiled.untuned)} tasks had no tuned schedule: {', '.join(compiled.untuned)}", soft_wrap=True
+        )
     if compiled.memory is not None:
         from chameleon.cli_memory import plan_text
 
@@ -153,22 +172,31 @@ def bench_command(
 @app.command("memory")
 def memory_command(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A name of `chameleon models`, an .onnx or .pt2 file, or a graph.json.")
+        str,
+        typer.Argument(metavar="MODEL", help="A name of `chameleon models`, an .onnx or .pt2 file, or a graph.json."),
     ],
     target: TargetOpt = None,
     input_shape: ShapeOpt = None,
     budget: Annotated[
         str | None, typer.Option(help="Does it fit into 512KB, 256KiB, 2MB? Exit code 1 if it provably does not.")
     ] = None,
-    time_limit: Annotated[float, typer.Option(help="Seconds for each order; then the best so far, with its gap.")] = 60.0,
+    time_limit: Annotated[
+        float, typer.Option(help="Seconds for each order; then the best so far, with its gap.")
+    ] = 60.0,
     rewrite: Annotated[bool, typer.Option(help="Rewrite the graph where that lowers the peak.")] = True,
     measure: Annotated[bool, typer.Option(help="Build and run a model to measure its peak.")] = True,
     count_inputs: Annotated[
         bool, typer.Option(help="Count the model's inputs, which are the caller's, as TFLite does.")
     ] = False,
-    alignment: Annotated[int | None, typer.Option(help="Of the tensors of a graph.json, in bytes. Default: 64.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw footprint and arena into this file (.png, .svg, .pdf).")] = None,
-    graph_out: Annotated[Path | None, typer.Option("--graph", help="Write the network's graph to this file as JSON.")] = None,
+    alignment: Annotated[
+        int | None, typer.Option(help="Of the tensors of a graph.json, in bytes. Default: 64.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw footprint and arena into this file (.png, .svg, .pdf).")
+    ] = None,
+    graph_out: Annotated[
+        Path | None, typer.Option("--graph", help="Write the network's graph to this file as JSON.")
+    ] = None,
     json_out: JsonOpt = None,
 ) -> None:
     """Order a network for the least memory: as it is, Kahn, best, rewritten; arena and measured peak."""
@@ -234,8 +262,12 @@ def zoo_command(
 
 @app.command("autotvm")
 def autotvm_command(
-    network: Annotated[str, typer.Argument(metavar="NETWORK", help="resnet-18, resnet-50, mobilenet, resnet-8 or conv2d.")],
-    tuner: Annotated[str, typer.Option(help="chameleon, release, annealing, or AutoTVM's xgb, ga, random.")] = "chameleon",
+    network: Annotated[
+        str, typer.Argument(metavar="NETWORK", help="resnet-18, resnet-50, mobilenet, resnet-8 or conv2d.")
+    ],
+    tuner: Annotated[
+        str, typer.Option(help="chameleon, release, annealing, or AutoTVM's xgb, ga, random.")
+    ] = "chameleon",
     trials: Annotated[int, typer.Option(help="Measurements of a task, at most.", min=1)] = 128,
     early_stopping: Annotated[int | None, typer.Option(help="End a task after so many without a better one.")] = None,
     size: Annotated[int, typer.Option(help="Height and width of the input image.", min=1)] = 224,
@@ -254,7 +286,9 @@ def autotvm_command(
         table.add_row(row["task"], str(row["trials"]), f"{row['gflops']:.1f}", f"{row['tuning_s']:.0f}")
     console.print(table)
     before, after = report.untuned_ms, report.tuned_ms
-    console.print(f"latency: untuned {before:.2f} ms, tuned with {tuner} {after:.2f} ms ({before / after:.2f} times faster)")
+    console.print(
+        f"latency: untuned {before:.2f} ms, tuned with {tuner} {after:.2f} ms ({before / after:.2f} times faster)"
+    )
     if json_out is not None:
         report.write(json_out)
 
@@ -275,7 +309,9 @@ def doctor_command() -> None:
 
 @app.command("replay")
 def replay_command(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recorded landscapes: T4, Kernel Tuner or our JSONL.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Recorded landscapes: T4, Kernel Tuner or our JSONL.")
+    ],
     searcher: Annotated[str, typer.Option(help="Searchers, separated by commas.")] = "chameleon,annealing,random",
     trials: Annotated[int, typer.Option(help="Measurements of each run.")] = 220,
     seeds: Annotated[int, typer.Option(help="Runs of each searcher on each landscape.")] = 10,
@@ -302,9 +338,13 @@ def guarded(command: typer.Typer, argv: Sequence[str]) -> int:
         command(list(argv))
     except ChameleonError as error:
         return _fail(str(error), error.exit_code)
-    except SystemExit as ended:  # typer's own end: it has shown what is wrong with the usage; 130 is its word for Ctrl-C
+    except (
+        SystemExit
+    ) as ended:  # typer's own end: it has shown what is wrong with the usage; 130 is its word for Ctrl-C
         if ended.code == 130:
-            return _fail("interrupted; everything measured is in the records, the same command goes on from there", 130)
+            return _fail(
+                "interrupted; everything measured is in the records, the same command goes on from there", 130
+            )
         return ended.code if isinstance(ended.code, int) else 0
     except OSError as error:
         what = "the disk is full" if error.errno == errno.ENOSPC else str(error)
@@ -329,7 +369,9 @@ def _spec(
     from chameleon.jobs.run_folder import JobSpec
     from chameleon.models.shapes import parse_shape
 
-    return JobSpec(model, target, out, parse_shape(input_shape) if input_shape else None, tracker, device_key, rewrite=rewrite)
+    return JobSpec(
+        model, target, out, parse_shape(input_shape) if input_shape else None, tracker, device_key, rewrite=rewrite
+    )
 
 
 def _write_json(path: Path | None, content: dict[str, Any]) -> None:
@@ -338,7 +380,9 @@ def _write_json(path: Path | None, content: dict[str, Any]) -> None:
 
 
 def _print_report(report: TuneReport, folder: Path) -> None:
-    table = Table(title=f"{report.model}: {report.trials} trials in {report.tuning_s:.0f} s, searcher {report.searcher}")
+    table = Table(
+        title=f"{report.model}: {report.trials} trials in {report.tuning_s:.0f} s, searcher {report.searcher}"
+    )
     table.add_column("task", overflow="fold")
     for name in ("weight", "trials", "best us", "GFLOP/s"):
         table.add_column(name, justify="right")

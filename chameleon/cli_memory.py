@@ -109,9 +109,13 @@ def _print_rows(summary: MemorySummary, console: Console) -> None:
         table.add_row(NAMES[name], kilobytes(row.peak_bytes), times, *_solved(row))
     console.print(table)
     if "rewritten" in summary.rows:
-        console.print(f"rewritten: {', '.join(summary.rewrites) or 'nothing, no rewrite lowers the peak'}", highlight=False)
+        console.print(
+            f"rewritten: {', '.join(summary.rewrites) or 'nothing, no rewrite lowers the peak'}", highlight=False
+        )
     arena = summary.arena
-    over = f"{arena.size_bytes / arena.bound_bytes - 1:.1%} above" if arena.size_bytes > arena.bound_bytes else "equal to"
+    over = (
+        f"{arena.size_bytes / arena.bound_bytes - 1:.1%} above" if arena.size_bytes > arena.bound_bytes else "equal to"
+    )
     console.print(f"arena: {kilobytes(arena.size_bytes)} kB, {over} its liveness bound", highlight=False)
 
 
@@ -126,7 +130,9 @@ def _solved(row: Row) -> tuple[str, str, str, str]:
 def _print_model(memory: ModelMemory, console: Console) -> None:
     summary = memory.summary
     if memory.scratch_bytes:
-        console.print(f"kernels allocate up to {kilobytes(memory.scratch_bytes)} kB more inside their loops", highlight=False)
+        console.print(
+            f"kernels allocate up to {kilobytes(memory.scratch_bytes)} kB more inside their loops", highlight=False
+        )
     if summary.measured_peak_bytes is not None:
         share = summary.measured_peak_bytes / max(summary.arena.size_bytes, 1) - 1
         console.print(f"measured: {kilobytes(summary.measured_peak_bytes)} kB, arena {share:+.2%}", highlight=False)
@@ -163,10 +169,14 @@ def _answer(summary: MemorySummary, budget: int, text: str, console: Console) ->
     bound = f"{summary.lower_bound_bytes} bytes"
     if verdict == "does not fit":
         what = "no order of it, rewritten or not," if summary.rewrites else "no order of it"
-        raise ChameleonError(f"{summary.graph.name} does not fit into {text} ({budget} bytes): {what} needs less than {bound}")
+        raise ChameleonError(
+            f"{summary.graph.name} does not fit into {text} ({budget} bytes): {what} needs less than {bound}"
+        )
     if verdict == "fits":
         console.print(
-            f"it fits into {text} ({budget} bytes): its arena takes {summary.arena.size_bytes}", highlight=False, soft_wrap=True
+            f"it fits into {text} ({budget} bytes): its arena takes {summary.arena.size_bytes}",
+            highlight=False,
+            soft_wrap=True,
         )
         return
     found = f"the best order found needs {summary.last.peak_bytes}, its arena {summary.arena.size_bytes}"
@@ -177,7 +187,11 @@ def _answer(summary: MemorySummary, budget: int, text: str, console: Console) ->
 def plan_text(plan: MemoryPlan) -> str:
     """The memory of a compiled network in one line."""
     found = plan.schedule
-    proof = "the least of any order" if found.proven else f"no order needs less than {kilobytes(found.lower_bound_bytes)} kB"
+    proof = (
+        "the least of any order"
+        if found.proven
+        else f"no order needs less than {kilobytes(found.lower_bound_bytes)} kB"
+    )
     text = f"memory: arena {kilobytes(plan.arena.size_bytes)} kB; peak {kilobytes(found.peak_bytes)} kB ({proof})"
     return text + f"; inside kernels up to {kilobytes(plan.scratch_bytes)} kB" * bool(plan.scratch_bytes)
 

@@ -22,5 +22,9 @@ def unknown(what: str, name: str, names: Iterable[str], kind: type[UsageError] =
     """The error for a misspelt name, with the nearest known ones."""
     known = sorted(names)
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
-    hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known[:20])}{', ...' if len(known) > 20 else ''}"
+    hint = (
+        f"did you mean {', '.join(near)}?"
+        if near
+        else f"known: {', '.join(known[:20])}{', ...' if len(known) > 20 else ''}"
+    )
     return kind(f"unknown {what} {name!r}; {hint}")

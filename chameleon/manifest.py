@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    *("chameleon-tvm", "apache-tvm", "apache-tvm-ffi", "xtc-tvm-python-bindings", "numpy", "torch", "scikit-learn", "xgboost"),
+    *(
+        "chameleon-tvm",
+        "apache-tvm",
+        "apache-tvm-ffi",
+        "xtc-tvm-python-bindings",
+        "numpy",
+        "torch",
+        "scikit-learn",
+        "xgboost",
+    ),
     *("onnx", "onnxruntime", "numba", "ortools", "networkx"),
 )
 

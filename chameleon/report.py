@@ -49,7 +49,16 @@ class ReplaySummary:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data of everything but the curves."""
-        names = ("landscape", "searcher", "seeds", "trials", "space_size", "fraction", "trials_to_95", "engine_s_per_trial")
+        names = (
+            "landscape",
+            "searcher",
+            "seeds",
+            "trials",
+            "space_size",
+            "fraction",
+            "trials_to_95",
+            "engine_s_per_trial",
+        )
         plain = {name: getattr(self, name) for name in names}
         return {**plain, "fraction": {str(mark): value for mark, value in self.fraction.items()}}
 
@@ -121,7 +130,9 @@ def print_replay(summaries: Sequence[ReplaySummary], n_searchers: int, console: 
         console.print(_table(title, [_row(s) for s in group], group))
     if len(groups) > 1:
         by_searcher = [[group[i] for group in groups] for i in range(n_searchers)]
-        console.print(_table(f"Mean over {len(groups)} landscapes", [_mean_row(row) for row in by_searcher], summaries))
+        console.print(
+            _table(f"Mean over {len(groups)} landscapes", [_mean_row(row) for row in by_searcher], summaries)
+        )
     console.print(
         f"Fraction of the best time on record, mean over seeds; a failed trial counts as a trial. To {GOAL:.0%}: median."
     )
@@ -178,7 +189,9 @@ def _run_all(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("replaying", total=len(landscapes) * len(searchers) * seeds)
-        return replay_all(landscapes, searchers, trials=trials, seeds=seeds, jobs=jobs, done=lambda: progress.advance(bar))
+        return replay_all(
+            landscapes, searchers, trials=trials, seeds=seeds, jobs=jobs, done=lambda: progress.advance(bar)
+        )
 
 
 Row = tuple[str, dict[int, float], str, float]

@@ -70,7 +70,9 @@ def _json_object(text: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise UsageError(f"the target {text!r} begins like JSON and is none: {error}") from None
     if not isinstance(value.get("kind", value.get("tag")), str):
-        raise UsageError(f'a target in JSON needs a "kind", such as {{"kind": "llvm", "mcpu": "znver4"}}; got {text!r}')
+        raise UsageError(
+            f'a target in JSON needs a "kind", such as {{"kind": "llvm", "mcpu": "znver4"}}; got {text!r}'
+        )
     return value
 
 
@@ -81,7 +83,9 @@ def _old_options(options: list[str], text: str) -> dict[str, Any]:
     for word in words:
         value = next(words, None)
         if not word.startswith("-") or value is None:
-            raise UsageError(f'cannot read {word!r} in the target {text!r}; write JSON: {{"kind": "llvm", "mcpu": "znver4"}}')
+            raise UsageError(
+                f'cannot read {word!r} in the target {text!r}; write JSON: {{"kind": "llvm", "mcpu": "znver4"}}'
+            )
         name = word.lstrip("-")
         parsed[name] = int(value) if value.isdecimal() else value.split(",") if name == "mattr" else value
     return parsed

@@ -17,7 +17,16 @@ from chameleon.serenity.order.schedule import ScheduleOptions
 from chameleon.serenity.summary import parse_bytes, summarise
 from tests.serenity.graphs import random_graph
 
-KEYS = ["model", "nodes", "peak_bytes", "lower_bound_bytes", "proven", "arena_bytes", "measured_peak_bytes", "schedule_s"]
+KEYS = [
+    "model",
+    "nodes",
+    "peak_bytes",
+    "lower_bound_bytes",
+    "proven",
+    "arena_bytes",
+    "measured_peak_bytes",
+    "schedule_s",
+]
 
 
 def branches() -> Graph:
@@ -141,7 +150,9 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         ("[]", 1, "expected a graph"),
     ],
 )
-def test_a_bad_graph_is_named(content: str, code: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_graph_is_named(
+    content: str, code: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "bad.json").write_text(content)
     found, text = run(capsys, str(tmp_path / "bad.json"))
     assert found == code

@@ -14,7 +14,9 @@ HEAVY = {"tvm", "tvm_ffi", "torch", "xgboost", "sklearn", "matplotlib", "numba",
 def loaded(code: str) -> set[str]:
     """Top-level modules in memory after running `code` in a fresh interpreter."""
     show = "import sys, json; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
-    ran = subprocess.run([sys.executable, "-c", f"{code}\n{show}"], capture_output=True, text=True, timeout=120, check=False)
+    ran = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{show}"], capture_output=True, text=True, timeout=120, check=False
+    )
     assert ran.returncode == 0, ran.stderr
     return set(json.loads(ran.stdout.splitlines()[-1]))
 

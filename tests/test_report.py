@@ -24,7 +24,9 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str, Path]:
     """JSON, text and plot of one small comparison; random is named twice and runs once."""
     folder = tmp_path_factory.mktemp("replay") / "new"
     console = Console(file=io.StringIO(), width=140)
-    run_replay(FILES, ["random", "grid", "random"], 60, 3, folder / "r.json", folder / "r.png", jobs=1, console=console)
+    run_replay(
+        FILES, ["random", "grid", "random"], 60, 3, folder / "r.json", folder / "r.png", jobs=1, console=console
+    )
     return json.loads((folder / "r.json").read_text()), console.file.getvalue(), folder / "r.png"  # type: ignore[attr-defined]
 
 
@@ -37,7 +39,16 @@ def test_json_is_what_was_promised(outputs: tuple[dict, str, Path]) -> None:
         ("small_t4", "random"),
         ("small_t4", "grid"),
     ]
-    fields = ["landscape", "searcher", "seeds", "trials", "space_size", "fraction", "trials_to_95", "engine_s_per_trial"]
+    fields = [
+        "landscape",
+        "searcher",
+        "seeds",
+        "trials",
+        "space_size",
+        "fraction",
+        "trials_to_95",
+        "engine_s_per_trial",
+    ]
     for result in document["results"]:
         assert list(result) == fields
         assert (result["seeds"], result["trials"]) == (3, 60)
@@ -53,12 +64,20 @@ def test_json_numbers_are_those_of_single_runs(outputs: tuple[dict, str, Path]) 
     result = outputs[0]["results"][0]
     for mark in ("25", "50"):
         best = [np.nanmin(run.seconds[: int(mark)]) for run in runs]
-        assert result["fraction"][mark] == pytest.approx(statistics.mean(np.nanmin(landscape.seconds) / b for b in best))
+        assert result["fraction"][mark] == pytest.approx(
+            statistics.mean(np.nanmin(landscape.seconds) / b for b in best)
+        )
 
 
 def test_tables_and_plot(outputs: tuple[dict, str, Path]) -> None:
     _, text, plot = outputs
-    for part in ("tiny_lines: 288 configurations, 60 trials, 3 seeds", "small_t4", "Mean over 2 landscapes", "@25", "@50"):
+    for part in (
+        "tiny_lines: 288 configurations, 60 trials, 3 seeds",
+        "small_t4",
+        "Mean over 2 landscapes",
+        "@25",
+        "@50",
+    ):
         assert part in text
     assert "@100" not in text
     assert plot.read_bytes().startswith(b"\x89PNG")

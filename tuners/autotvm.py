@@ -97,7 +97,9 @@ class SearcherTuner(Tuner):
         self.failures: Counter[str] = Counter()
         self._examples: dict[str, str] = {}  # a message of each kind of failure
         self._told: set[Config] = set()
-        self._first: deque[Digits] = deque()  # measured before the searcher is asked: what history suggests, what was lost
+        self._first: deque[Digits] = (
+            deque()
+        )  # measured before the searcher is asked: what history suggests, what was lost
         self._ready: deque[Digits] = deque()  # measured next
         self._running: dict[Config, Digits] = {}  # handed to AutoTVM, nothing heard of yet
         self._retried: set[Config] = set()
@@ -191,11 +193,15 @@ class SearcherTuner(Tuner):
         """
         records = list(data_set)
         if len(records) < min_seed_records:
-            logger.info("%s: %d records, fewer than min_seed_records=%d", self.task.name, len(records), min_seed_records)
+            logger.info(
+                "%s: %d records, fewer than min_seed_records=%d", self.task.name, len(records), min_seed_records
+            )
             return
         past = past_of(self.task, self._knobs, records)
         self._tell(past.own)
-        self._first.extend(r for r in starting_points(self._knobs, past.kin, STARTS) if tuple(r.tolist()) not in self._told)
+        self._first.extend(
+            r for r in starting_points(self._knobs, past.kin, STARTS) if tuple(r.tolist()) not in self._told
+        )
         self._searcher.believe(*beliefs(self._knobs, past.kin, BELIEFS))
         logger.info(
             "%s: of %d records %d are of this task, %d other tasks suggest %d starting points",
@@ -277,7 +283,9 @@ class SearcherTuner(Tuner):
         reached = f"best {best * 1e6:.2f} us" if best else "none of them ran"
         shown = [f"{n} {reason} ({self._examples.get(reason, '')[:120]})" for reason, n in self.failures.most_common()]
         level = logging.WARNING if shown else logging.INFO
-        logger.log(level, "%s: %d trials, %s; failures: %s", self.task.name, measured, reached, ", ".join(shown) or "none")
+        logger.log(
+            level, "%s: %d trials, %s; failures: %s", self.task.name, measured, reached, ", ".join(shown) or "none"
+        )
 
 
 class ChameleonTuner(SearcherTuner):
@@ -312,6 +320,8 @@ class AnnealingTuner(SearcherTuner):
         options: settings by component: `explorer`, `model` and `sampler` or `picker`.
     """
 
-    def __init__(self, task: Any, *, adaptive: bool = False, seed: int = 0, max_refusals: int = 2000, **options: Any) -> None:
+    def __init__(
+        self, task: Any, *, adaptive: bool = False, seed: int = 0, max_refusals: int = 2000, **options: Any
+    ) -> None:
         name = "annealing+adaptive" if adaptive else "annealing"
         super().__init__(task, name, seed=seed, max_refusals=max_refusals, **options)

@@ -165,7 +165,11 @@ class ReplayRunner(Runner):
         """
         recorded = self._recording.header["task"]
         points = task.config_space.range_length
-        if (task.name, tuple(task.args), points) != (recorded["template"], _tuples(recorded["args"]), self._recording.points):
+        if (task.name, tuple(task.args), points) != (
+            recorded["template"],
+            _tuples(recorded["args"]),
+            self._recording.points,
+        ):
             raise LandscapeError(
                 f"{self._recording.name} is a recording of {recorded['template']} {recorded['args']} with "
                 f"{self._recording.points} configurations, not of {task.name} {task.args} with {points}; "

@@ -67,7 +67,9 @@ def outcome_of(config: Sequence[int], result: Any) -> Outcome:
         seconds = float(np.mean([float(c) for c in result.costs])) if len(result.costs) else 0.0
         if 0 < seconds < FAILED_S:
             return Outcome(Trial(config, Status.OK, seconds, timings=timings), error, False)
-        return Outcome(Trial(config, Status.RUN_ERROR, None, f"no usable run time: {seconds}", timings), "unknown_error", False)
+        return Outcome(
+            Trial(config, Status.RUN_ERROR, None, f"no usable run time: {seconds}", timings), "unknown_error", False
+        )
     status = Status.TIMEOUT if "timeout" in error else Status.BUILD_ERROR if error in _BUILDING else Status.RUN_ERROR
     return Outcome(Trial(config, status, None, message_of(result.costs), timings), error, error in _SILENT)
 

@@ -37,11 +37,15 @@ def read_state(path: Path, task: Any, searcher: str, space: KnobSpace) -> dict[s
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: not the saved state of a tuner ({error!r}); give a file that `save` wrote") from error
+        raise UsageError(
+            f"{path}: not the saved state of a tuner ({error!r}); give a file that `save` wrote"
+        ) from error
     expected = {"chameleon": VERSION, "kind": KIND, "task": _identity(task), "searcher": searcher}
     for key, value in expected.items():
         if found[key] != value:
-            raise UsageError(f"{path}: expected {key} {value}, got {found[key]}; load it into the tuner that it was saved from")
+            raise UsageError(
+                f"{path}: expected {key} {value}, got {found[key]}; load it into the tuner that it was saved from"
+            )
     if fingerprint != space.fingerprint():
         raise UsageError(f"{path}: the template's knobs have changed since (another version of TVM?); tune anew")
     return state

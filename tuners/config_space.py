@@ -56,7 +56,9 @@ class ConfigKnobs:
 
     def entities(self, digits: Sequence[int] | Digits) -> OrderedDict[str, Any]:
         """AutoTVM's entity of every knob, by name."""
-        return OrderedDict((name, space[int(d)]) for (name, space), d in zip(self._spaces.items(), digits, strict=False))
+        return OrderedDict(
+            (name, space[int(d)]) for (name, space), d in zip(self._spaces.items(), digits, strict=False)
+        )
 
     def config(self, digits: Sequence[int] | Digits) -> Any:
         """The `ConfigEntity` of a configuration `[n_knobs]`.
@@ -185,7 +187,9 @@ def _annotations(name: str, anns: Sequence[tuple[Any, ...]]) -> Knob:
     return _sequences(name, anns, np.array(hot, dtype=np.float32), columns)
 
 
-def _sequences(name: str, values: Sequence[Any], features: NDArray[np.float32], columns: Sequence[Sequence[Any]]) -> Knob:
+def _sequences(
+    name: str, values: Sequence[Any], features: NDArray[np.float32], columns: Sequence[Sequence[Any]]
+) -> Knob:
     """An option whose values are sequences, with moves to the values named in `columns`, where they exist."""
     base = option(name, values)
     here = np.arange(len(values))

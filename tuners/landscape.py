@@ -187,8 +187,12 @@ def _close_kernel_tuner_cache(path: Path, text: str, error: json.JSONDecodeError
         document = json.loads(text.rstrip().removesuffix(",") + "}}")
     except json.JSONDecodeError:
         what = f"{error.msg} in line {error.lineno}" if text.strip() else "the file is empty"
-        raise LandscapeError(f"{path}: not a recorded landscape: expected {_FORMATS}, got no valid JSON: {what}") from error
-    warnings.warn(f"{path}: the cache was never closed; using the {_count(document)} entries in it", LandscapeWarning, 3)
+        raise LandscapeError(
+            f"{path}: not a recorded landscape: expected {_FORMATS}, got no valid JSON: {what}"
+        ) from error
+    warnings.warn(
+        f"{path}: the cache was never closed; using the {_count(document)} entries in it", LandscapeWarning, 3
+    )
     return document
 
 
@@ -206,7 +210,9 @@ def _from_t4(path: Path, document: Mapping[str, Any]) -> Landscape:
             configs.append(dict(result["configuration"]))
             entries.append(_t4_entry(result, unit))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise _bad_entry(path, f"result {i}", "configuration, invalidity and a measurement called time", error) from error
+            raise _bad_entry(
+                path, f"result {i}", "configuration, invalidity and a measurement called time", error
+            ) from error
     return _landscape(path, list(configs[0]) if configs else [], {}, configs, entries)
 
 
@@ -268,7 +274,9 @@ def _from_lines(path: Path, text: str) -> Landscape:
     try:
         knobs = [makers[k["kind"]](k["name"], _frozen(k["values"])) for k in header["knobs"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise _bad_entry(path, "the header", "knobs with name, kind (split, option, location) and values", error) from error
+        raise _bad_entry(
+            path, "the header", "knobs with name, kind (split, option, location) and values", error
+        ) from error
     trials = [_trial(path, number, line, knobs) for number, line in enumerate(lines[1:], start=2)]
     entries = [Entry(t.seconds if t.seconds is not None else math.nan, t.status, t.message) for t in trials]
     return _assemble(path, knobs, [t.config for t in trials], entries)
@@ -279,8 +287,12 @@ def _trial(path: Path, number: int, line: Mapping[str, Any], knobs: Sequence[Kno
         trial = Trial.from_json(line)
     except ValueError as error:
         raise LandscapeError(f"{path}: line {number}: {error}") from error
-    if len(trial.config) != len(knobs) or not all(0 <= d < k.cardinality for d, k in zip(trial.config, knobs, strict=True)):
-        raise LandscapeError(f"{path}: line {number}: digits {trial.config} do not fit the {len(knobs)} knobs of the header")
+    if len(trial.config) != len(knobs) or not all(
+        0 <= d < k.cardinality for d, k in zip(trial.config, knobs, strict=True)
+    ):
+        raise LandscapeError(
+            f"{path}: line {number}: digits {trial.config} do not fit the {len(knobs)} knobs of the header"
+        )
     return trial
 
 
@@ -292,10 +304,14 @@ def _parse_lines(path: Path, text: str) -> list[dict[str, Any]]:
         try:
             lines.append(json.loads(line))
             if not isinstance(lines[-1], dict):
-                raise LandscapeError(f"{path}: line {number}: a JSON object expected, got a {type(lines[-1]).__name__}")
+                raise LandscapeError(
+                    f"{path}: line {number}: a JSON object expected, got a {type(lines[-1]).__name__}"
+                )
         except json.JSONDecodeError as error:
             if number != raw[-1][0]:
-                raise LandscapeError(f"{path}: line {number} is not valid JSON ({error.msg}); repair or delete it") from error
+                raise LandscapeError(
+                    f"{path}: line {number} is not valid JSON ({error.msg}); repair or delete it"
+                ) from error
             warnings.warn(f"{path}: the last line is cut short and was skipped", LandscapeWarning, 4)
     return lines
 
@@ -310,7 +326,9 @@ def _from_entities(path: Path, lines: Sequence[Mapping[str, Any]]) -> Landscape:
             for seen, digit, (_, _, value) in zip(values, line["knobs"], line["entity"], strict=True):
                 seen[int(digit)] = _frozen(value)
             failed = line.get("error")
-            entries.append(Entry(math.nan, Status.RUN_ERROR, str(failed)) if failed else _entry(line["mean"], _UNIT_S["s"]))
+            entries.append(
+                Entry(math.nan, Status.RUN_ERROR, str(failed)) if failed else _entry(line["mean"], _UNIT_S["s"])
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise _bad_entry(path, f"line {number}", "knobs, entity and mean (seconds)", error) from error
         configs.append([int(d) for d in line["knobs"]])
@@ -329,7 +347,11 @@ def _entity_knob(name: str, kind: str, values: Sequence[Any]) -> Knob:
 
 
 def _landscape(
-    path: Path, names: Sequence[str], order: Mapping[str, Any], configs: Sequence[Mapping[str, Any]], entries: Sequence[Entry]
+    path: Path,
+    names: Sequence[str],
+    order: Mapping[str, Any],
+    configs: Sequence[Mapping[str, Any]],
+    entries: Sequence[Entry],
 ) -> Landscape:
     """From named values: one option knob a name, with the values that occur, numbers in rising order."""
     knobs, columns = [], []
@@ -352,7 +374,9 @@ def _ordered(recorded: Iterable[Any], occurring: set[Any]) -> list[Any]:
     return sorted(values) if numeric else values
 
 
-def _assemble(path: Path, knobs: Sequence[Knob], configs: Sequence[Sequence[int]], entries: Sequence[Entry]) -> Landscape:
+def _assemble(
+    path: Path, knobs: Sequence[Knob], configs: Sequence[Sequence[int]], entries: Sequence[Entry]
+) -> Landscape:
     """Sort by digits, so that a file's format and order change nothing, and keep the first of repeated configurations."""
     if not any(e.status is Status.OK for e in entries):
         raise LandscapeError(f"{path}: nothing to find: none of its {len(entries)} configurations has a valid time")
@@ -364,7 +388,11 @@ def _assemble(path: Path, knobs: Sequence[Knob], configs: Sequence[Sequence[int]
     seconds = np.array([entries[i].seconds for i in first])
     statuses = tuple(entries[i].status for i in first)
     return Landscape(
-        landscape_name(path), KnobSpace(knobs, listed=listed), seconds, statuses, tuple(entries[i].message for i in first)
+        landscape_name(path),
+        KnobSpace(knobs, listed=listed),
+        seconds,
+        statuses,
+        tuple(entries[i].message for i in first),
     )
 
 

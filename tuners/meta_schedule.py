@@ -81,8 +81,12 @@ class ChameleonStrategy(PySearchStrategy):
     ) -> None:
         super().__init__()
         if max_refusals < 1 or (early_stopping is not None and early_stopping < 1):
-            raise ValueError(f"bounds must be at least 1, got max_refusals={max_refusals}, early_stopping={early_stopping}")
-        make_searcher(searcher, KnobSpace([option("any", [0])]), np.random.default_rng(0), **options)  # names are right
+            raise ValueError(
+                f"bounds must be at least 1, got max_refusals={max_refusals}, early_stopping={early_stopping}"
+            )
+        make_searcher(
+            searcher, KnobSpace([option("any", [0])]), np.random.default_rng(0), **options
+        )  # names are right
         self._arguments = {
             "searcher": searcher,
             "seed": seed,
@@ -125,7 +129,9 @@ class ChameleonStrategy(PySearchStrategy):
         """Open the search of one task; what the database holds of it is told to the searcher first."""
         if self._run is not None or self._mod is None:
             state = "is being tuned already" if self._run else "has no TuneContext"
-            raise RuntimeError(f"this strategy {state}: give every TuneContext a strategy of its own (`strategy.clone()`)")
+            raise RuntimeError(
+                f"this strategy {state}: give every TuneContext a strategy of its own (`strategy.clone()`)"
+            )
         traces = TraceSpace.from_design_spaces(self._mod, design_spaces, self._postprocs)
         searcher = make_searcher(self._searcher, traces.space, np.random.default_rng(self._seeds), **self._options)
         proposals = Proposals(traces, searcher, self._max_refusals)
@@ -162,7 +168,9 @@ class ChameleonStrategy(PySearchStrategy):
         if not found:
             level = logging.INFO if run.issued else logging.WARNING
             reasons = dict(run.refused) or "none, the space is exhausted"
-            logger.log(level, "%s: nothing left to try after %d trials; refused: %s", self._task_name, run.issued, reasons)
+            logger.log(
+                level, "%s: nothing left to try after %d trials; refused: %s", self._task_name, run.issued, reasons
+            )
             return None
         run.issued += len(found)
         run.pending = [config for config, _ in found]
@@ -174,7 +182,9 @@ class ChameleonStrategy(PySearchStrategy):
         """Tell the searcher how the candidates of the last batch did; results come in their order."""
         run = self._running()
         if len(results) != len(run.pending):
-            raise ValueError(f"expected {len(run.pending)} results, one for each candidate of the batch, got {len(results)}")
+            raise ValueError(
+                f"expected {len(run.pending)} results, one for each candidate of the batch, got {len(results)}"
+            )
         trials = [measured_trial(c, r.run_secs, r.error_msg) for c, r in zip(run.pending, results, strict=True)]
         run.pending = []
         run.proposals.tell(trials)

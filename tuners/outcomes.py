@@ -62,7 +62,9 @@ def failed_trial(
     return Trial(config, status, message=error_msg.strip()[:MESSAGE_LENGTH], timings=dict(timings or {}))
 
 
-def timed_trial(config: tuple[int, ...], run_secs: Sequence[float], timings: Mapping[str, float] | None = None) -> Trial:
+def timed_trial(
+    config: tuple[int, ...], run_secs: Sequence[float], timings: Mapping[str, float] | None = None
+) -> Trial:
     """A trial with the mean of its run times in seconds, or a failed one if they say so."""
     mean = float(np.mean(run_secs)) if len(run_secs) else 0.0
     if not 0 < mean < FAILED_S:
@@ -71,7 +73,10 @@ def timed_trial(config: tuple[int, ...], run_secs: Sequence[float], timings: Map
 
 
 def measured_trial(
-    config: tuple[int, ...], run_secs: Sequence[float] | None, error_msg: str | None, timings: Mapping[str, float] | None = None
+    config: tuple[int, ...],
+    run_secs: Sequence[float] | None,
+    error_msg: str | None,
+    timings: Mapping[str, float] | None = None,
 ) -> Trial:
     """The trial of a `RunnerResult`, given by its two fields."""
     if error_msg is not None:

@@ -80,7 +80,9 @@ class ReplayRun:
         return float(reached[0] + 1) if len(reached) else float("inf")
 
 
-def replay(landscape: Landscape, searcher_name: str, *, trials: int, seed: int, batch: int = 16, **options: Any) -> ReplayRun:
+def replay(
+    landscape: Landscape, searcher_name: str, *, trials: int, seed: int, batch: int = 16, **options: Any
+) -> ReplayRun:
     """Let a searcher of that name spend a budget of trials on a landscape.
 
     Args:
@@ -126,7 +128,9 @@ def drive(landscape: Landscape, searcher: AskTell, trials: int, batch: int) -> t
         seconds += [np.nan if t.seconds is None else t.seconds for t in made]
         refused += len(outcome) - len(made)
         if refused > REFUSALS_PER_TRIAL * trials:
-            raise RuntimeError(f"{type(searcher).__name__} proposed {refused} configurations outside of {landscape.name}")
+            raise RuntimeError(
+                f"{type(searcher).__name__} proposed {refused} configurations outside of {landscape.name}"
+            )
     return np.array(seconds, dtype=np.float64), engine_s, refused
 
 
@@ -160,7 +164,9 @@ def replay_all(
     pool = ProcessPoolExecutor(workers, context, _prepare_worker, (life,))
     with life, holder, pool:
         try:
-            futures = [pool.submit(replay, landscape, name, trials=trials, seed=seed) for landscape, name, seed in tasks]
+            futures = [
+                pool.submit(replay, landscape, name, trials=trials, seed=seed) for landscape, name, seed in tasks
+            ]
             return _collect(futures, done)
         except BaseException as error:  # Ctrl-C included: nobody waits for runs whose result is not wanted
             pool.shutdown(wait=False, cancel_futures=True)

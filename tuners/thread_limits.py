@@ -36,7 +36,9 @@ class ThreadLimit:
         return (self.low <= threads) & (threads <= self.high)
 
 
-def thread_limit(rows: Sequence[Any], columns: Mapping[int, int], tiles: Mapping[int, Sequence[int]]) -> ThreadLimit | None:
+def thread_limit(
+    rows: Sequence[Any], columns: Mapping[int, int], tiles: Mapping[int, Sequence[int]]
+) -> ThreadLimit | None:
     """The limit of a trace in JSON, None where it binds no threads by tiling, or more than once.
 
     Args:
@@ -51,7 +53,9 @@ def thread_limit(rows: Sequence[Any], columns: Mapping[int, int], tiles: Mapping
     for position, (kind, inputs, attrs, outputs) in enumerate(rows):
         if kind == "SamplePerfectTile":
             column = columns.get(position)
-            factor.update((v, (None, tiles[position][i]) if column is None else (column, i)) for i, v in enumerate(outputs))
+            factor.update(
+                (v, (None, tiles[position][i]) if column is None else (column, i)) for i, v in enumerate(outputs)
+            )
         elif kind == "Split":
             parts = zip(inputs[1:], outputs, strict=True)
             loops.update((loop, [factor[v]]) for v, loop in parts if isinstance(v, str) and v in factor)

@@ -88,7 +88,9 @@ class TraceSpace:
         self._build(context.mod or mod, context.generate_design_space(), postprocs or ())
 
     @classmethod
-    def from_design_spaces(cls, mod: IRModule, schedules: Sequence[Schedule], postprocs: Sequence[ms.Postproc]) -> TraceSpace:
+    def from_design_spaces(
+        cls, mod: IRModule, schedules: Sequence[Schedule], postprocs: Sequence[ms.Postproc]
+    ) -> TraceSpace:
         """The space of design spaces that were generated elsewhere (a running tuner hands them over)."""
         space = cls.__new__(cls)
         space._build(mod, schedules, postprocs)
@@ -136,7 +138,9 @@ class TraceSpace:
         for position, decision in _decisions(trace).items():
             kind, _, attrs, _ = rows[position]
             if kind == "SamplePerfectTile":
-                found.append((position, roles[position], ("split", _extent(roles[position], decision), *map(int, attrs))))
+                found.append(
+                    (position, roles[position], ("split", _extent(roles[position], decision), *map(int, attrs)))
+                )
             elif kind == "SampleCategorical":
                 found.append((position, roles[position], ("option", *(_number(v) for v in attrs[0]))))
             elif kind == "SampleComputeLocation":
@@ -179,7 +183,9 @@ class TraceSpace:
         cards = self.space.cardinalities
         inside = row.shape == cards.shape and bool(((row >= 0) & (row < cards)).all())
         if not inside or (self.space.canonical(row[None])[0] != row).any():
-            raise ValueError(f"configuration {row.tolist()} is outside of the space: expected digits below {cards.tolist()}")
+            raise ValueError(
+                f"configuration {row.tolist()} is outside of the space: expected digits below {cards.tolist()}"
+            )
         sketch = self._sketches[int(row[0]) if self._leading else 0]
         decisions = dict(sketch.defaults)
         for position, column in zip(sketch.sampling, sketch.columns, strict=True):
@@ -346,14 +352,20 @@ def _prime_factors(n: int) -> Iterator[int]:
 
 def _thread_limit(trace: Trace, sketch: _Sketch) -> ThreadLimit | None:
     kinds = [inst.kind.name for inst in sketch.instructions]
-    tiles = {i: _plain(sketch.defaults[sketch.instructions[i]]) for i, kind in enumerate(kinds) if kind == "SamplePerfectTile"}
+    tiles = {
+        i: _plain(sketch.defaults[sketch.instructions[i]])
+        for i, kind in enumerate(kinds)
+        if kind == "SamplePerfectTile"
+    }
     rows = trace.as_json(remove_postproc=True)[0]
     return thread_limit(rows, dict(zip(sketch.sampling, sketch.columns, strict=True)), tiles)
 
 
 def _trace(schedule: Schedule) -> Trace:
     if schedule.trace is None:
-        raise ValueError("a schedule without a trace: expected one made with tracing on, as `tvm.s_tir.Schedule(mod)` does")
+        raise ValueError(
+            "a schedule without a trace: expected one made with tracing on, as `tvm.s_tir.Schedule(mod)` does"
+        )
     return schedule.trace
 
 

@@ -45,7 +45,9 @@ def tune_context(mod: IRModule, target: Target, space_generator: Generator, seed
 def _without_import(mod: IRModule, target: Target, space_generator: Generator, seed: int) -> ms.TuneContext:
     """What `TuneContext.__init__` does, less its import."""
     generator = (
-        space_generator if isinstance(space_generator, ms.SpaceGenerator) else ms.SpaceGenerator.create(space_generator)  # type: ignore[arg-type]
+        space_generator
+        if isinstance(space_generator, ms.SpaceGenerator)
+        else ms.SpaceGenerator.create(space_generator)  # type: ignore[arg-type]
     )
     log = get_logging_func(logging.getLogger(__name__))
     context = ms.TuneContext.__new__(ms.TuneContext)

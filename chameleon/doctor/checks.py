@@ -47,7 +47,9 @@ class Requirement:
 
 REQUIREMENTS = (
     Requirement("apache-tvm", "0.27"),
-    Requirement("apache-tvm-ffi", "0.1.14", "0.1.15", advice=f"0.1.15 crashes TVM 0.27, older ones do not load: {_NEWEST_FFI}"),
+    Requirement(
+        "apache-tvm-ffi", "0.1.14", "0.1.15", advice=f"0.1.15 crashes TVM 0.27, older ones do not load: {_NEWEST_FFI}"
+    ),
     Requirement("numpy", "1.26"),
     Requirement("torch", "2.4"),
     Requirement("xgboost", "2.1"),
@@ -147,8 +149,6 @@ def read_probe(stdout: str, stderr: str, returncode: int) -> list[Check]:
     if returncode != 0:
         how = f"ended by signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
         reason = stderr.strip().splitlines()[-1] if stderr.strip() else "no message"
-        advice = (
-            f"check the versions of apache-tvm and apache-tvm-ffi above; the pair that works: 0.27.0.post1 and {_NEWEST_FFI}"
-        )
+        advice = f"check the versions of apache-tvm and apache-tvm-ffi above; the pair that works: 0.27.0.post1 and {_NEWEST_FFI}"
         found.append(Check(last, False, f"{how}: {reason[:200]}", advice))
     return found

@@ -44,7 +44,13 @@ TUNERS = {
     "ga": GATuner,
     "random": RandomTuner,
 }
-NETWORKS = ("resnet-18", "resnet-50", "mobilenet", "resnet-8", "conv2d")  # the last two are small, for trying things out
+NETWORKS = (
+    "resnet-18",
+    "resnet-50",
+    "mobilenet",
+    "resnet-8",
+    "conv2d",
+)  # the last two are small, for trying things out
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,9 @@ def get_network(name: str, size: int) -> tuple[tvm.IRModule, dict[str, Any], tup
     return mod, params, shape
 
 
-def tune_tasks(tasks: list[Any], tuner: str, trials: int, early_stopping: int | None, log: Path) -> list[dict[str, Any]]:
+def tune_tasks(
+    tasks: list[Any], tuner: str, trials: int, early_stopping: int | None, log: Path
+) -> list[dict[str, Any]]:
     """Every task by the tuner of that name, all records in one log; what each came to."""
     measure_option = autotvm.measure_option(
         builder=autotvm.LocalBuilder(), runner=autotvm.LocalRunner(number=1, repeat=5, min_repeat_ms=20)

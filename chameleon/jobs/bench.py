@@ -76,7 +76,9 @@ class BenchResult:
                 name: {"median": t.median_ms, "low": t.low_ms, "high": t.high_ms, "runs": t.runs}
                 for name, t in self.latencies().items()
             },
-            "difference": {name: {"absolute": d.absolute, "relative": d.relative} for name, d in self.difference.items()},
+            "difference": {
+                name: {"absolute": d.absolute, "relative": d.relative} for name, d in self.difference.items()
+            },
             "tolerance": self.tolerance,
             "agrees": self.agrees,
         }
@@ -99,7 +101,9 @@ def bench_model(
     untuned = tvm.compile(model.mod, target)
     # In a thread of its own: TVM's pool belongs to a thread, and this one's, if it ran a kernel, has half the cores for good.
     with ThreadPoolExecutor(1) as fresh:
-        return fresh.submit(_bench, model, target, compiled, untuned, onnxruntime, config or BenchConfig(), seed).result()
+        return fresh.submit(
+            _bench, model, target, compiled, untuned, onnxruntime, config or BenchConfig(), seed
+        ).result()
 
 
 def _bench(
@@ -122,7 +126,9 @@ def time_executables(
 ) -> dict[str, Latency]:
     """Time several compiled forms of a model in turns."""
     with ThreadPoolExecutor(1) as fresh:  # as above
-        return fresh.submit(lambda: interleaved(_runs(model, target, executables, seed), config or BenchConfig())).result()
+        return fresh.submit(
+            lambda: interleaved(_runs(model, target, executables, seed), config or BenchConfig())
+        ).result()
 
 
 def _runs(model: Model, target: Target, executables: Mapping[str, Any], seed: int) -> dict[str, Run]:

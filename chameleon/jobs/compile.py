@@ -42,7 +42,9 @@ class Compiled:
         self.executable.export_library(str(path))
 
 
-def compile_model(lowered: IRModule, target: Target, database: ms.database.Database, solve: Solve | None = None) -> Compiled:
+def compile_model(
+    lowered: IRModule, target: Target, database: ms.database.Database, solve: Solve | None = None
+) -> Compiled:
     """Build a module of `lower` with the database's schedules; kernels without one get a default.
 
     Args:

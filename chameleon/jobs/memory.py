@@ -46,7 +46,9 @@ class MemorySettings:
     arena_limit_s: float = 10.0
     rewrite: bool = True
     measure: bool = True
-    count_inputs: bool = False  # count the inputs as TFLite does; the measured peak has them not, so it is left out then
+    count_inputs: bool = (
+        False  # count the inputs as TFLite does; the measured peak has them not, so it is left out then
+    )
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,13 @@ def memory_of_model(spec: str, settings: MemorySettings, say: Say) -> ModelMemor
     rows = rows_of(graph, solve)
     if not settings.rewrite:
         return _run(
-            model, target, lowered, kernels, with_arena(graph, rows, arena_limit_s=settings.arena_limit_s), settings, say
+            model,
+            target,
+            lowered,
+            kernels,
+            with_arena(graph, rows, arena_limit_s=settings.arena_limit_s),
+            settings,
+            say,
         )
     say("rewriting, where that lowers the peak")
     found = lower_rewritten(model, target, quickly)

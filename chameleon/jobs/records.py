@@ -103,7 +103,9 @@ class Records:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RecordsError(f"{self.path} is being written by another process; wait for it or give another --out") from None
+            raise RecordsError(
+                f"{self.path} is being written by another process; wait for it or give another --out"
+            ) from None
 
     def _lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """All whole lines with their numbers; a torn last line is cut off the file."""

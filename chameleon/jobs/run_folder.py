@@ -118,7 +118,11 @@ def _lowered(model: Model, target: Target, out: Path, spec: JobSpec, say: Say) -
 def finished_report(out: Path, config: TuneConfig) -> TuneReport | None:
     """The report of a run in this folder that used up the same configuration's budget, `None` if there is none."""
     run, report = read_json(out / "run.json"), read_json(out / "report.json")
-    if not report or not run.get("finished") or run.get("config") != json.loads(json.dumps(dataclasses.asdict(config))):
+    if (
+        not report
+        or not run.get("finished")
+        or run.get("config") != json.loads(json.dumps(dataclasses.asdict(config)))
+    ):
         return None
     return TuneReport(**{**report, "tasks": [TaskReport(**t) for t in report["tasks"]]})
 
@@ -144,7 +148,9 @@ def _make_folder(out: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ChameleonError(f"cannot write to the output folder {out}: {error.strerror}; give another --out") from error
+        raise ChameleonError(
+            f"cannot write to the output folder {out}: {error.strerror}; give another --out"
+        ) from error
 
 
 def _check_folder(out: Path, model: Model, target: Target) -> None:

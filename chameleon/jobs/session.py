@@ -133,7 +133,9 @@ class Measurer:
         for (config, run_input), future in zip(ready, futures, strict=True):
             result = future.result()
             timings = {"build": round(build_s, 4), "run": round((time.perf_counter() - start) / len(ready), 4)}
-            shutil.rmtree(Path(run_input.artifact_path).parent, ignore_errors=True)  # as MetaSchedule does; it is ours to do
+            shutil.rmtree(
+                Path(run_input.artifact_path).parent, ignore_errors=True
+            )  # as MetaSchedule does; it is ours to do
             yield measured_trial(config, result.run_secs, result.error_msg, timings)
 
 

@@ -81,7 +81,9 @@ def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tup
 
 def _check_device(spec: JobSpec, target: Target) -> None:
     if spec.tracker is None and not tvm.device(device_name(target.kind.name)).exist:
-        raise ChameleonError(f"this machine has no {target.kind.name} device; measure on another one: --tracker host:port")
+        raise ChameleonError(
+            f"this machine has no {target.kind.name} device; measure on another one: --tracker host:port"
+        )
 
 
 def _measurer(spec: JobSpec, target: Target, stack: ExitStack) -> Measurer:
@@ -98,7 +100,12 @@ def _finish(job: Opened, spec: JobSpec, session: Session, made: int, say: Say) -
     """Compile, export and time the network, unless nothing is new and an earlier run did."""
     report_path, artifact = job.out / "report.json", job.out / "network.so"
     report = _report(job, session)
-    if made == 0 and artifact.exists() and (before := read_json(report_path)) and before.get("trials") == report.trials:
+    if (
+        made == 0
+        and artifact.exists()
+        and (before := read_json(report_path))
+        and before.get("trials") == report.trials
+    ):
         return dataclasses.replace(report, latency_ms=before["latency_ms"])
     say("compiling with the best schedules")
     database = database_of(session.tasks, job.target)
@@ -110,7 +117,9 @@ def _finish(job: Opened, spec: JobSpec, session: Session, made: int, say: Say) -
     if spec.tracker is None and job.target.kind.name == "llvm":
         say("timing untuned and tuned")
         timed = bench_model(job.model, job.target, compiled, onnxruntime=False)
-        report = dataclasses.replace(report, latency_ms={"untuned": timed.untuned.median_ms, "tuned": timed.tuned.median_ms})
+        report = dataclasses.replace(
+            report, latency_ms={"untuned": timed.untuned.median_ms, "tuned": timed.tuned.median_ms}
+        )
     report_path.write_text(json.dumps(report.to_json(), indent=1) + "\n")
     return report
 

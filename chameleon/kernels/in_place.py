@@ -125,7 +125,12 @@ def pixelwise_input(sch: Schedule, reduction: Any, store: Any = None) -> int | N
         return None
     for position, buffer in enumerate(func.params[:-1]):
         reads = [(b, read) for b in blocks for read in b.reads if read.source.same_as(buffer)]
-        if alike(buffer, written.source) and len(reads) == 1 and reads[0][0] is block and _same_pixel(block, reads[0][1]):
+        if (
+            alike(buffer, written.source)
+            and len(reads) == 1
+            and reads[0][0] is block
+            and _same_pixel(block, reads[0][1])
+        ):
             return position
     return None
 
@@ -173,7 +178,8 @@ def rolls(sch: Schedule, pad: Any, rows: Any) -> bool:
         return False
     (read,) = (r for r in block.reads if r.source.same_as(sch.mod["main"].params[padded_input(sch, pad)]))
     borders = [
-        analyzer.const_int_bound(analyzer.simplify(v.var - r.min)) for v, r in zip(block.iter_vars, read.region, strict=True)
+        analyzer.const_int_bound(analyzer.simplify(v.var - r.min))
+        for v, r in zip(block.iter_vars, read.region, strict=True)
     ]
     window = analyzer.const_int_bound(analyzer.simplify(values[_ROW_AXIS] - h))
     constant = all(0 <= bound.min_value == bound.max_value for bound in borders)

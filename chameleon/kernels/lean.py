@@ -15,7 +15,14 @@ from tvm.s_tir.dlight.analysis import normalize_prim_func
 from tvm.tirx import BufferStore, PrimFunc
 
 from chameleon.ir import is_call, static_shape
-from chameleon.kernels.in_place import may_overwrite, padded_input, pixelwise_input, rolls, row_loop, with_data_parallel_readers
+from chameleon.kernels.in_place import (
+    may_overwrite,
+    padded_input,
+    pixelwise_input,
+    rolls,
+    row_loop,
+    with_data_parallel_readers,
+)
 from chameleon.kernels.loops import (
     LANES,
     ROW,
@@ -65,7 +72,9 @@ def rolling_schedule(func: PrimFunc) -> PrimFunc | None:
     # `rolling_buffer` mixes integers of 32 bits with indices of 64.
     func = tirx.transform.ForceNarrowIndexToInt32()(IRModule({"main": func}))["main"]
     blocks = normalize_prim_func(Schedule(func)) or []
-    sch = Schedule(func)  # with its unit loops: `rolling_buffer` takes the variables of a block for the axes of its output
+    sch = Schedule(
+        func
+    )  # with its unit loops: `rolling_buffer` takes the variables of a block for the axes of its output
     for block in blocks:
         block.block_rv = sch.get_sblock(block.name)
     pads = [b for b in blocks if _only_copies(sch, b) and padded_input(sch, b.block_rv) is not None]

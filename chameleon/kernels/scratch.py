@@ -86,7 +86,11 @@ def scratch_buffers(func: PrimFunc, threads: int) -> list[Buffer]:
 
     None if its body takes addresses, which cannot be moved.
     """
-    return [tile.workspace(threads) for tile in _tiles(_lowered(func, _TO_ALLOCATIONS))] if names_elements_only(func) else []
+    return (
+        [tile.workspace(threads) for tile in _tiles(_lowered(func, _TO_ALLOCATIONS))]
+        if names_elements_only(func)
+        else []
+    )
 
 
 def takes_scratch(func: PrimFunc, n: int, threads: int) -> PrimFunc:
@@ -124,7 +128,9 @@ def scratch_bytes(mod: IRModule, threads: int) -> int:
     for func in mod.functions.values():
         if isinstance(func, PrimFunc):
             for number, sizes in enumerate(_pooled(func)):
-                pages = sorted((-(-size // PAGE_BYTES) * PAGE_BYTES for size in sizes if size >= STACK_BYTES), reverse=True)
+                pages = sorted(
+                    (-(-size // PAGE_BYTES) * PAGE_BYTES for size in sizes if size >= STACK_BYTES), reverse=True
+                )
                 pools[number] = [max(pair) for pair in zip_longest(pools[number], pages, fillvalue=0)]
     return sum(pools[0]) + threads * sum(pools[1])
 
@@ -195,7 +201,11 @@ def _allocated(body: Any) -> list[Buffer]:
 
 
 def _is_parallel(loop: tirx.For) -> bool:
-    return int(loop.kind) == int(tirx.ForKind.PARALLEL) and isinstance(loop.extent, IntImm) and isinstance(loop.min, IntImm)
+    return (
+        int(loop.kind) == int(tirx.ForKind.PARALLEL)
+        and isinstance(loop.extent, IntImm)
+        and isinstance(loop.min, IntImm)
+    )
 
 
 def _pooled(func: PrimFunc) -> tuple[list[int], list[int]]:

@@ -58,7 +58,12 @@ def concat_kernel(func: PrimFunc) -> ConcatKernel | None:
     """What a kernel concatenates; none if it does anything else."""
     *inputs, output = func.params
     blocks = blocks_of(func)
-    if len(inputs) < 2 or len(blocks) != 1 or not isinstance(blocks[0].body, BufferStore) or blocks[0].init is not None:
+    if (
+        len(inputs) < 2
+        or len(blocks) != 1
+        or not isinstance(blocks[0].body, BufferStore)
+        or blocks[0].init is not None
+    ):
         return None
     store = blocks[0].body
     found = _shape_of(inputs, output)
@@ -105,7 +110,9 @@ def windowed(func: PrimFunc, windows: Mapping[int, Window]) -> PrimFunc:
     moved = []
     for position, window in windows.items():
         old = params[position]
-        params[position] = tirx.decl_buffer([IntImm("int64", d) for d in window.shape], old.dtype, old.name, layout=None)
+        params[position] = tirx.decl_buffer(
+            [IntImm("int64", d) for d in window.shape], old.dtype, old.name, layout=None
+        )
         moved.append((old, params[position], window.starts))
 
     def of(buffer: Any) -> tuple[Any, tuple[int, ...]] | None:
@@ -124,7 +131,9 @@ def windowed(func: PrimFunc, windows: Mapping[int, Window]) -> PrimFunc:
         if found is None:
             return node
         lows = _moved([r.min for r in node.region], found[1])
-        return tirx.BufferRegion(found[0], [Range.from_min_extent(a, r.extent) for a, r in zip(lows, node.region, strict=True)])
+        return tirx.BufferRegion(
+            found[0], [Range.from_min_extent(a, r.extent) for a, r in zip(lows, node.region, strict=True)]
+        )
 
     body = structural_map(func.body, [(TensorLoad, load), (BufferStore, store), (TensorRegion, region)])
     return without_rolling(PrimFunc(params, body, func.ret_type, func.attrs))
@@ -138,7 +147,13 @@ def _shape_of(inputs: Any, output: Any) -> ConcatKernel | None:
     """The concatenation that the shapes allow: they differ on one axis."""
     shapes = [static_shape(buffer) or () for buffer in (*inputs, output)]
     *parts, whole = shapes
-    axes = {i for part in parts if len(part) == len(whole) for i, (a, b) in enumerate(zip(part, whole, strict=True)) if a != b}
+    axes = {
+        i
+        for part in parts
+        if len(part) == len(whole)
+        for i, (a, b) in enumerate(zip(part, whole, strict=True))
+        if a != b
+    }
     if len(axes) != 1 or any(len(part) != len(whole) or not part for part in parts):
         return None
     (axis,) = axes

@@ -147,7 +147,9 @@ class _BuildEngine:
     def _request(self, build_input: BuilderInput) -> BuildRequest:
         params = None if build_input.params is None else bytes(save_param_dict(build_input.params))
         folder = self._workspace.new_folder()
-        return BuildRequest(build_input.mod, build_input.target, params, folder, self.config.export, self.config.f_build)
+        return BuildRequest(
+            build_input.mod, build_input.target, params, folder, self.config.export, self.config.f_build
+        )
 
 
 def _result(request: BuildRequest, outcome: Outcome) -> BuilderResult:

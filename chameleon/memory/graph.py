@@ -139,7 +139,10 @@ class _Extractor:
             self._binding(binding)
         outputs = dict.fromkeys(_leaves(self._behind(main.body.body, "the result")))
         graph = Graph(
-            self._with_storage(self._with_in_place()), tuple(i for leaves in inputs for i in leaves), tuple(outputs), self.name
+            self._with_storage(self._with_in_place()),
+            tuple(i for leaves in inputs for i in leaves),
+            tuple(outputs),
+            self.name,
         )
         return Extracted(graph, self.calls, block, self.arguments)
 
@@ -186,7 +189,9 @@ class _Extractor:
         self.arguments[node.name] = arguments
         self.replaceable[node.name] = self._replaceable(func, arguments, made)
         self.inside |= {arguments[i]: node.name for i in (placed_inputs(func) if isinstance(func, PrimFunc) else ())}
-        self.tensors[binding.var] = [node.name] * len(all_types) if isinstance(binding.var.ty, TupleType) else node.name
+        self.tensors[binding.var] = (
+            [node.name] * len(all_types) if isinstance(binding.var.ty, TupleType) else node.name
+        )
 
     def _replaceable(self, func: Any, arguments: Sequence[Any], made: KernelCall) -> list[str]:
         """The inputs whose memory the output may take."""
@@ -194,7 +199,9 @@ class _Extractor:
             return []
         names = [arguments[i] for i in in_place_inputs(func, len(arguments))]
         known = [n for n in names if isinstance(n, str) and n in self.calls and arguments.count(n) == 1]
-        return [n for n in known if len(self.calls[n].outputs) == 1 and self.calls[n].output_bytes == made.output_bytes]
+        return [
+            n for n in known if len(self.calls[n].outputs) == 1 and self.calls[n].output_bytes == made.output_bytes
+        ]
 
     def _with_in_place(self) -> tuple[Node, ...]:
         """The nodes, each with the one input to overwrite that the fewest others read."""
@@ -244,9 +251,13 @@ def _only_block(name: str, main: relax.Function) -> Any:
     for block in blocks:
         for binding in block.bindings:
             if isinstance(getattr(binding, "value", None), relax.If):
-                raise GraphError(f"{name}: `{binding.var.name}` is a branch (If); only straight dataflow can be scheduled")
+                raise GraphError(
+                    f"{name}: `{binding.var.name}` is a branch (If); only straight dataflow can be scheduled"
+                )
     if len(blocks) != 1 or not isinstance(blocks[0], relax.DataflowBlock):
-        kinds = ", ".join("dataflow" if isinstance(b, relax.DataflowBlock) else f"{len(b.bindings)} bindings" for b in blocks)
+        kinds = ", ".join(
+            "dataflow" if isinstance(b, relax.DataflowBlock) else f"{len(b.bindings)} bindings" for b in blocks
+        )
         raise GraphError(f"{name}: expected one dataflow block, got {len(blocks)} blocks ({kinds or 'none'})")
     return blocks[0]
 

@@ -105,10 +105,14 @@ def _probe(counter: Path, arguments: list[str]) -> dict[str, int]:
     try:
         ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
-        raise ChameleonError(f"the network did not end within {TIMEOUT_S:.0f} s while its memory was measured") from error
+        raise ChameleonError(
+            f"the network did not end within {TIMEOUT_S:.0f} s while its memory was measured"
+        ) from error
     if ran.returncode:
         raise ChameleonError(f"the network failed while its memory was measured: {ran.stderr.strip()[-500:]}")
     found = json.loads(ran.stdout.splitlines()[-1])
     if found["lost"]:
-        raise ChameleonError(f"the counter of allocations lost {found['lost']} blocks: the network has too many at a time")
+        raise ChameleonError(
+            f"the counter of allocations lost {found['lost']} blocks: the network has too many at a time"
+        )
     return found

@@ -23,12 +23,40 @@ from chameleon.serenity.graph import Graph, Node
 UNARY = frozenset(
     f"relax.{name}"
     for name in (
-        *("abs", "ceil", "clip", "cos", "erf", "exp", "floor", "log", "negative", "round", "rsqrt", "sigmoid", "sign", "sin"),
-        *("sqrt", "square", "tanh", "nn.gelu", "nn.gelu_tanh", "nn.leakyrelu", "nn.relu", "nn.relu6", "nn.selu", "nn.silu"),
+        *(
+            "abs",
+            "ceil",
+            "clip",
+            "cos",
+            "erf",
+            "exp",
+            "floor",
+            "log",
+            "negative",
+            "round",
+            "rsqrt",
+            "sigmoid",
+            "sign",
+            "sin",
+        ),
+        *(
+            "sqrt",
+            "square",
+            "tanh",
+            "nn.gelu",
+            "nn.gelu_tanh",
+            "nn.leakyrelu",
+            "nn.relu",
+            "nn.relu6",
+            "nn.selu",
+            "nn.silu",
+        ),
         *("nn.softplus",),
     )
 )
-BINARY = frozenset(f"relax.{name}" for name in ("add", "divide", "maximum", "minimum", "multiply", "power", "subtract"))
+BINARY = frozenset(
+    f"relax.{name}" for name in ("add", "divide", "maximum", "minimum", "multiply", "power", "subtract")
+)
 POOLS = frozenset(f"relax.nn.{name}" for name in ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"))
 VIEWS = frozenset(f"relax.{name}" for name in ("reshape", "flatten", "expand_dims", "squeeze"))
 
@@ -90,7 +118,9 @@ def constant_positions(call: Call) -> list[int]:
 
 def _the_block(main: relax.Function) -> relax.DataflowBlock | None:
     body = main.body
-    if not (isinstance(body, relax.SeqExpr) and len(body.blocks) == 1 and isinstance(body.blocks[0], relax.DataflowBlock)):
+    if not (
+        isinstance(body, relax.SeqExpr) and len(body.blocks) == 1 and isinstance(body.blocks[0], relax.DataflowBlock)
+    ):
         return None
     plain = all(isinstance(binding, relax.VarBinding) for binding in body.blocks[0].bindings)
     return body.blocks[0] if plain and isinstance(body.body, (relax.Var, relax.Tuple)) else None
@@ -118,12 +148,18 @@ class _Reader:
         self.names[var] = name
         sources = () if value is None else tuple(self.leaves(value))
         op, attrs = ("input", {}) if value is None else self._describe(value)
-        owner = self._owner(sources[0]) if sources and (is_call(value, VIEWS) or isinstance(value, relax.TupleGetItem)) else ""
+        owner = (
+            self._owner(sources[0])
+            if sources and (is_call(value, VIEWS) or isinstance(value, relax.TupleGetItem))
+            else ""
+        )
         size = _bytes_of(var.ty)
         in_place = ""
         if op in ("unary", "affine", "add", "binary"):
             in_place = next((s for s in dict.fromkeys(sources) if self.nodes[self._owner(s)].output_bytes == size), "")
-        self.nodes[name] = Node(name, sources, 0 if owner else size, storage=owner, in_place=in_place, op=op, attrs=attrs)
+        self.nodes[name] = Node(
+            name, sources, 0 if owner else size, storage=owner, in_place=in_place, op=op, attrs=attrs
+        )
 
     def leaves(self, value: relax.Expr) -> list[str]:
         """The nodes that an expression reads, in order, with tuples and aliases looked through."""
@@ -197,7 +233,9 @@ class _Reader:
 
 def _is_alike(ty: Any, other: Any) -> bool:
     """Whether two tensors have one shape and type."""
-    return static_shape(ty) is not None and static_shape(ty) == static_shape(other) and str(ty.dtype) == str(other.dtype)
+    return (
+        static_shape(ty) is not None and static_shape(ty) == static_shape(other) and str(ty.dtype) == str(other.dtype)
+    )
 
 
 def _bytes_of(ty: Any) -> int:

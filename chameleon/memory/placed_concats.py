@@ -176,7 +176,9 @@ def _window(var: Any, inside: dict[Any, tuple[Any, tuple[int, ...]]], calls: _Ca
 class _Placer(PyExprMutator):
     """Replaces kernels by those that work on windows, and the types of what they make."""
 
-    def __init__(self, mod: IRModule, calls: _Calls, placed: dict[Any, tuple[int, ...]], windows: dict[Any, Window]) -> None:
+    def __init__(
+        self, mod: IRModule, calls: _Calls, placed: dict[Any, tuple[int, ...]], windows: dict[Any, Window]
+    ) -> None:
         super().__init__(mod)
         self.mod, self.calls, self.placed, self.windows = mod, calls, placed, windows
         self.made: dict[Any, GlobalVar] = {}

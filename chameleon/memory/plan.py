@@ -74,7 +74,9 @@ def prepare(mod: IRModule, *, hoist: bool = True) -> IRModule:
     return hoist_workspaces(mod) if hoist else mod
 
 
-def plan_memory(mod: IRModule, solve: Solve = schedule, options: MemoryOptions | None = None) -> tuple[IRModule, MemoryPlan]:
+def plan_memory(
+    mod: IRModule, solve: Solve = schedule, options: MemoryOptions | None = None
+) -> tuple[IRModule, MemoryPlan]:
     """Order the function `main` and place its tensors in one arena.
 
     Args:
@@ -283,7 +285,9 @@ class _Placer(PyExprMutator):
         call: Any = super().visit_call_(op)
         if is_call(call, "relax.builtin.alloc_tensor"):
             return self._placed(call)
-        if is_call(call, "relax.reshape"):  # in its final form: the default pipeline would make it a kernel that copies
+        if is_call(
+            call, "relax.reshape"
+        ):  # in its final form: the default pipeline would make it a kernel that copies
             return Call(relax.ExternFunc("vm.builtin.reshape"), call.args, None, [call.ty])
         return call
 

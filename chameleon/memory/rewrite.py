@@ -54,7 +54,9 @@ def find_sites(mod: IRModule) -> dict[Site, frozenset[Site]]:
     return {} if read is None else identities.find_sites(read.graph)
 
 
-def apply_sites(mod: IRModule, sites: Collection[Site], order_of: OrderOf | None = None, *, gather: bool = True) -> IRModule:
+def apply_sites(
+    mod: IRModule, sites: Collection[Site], order_of: OrderOf | None = None, *, gather: bool = True
+) -> IRModule:
     """The module with these sites rewritten; outputs are the same but for rounding.
 
     Args:
@@ -192,7 +194,9 @@ class _Emitter:
             self.totals[total] = self.builder.emit(relax.op.add(conv, *before), total) if before else conv
         else:
             name = "conv2d_part_add" if before else "conv2d_part"
-            self.totals[total] = self._kernel(name, [*call.args, *before], lambda inner, *given: _conv_add(inner, call, *given))
+            self.totals[total] = self._kernel(
+                name, [*call.args, *before], lambda inner, *given: _conv_add(inner, call, *given)
+            )
         return self.totals[total]
 
     def _add_term(self, node: Node) -> relax.Expr:
@@ -301,13 +305,16 @@ class _Term:
         left = list(constants)
         for call in self.calls:
             arguments = [
-                value if isinstance(a, relax.Var) else left.pop(0) if isinstance(a, GenericConst) else a for a in call.args
+                value if isinstance(a, relax.Var) else left.pop(0) if isinstance(a, GenericConst) else a
+                for a in call.args
             ]
             value = builder.emit(Call(call.op, arguments, call.attrs, call.ty_args))
         return value
 
 
-def _conv_add(inner: relax.BlockBuilder, call: Call, data: relax.Expr, kernel: relax.Expr, *total: relax.Expr) -> relax.Expr:
+def _conv_add(
+    inner: relax.BlockBuilder, call: Call, data: relax.Expr, kernel: relax.Expr, *total: relax.Expr
+) -> relax.Expr:
     conv = inner.emit(Call(call.op, [data, kernel], call.attrs))
     return relax.op.add(conv, *total) if total else conv
 

@@ -25,7 +25,9 @@ from chameleon.serenity.graph import Graph, Node
 from chameleon.serenity.order.schedule import Schedule
 
 
-def roll_where_it_pays(mod: IRModule, graph_of: Callable[[IRModule], Graph], solve: Callable[[Graph], Schedule]) -> IRModule:
+def roll_where_it_pays(
+    mod: IRModule, graph_of: Callable[[IRModule], Graph], solve: Callable[[Graph], Schedule]
+) -> IRModule:
     """The module with those calls computed row by row without which its peak would be higher.
 
     All of them are, if that lowers the peak; then, in the order that was found, each that it does without goes back.
@@ -36,7 +38,11 @@ def roll_where_it_pays(mod: IRModule, graph_of: Callable[[IRModule], Graph], sol
         graph_of: its graph, the nodes of its calls in the order of `main`.
     """
     calls = _kernel_calls(mod)
-    chosen = {i for i, func in enumerate(calls) if func is not None and rolling_of(func) is not None and not n_workspaces(func)}
+    chosen = {
+        i
+        for i, func in enumerate(calls)
+        if func is not None and rolling_of(func) is not None and not n_workspaces(func)
+    }
     if not chosen:
         return mod
     usual, rolled = graph_of(mod), graph_of(_rolled(mod, chosen))
@@ -63,7 +69,11 @@ def _with_node(graph: Graph, name: str, workspace_bytes: int, in_place: str) -> 
     """The graph with one node that needs another workspace and overwrites another input."""
 
     def changed(node: Node) -> Node:
-        return dataclasses.replace(node, workspace_bytes=workspace_bytes, in_place=in_place) if node.name == name else node
+        return (
+            dataclasses.replace(node, workspace_bytes=workspace_bytes, in_place=in_place)
+            if node.name == name
+            else node
+        )
 
     return dataclasses.replace(graph, nodes=tuple(map(changed, graph.nodes)))
 

@@ -116,7 +116,9 @@ def _unsupported(name: str, program: torch.export.ExportedProgram, error: Except
     text = first_line(error)
     words = set(re.findall(r"[\w.]+", text))
     nodes = [n for n in program.run_decompositions().graph.nodes if n.op == "call_function"]
-    found = [f"{n.target} at {n.name!r}{_line_of_code(n)}" for n in nodes if getattr(n.target, "__name__", "") in words]
+    found = [
+        f"{n.target} at {n.name!r}{_line_of_code(n)}" for n in nodes if getattr(n.target, "__name__", "") in words
+    ]
     where = "; ".join(found[:5]) if found else text
     return f"{name}: TVM cannot import this network: unsupported operator {where}"
 

@@ -84,7 +84,9 @@ def load_model(spec: str, *, seed: int = 0, input_shape: InputShape | None = Non
     """
     path = Path(spec)
     kind = _FILES.get(path.suffix.lower(), "zoo")
-    if kind == "zoo" and (path.is_file() or path.suffix.lower() in (".pt", ".pth", ".pb", ".tflite", ".h5", ".safetensors")):
+    if kind == "zoo" and (
+        path.is_file() or path.suffix.lower() in (".pt", ".pth", ".pb", ".tflite", ".h5", ".safetensors")
+    ):
         raise ModelError(
             f"{spec}: expected a zoo name, an .onnx or a .pt2 file, got {path.suffix or 'a file without suffix'}; "
             "write a PyTorch module with torch.export.save(torch.export.export(module, inputs), 'model.pt2')"
@@ -93,7 +95,9 @@ def load_model(spec: str, *, seed: int = 0, input_shape: InputShape | None = Non
         imported = import_zoo(spec, seed, input_shape)
     else:
         if not path.is_file():
-            raise UsageError(f"{spec}: no such file; expected an .onnx or a .pt2 file or a name that `chameleon models` lists")
+            raise UsageError(
+                f"{spec}: no such file; expected an .onnx or a .pt2 file or a name that `chameleon models` lists"
+            )
         imported = (import_onnx if kind == "onnx" else import_exported)(path, input_shape)
     name = spec.lower() if kind == "zoo" else path.stem
     return _model(name, imported, Source(kind, name if kind == "zoo" else spec, seed, imported.shapes))
@@ -146,7 +150,9 @@ def _flat(ty: relax.Type) -> list[relax.Type]:
 def _spec(model: str, name: str, ty: relax.Type) -> TensorSpec:
     dims = static_shape(ty)
     if dims is None:
-        raise ModelError(f"{model}: {name!r} has no static shape, got {ty}; fix its dynamic dimensions with --input-shape")
+        raise ModelError(
+            f"{model}: {name!r} has no static shape, got {ty}; fix its dynamic dimensions with --input-shape"
+        )
     if math.prod(dims) == 0:
         raise ModelError(f"{model}: {name!r} is empty, its shape is {dims}")
     return TensorSpec(name, dims, str(ty.dtype))

@@ -56,5 +56,7 @@ class _Traceable(torch.nn.Module):
 
 
 def _example_inputs(program: torch.export.ExportedProgram, source: Source) -> tuple[torch.Tensor, ...]:
-    dtypes = {n.name: n.meta["val"].dtype for n in program.graph.nodes if n.op == "placeholder" and n.name in source.shapes}
+    dtypes = {
+        n.name: n.meta["val"].dtype for n in program.graph.nodes if n.op == "placeholder" and n.name in source.shapes
+    }
     return tuple(torch.zeros(shape, dtype=dtypes[name]) for name, shape in source.shapes.items())

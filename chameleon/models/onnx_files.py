@@ -52,11 +52,15 @@ def _parse(path: Path) -> onnx.ModelProto:
     if not proto.graph.node or not proto.graph.output:
         raise ModelError(f"{path}: not an ONNX file, or one without a network: it has no nodes or no outputs")
     defined = {i.name for i in proto.graph.input} | {w.name for w in proto.graph.initializer} | {""}
-    defined |= {o for n in proto.graph.node for o in n.output} | {s.values.name for s in proto.graph.sparse_initializer}
+    defined |= {o for n in proto.graph.node for o in n.output} | {
+        s.values.name for s in proto.graph.sparse_initializer
+    }
     for node in proto.graph.node:
         missing = [i for i in node.input if i not in defined]
         if missing:
-            raise ModelError(f"{path}: broken: node {node.name or node.op_type!r} reads {missing[0]!r}, which nothing defines")
+            raise ModelError(
+                f"{path}: broken: node {node.name or node.op_type!r} reads {missing[0]!r}, which nothing defines"
+            )
     return proto
 
 

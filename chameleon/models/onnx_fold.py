@@ -61,7 +61,11 @@ def _fold_once(proto: onnx.ModelProto) -> bool:
 
 
 def _evaluated(
-    proto: onnx.ModelProto, node: Any, known: dict[str, Any], arrays: dict[str, NDArray[Any]], shapes: dict[str, list[int]]
+    proto: onnx.ModelProto,
+    node: Any,
+    known: dict[str, Any],
+    arrays: dict[str, NDArray[Any]],
+    shapes: dict[str, list[int]],
 ) -> list[NDArray[Any]] | None:
     """The outputs of a node, or `None` where they depend on the network's inputs or cannot be computed here."""
     if (
@@ -78,11 +82,14 @@ def _evaluated(
         return None
     feed = {n: arrays[n] if n in arrays else numpy_helper.to_array(known[n]) for n in names}
     inputs = [
-        onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for n, v in feed.items()
+        onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+        for n, v in feed.items()
     ]
     outputs = [onnx.ValueInfoProto(name=o) for o in node.output if o]
     single = onnx.helper.make_model(
-        onnx.helper.make_graph([node], "fold", inputs, outputs), opset_imports=proto.opset_import, ir_version=proto.ir_version
+        onnx.helper.make_graph([node], "fold", inputs, outputs),
+        opset_imports=proto.opset_import,
+        ir_version=proto.ir_version,
     )
     try:
         values = ReferenceEvaluator(single).run(None, feed)

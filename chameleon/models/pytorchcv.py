@@ -61,7 +61,9 @@ def zoo_network(name: str, seed: int, input_shape: Any = None) -> Network:
     elif hasattr(module, "in_size"):
         shape = (1, 3, *(int(d) for d in module.in_size))
     else:
-        raise ModelError(f"{name}: the zoo does not say the shape of its input; give one, such as --input-shape 1,3,224,224")
+        raise ModelError(
+            f"{name}: the zoo does not say the shape of its input; give one, such as --input-shape 1,3,224,224"
+        )
     return Network(known, module, {"x": tuple(shape)})
 
 
@@ -79,5 +81,7 @@ def _pytorchcv() -> Mapping[str, Any]:
     try:
         from pytorchcv import model_provider
     except ImportError as error:
-        raise ModelError(f"the zoo needs pytorchcv (pip install 'chameleon-tvm[zoo]'), whose import failed: {error}") from error
+        raise ModelError(
+            f"the zoo needs pytorchcv (pip install 'chameleon-tvm[zoo]'), whose import failed: {error}"
+        ) from error
     return model_provider._models

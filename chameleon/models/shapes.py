@@ -31,7 +31,9 @@ def shapes_by_name(model: str, input_shape: Any, names: list[str]) -> dict[str, 
     return {name: tuple(shape) for name, shape in shapes.items()}
 
 
-def static_shapes(model: str, declared: Mapping[str, Sequence[int | str]], input_shape: Any) -> dict[str, tuple[int, ...]]:
+def static_shapes(
+    model: str, declared: Mapping[str, Sequence[int | str]], input_shape: Any
+) -> dict[str, tuple[int, ...]]:
     """The inputs' shapes with every open dimension filled from `input_shape`.
 
     Args:

@@ -68,7 +68,11 @@ class _Folder(PyExprMutator):
         call = self._values.get(op.tuple_value, op.tuple_value)
         if op.index == 0 and is_call(call, "relax.nn.dropout"):
             return self.visit_expr(call.args[0])
-        if op.index == 0 and is_call(call, "relax.nn.batch_norm") and all(isinstance(a, GenericConst) for a in call.args[1:]):
+        if (
+            op.index == 0
+            and is_call(call, "relax.nn.batch_norm")
+            and all(isinstance(a, GenericConst) for a in call.args[1:])
+        ):
             return self._folded(call)
         return super().visit_tuple_getitem_(op)
 

@@ -24,7 +24,9 @@ class AgentConfig:
     walkers: int = 64  # walkers that step together (paper: 128 episodes)
     steps: int = 24  # steps of a rollout (paper: at most 500)
     elite: float = 0.5  # share of walkers that start at the best measured configurations (paper: none)
-    pool: int = 2048  # random configurations scored first; a quarter of the walkers start at the best of them (paper: none)
+    pool: int = (
+        2048  # random configurations scored first; a quarter of the walkers start at the best of them (paper: none)
+    )
     rollouts: int = 6  # rollouts at most, each followed by one PPO update, in one exploration
     watched: int = 16  # an exploration goes on while the mean score of so many best candidates
     least_gain: float = 0.005  # grows by this share from one rollout to the next
@@ -97,7 +99,9 @@ class Policy:
     Weights come from the `rng` given, so torch's global generator is neither read nor changed.
     """
 
-    def __init__(self, n_features: int, n_actions: NDArray[np.int64], config: AgentConfig, rng: np.random.Generator) -> None:
+    def __init__(
+        self, n_features: int, n_actions: NDArray[np.int64], config: AgentConfig, rng: np.random.Generator
+    ) -> None:
         import torch
 
         self._torch = torch
@@ -107,7 +111,9 @@ class Policy:
         sizes = (n_features, config.hidden, config.hidden)
         self.parameters = self._layers(sizes, self._shape[0] * self._shape[1], rng) + self._layers(sizes, 1, rng)
         with torch.no_grad():
-            self.parameters[5].copy_(torch.from_numpy(_lazy_bias(n_actions, self._shape[1], config.changes)).reshape(-1))
+            self.parameters[5].copy_(
+                torch.from_numpy(_lazy_bias(n_actions, self._shape[1], config.changes)).reshape(-1)
+            )
         self._moments = [torch.zeros_like(p) for p in self.parameters], [torch.zeros_like(p) for p in self.parameters]
         self._steps = [torch.tensor(0.0) for _ in self.parameters]
 

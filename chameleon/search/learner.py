@@ -23,7 +23,9 @@ class Learner:
     once, so nothing of them needs saving.
     """
 
-    def __init__(self, space: KnobSpace, config: CostModelConfig, seed: int, featurize: Featurize | None = None) -> None:
+    def __init__(
+        self, space: KnobSpace, config: CostModelConfig, seed: int, featurize: Featurize | None = None
+    ) -> None:
         self._space = space
         self._config = config
         self._seed = seed

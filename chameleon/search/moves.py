@@ -82,7 +82,9 @@ def unique_rows(configs: Digits, known: Container[bytes] = ()) -> Digits:
     return configs[first_rows(configs, known)]
 
 
-def ranked(configs: Digits, scores: NDArray[np.float64], known: Container[bytes]) -> tuple[Digits, NDArray[np.float64]]:
+def ranked(
+    configs: Digits, scores: NDArray[np.float64], known: Container[bytes]
+) -> tuple[Digits, NDArray[np.float64]]:
     """`configs` `[n, n_knobs]` that are not `known`, once each, best score first, and their scores."""
     order = np.argsort(-scores, kind="stable")
     order = order[first_rows(configs[order], known)]

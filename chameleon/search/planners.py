@@ -132,7 +132,9 @@ class Explorer(Protocol):
     elite: int  # starting points wanted at the best measured configurations
     starts: int  # random ones wanted
 
-    def explore(self, score: Score, starts: Digits, known: set[bytes], rng: np.random.Generator) -> tuple[Digits, Floats]:
+    def explore(
+        self, score: Score, starts: Digits, known: set[bytes], rng: np.random.Generator
+    ) -> tuple[Digits, Floats]:
         """Candidates that are not `known`, best-scored first, `[m, n_knobs]`, and their scores `[m]`."""
         ...
 

@@ -89,7 +89,9 @@ def mode(configs: Digits) -> Digits:
     return np.array([np.bincount(column).argmax() for column in configs.T], dtype=np.int64)
 
 
-def synthesise(picks: Digits, groups: Sequence[Digits], bad: NDArray[np.bool_], space: KnobSpace, known: set[bytes]) -> Digits:
+def synthesise(
+    picks: Digits, groups: Sequence[Digits], bad: NDArray[np.bool_], space: KnobSpace, known: set[bytes]
+) -> Digits:
     """Replaces each `bad` pick by the mode of its group of candidates, where that is valid, new and not picked already.
 
     Args:

@@ -102,7 +102,11 @@ class Searcher:
         """
         configs, throughput = np.asarray(configs, dtype=np.int64), np.asarray(throughput, dtype=np.float64)
         inside = configs.shape == (len(throughput), self.space.n_knobs) and (configs >= 0).all()
-        if not inside or (configs >= self.space.cardinalities).any() or not ((throughput >= 0) & (throughput <= 1)).all():
+        if (
+            not inside
+            or (configs >= self.space.cardinalities).any()
+            or not ((throughput >= 0) & (throughput <= 1)).all()
+        ):
             raise ValueError(
                 f"expected [n, {self.space.n_knobs}] digits of this space and [n] throughputs in 0..1, got shapes "
                 f"{configs.shape} and {throughput.shape}"
@@ -125,7 +129,9 @@ class Searcher:
             "version": 1,
             "space": self.space.fingerprint(),
             "rng": self._rng.bit_generator.state,
-            "trials": [[list(t.config), t.status.value, t.seconds, t.message, dict(t.timings)] for t in self._history.trials],
+            "trials": [
+                [list(t.config), t.status.value, t.seconds, t.message, dict(t.timings)] for t in self._history.trials
+            ],
             "prior": [self._history.prior.configs.tolist(), self._history.prior.throughput.tolist()],
             "known": [np.frombuffer(k, dtype=np.int64).tolist() for k in sorted(self._known)],
             "queue": [row.tolist() for row in self._queue.values()],
@@ -146,7 +152,9 @@ class Searcher:
             )
         self._rng.bit_generator.state = state["rng"]
         self._history = History(self.space)
-        self._history.add([Trial(tuple(c), Status(s), sec, message, dict(t)) for c, s, sec, message, t in state["trials"]])
+        self._history.add(
+            [Trial(tuple(c), Status(s), sec, message, dict(t)) for c, s, sec, message, t in state["trials"]]
+        )
         configs, throughput = state.get("prior", ([], []))
         self.believe(np.array(configs, dtype=np.int64).reshape(-1, self.space.n_knobs), np.array(throughput))
         self._known = {np.array(row, dtype=np.int64).tobytes() for row in state["known"]}
@@ -171,13 +179,17 @@ class Recipe:
     build: Callable[[KnobSpace, np.random.Generator, Featurize | None, Mapping[str, Any]], Planner]
 
 
-def _greedy(space: KnobSpace, rng: np.random.Generator, featurize: Featurize | None, parts: Mapping[str, Any]) -> Planner:
+def _greedy(
+    space: KnobSpace, rng: np.random.Generator, featurize: Featurize | None, parts: Mapping[str, Any]
+) -> Planner:
     learner = Learner(space, parts["model"], int(rng.integers(1 << 31)), featurize)
     return GreedyPlanner(space, learner, explorer(space, parts["explorer"], rng), parts["picker"])
 
 
 def _adaptive(synthesis: bool) -> Callable[..., Planner]:
-    def build(space: KnobSpace, rng: np.random.Generator, featurize: Featurize | None, parts: Mapping[str, Any]) -> Planner:
+    def build(
+        space: KnobSpace, rng: np.random.Generator, featurize: Featurize | None, parts: Mapping[str, Any]
+    ) -> Planner:
         learner = Learner(space, parts["model"], int(rng.integers(1 << 31)), featurize)
         return AdaptivePlanner(space, learner, explorer(space, parts["explorer"], rng), parts["sampler"], synthesis)
 
@@ -241,7 +253,9 @@ def _configured(name: str, recipe: Recipe, options: Mapping[str, Any]) -> dict[s
     parts = dict(recipe.options)
     for part, given in options.items():
         if part not in parts:
-            raise UnknownSearcherError(f"searcher {name!r} has no option {part!r}; it has: {', '.join(parts) or 'none'}")
+            raise UnknownSearcherError(
+                f"searcher {name!r} has no option {part!r}; it has: {', '.join(parts) or 'none'}"
+            )
         if isinstance(given, _EXPLORERS if part == "explorer" else type(parts[part])):
             parts[part] = given
             continue

@@ -215,7 +215,9 @@ class KnobSpace:
             return self.listed[rng.integers(len(self.listed), size=n)]
         configs = rng.integers(self.cardinalities, size=(n, self.n_knobs))
         if self._has_sketches:
-            weights = np.array([math.prod(int(c) for c in self.cardinalities[1:][r[1:]]) for r in self.active], dtype=float)
+            weights = np.array(
+                [math.prod(int(c) for c in self.cardinalities[1:][r[1:]]) for r in self.active], dtype=float
+            )
             configs[:, 0] = rng.choice(len(weights), size=n, p=weights / weights.sum())
         return self.canonical(configs)
 

@@ -41,7 +41,9 @@ class Trial:
         object.__setattr__(self, "status", Status(self.status))
         ok = self.status is Status.OK
         if ok and not (self.seconds is not None and 0 < self.seconds < float("inf")):
-            raise ValueError(f"an ok trial needs finite seconds > 0, got {self.seconds!r}; a failure has another status")
+            raise ValueError(
+                f"an ok trial needs finite seconds > 0, got {self.seconds!r}; a failure has another status"
+            )
         if not ok and self.seconds is not None:
             raise ValueError(f"a trial with status {self.status.value!r} has no seconds, got {self.seconds!r}")
 

@@ -150,7 +150,9 @@ def _in_place(graph: Graph, order: Sequence[str]) -> dict[str, str]:
             continue
         own, source = graph.owner(name), graph.owner(taken)
         readers = [r for m in graph.members[source] for r in graph.consumers[m]]
-        fresh = done.isdisjoint(m for m in graph.members[own] if m != name)  # no tensor in its memory was written before
+        fresh = done.isdisjoint(
+            m for m in graph.members[own] if m != name
+        )  # no tensor in its memory was written before
         if fresh and source not in bound and done.issuperset((*graph.members[source], *readers)):
             merged[own] = source
     return merged

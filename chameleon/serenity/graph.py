@@ -154,7 +154,9 @@ class Graph:
             GraphError: if it is no graph, says what was expected and where.
         """
         if not isinstance(content, Mapping) or not isinstance(content.get("nodes"), list):
-            raise GraphError("expected a graph: an object with `nodes`, a list, and optionally `name`, `inputs` and `outputs`")
+            raise GraphError(
+                "expected a graph: an object with `nodes`, a list, and optionally `name`, `inputs` and `outputs`"
+            )
         _check_keys("a graph", content, GRAPH_KEYS)
         nodes = tuple(_node(number, line) for number, line in enumerate(content["nodes"]))
         inputs, outputs = (_strings(f"`{key}` of the graph", content.get(key, [])) for key in ("inputs", "outputs"))
@@ -251,9 +253,13 @@ def _check_storage(graph: Graph, node: Node) -> None:
     place = f"node {node.name!r}"
     owner = graph.by_name.get(node.storage)
     if owner is None or owner.storage or owner.name == node.name:
-        raise GraphError(f"{place}: expected `storage` to name another node that owns its memory, got {node.storage!r}")
+        raise GraphError(
+            f"{place}: expected `storage` to name another node that owns its memory, got {node.storage!r}"
+        )
     if node.output_bytes > owner.output_bytes:
-        raise GraphError(f"{place}: its {node.output_bytes} bytes do not fit into the {owner.output_bytes} of {owner.name!r}")
+        raise GraphError(
+            f"{place}: its {node.output_bytes} bytes do not fit into the {owner.output_bytes} of {owner.name!r}"
+        )
 
 
 def _check_in_place(graph: Graph, node: Node) -> None:
@@ -268,7 +274,9 @@ def _check_in_place(graph: Graph, node: Node) -> None:
         )
     early = [source for source in node.inputs if graph.owner(source) == own.name]
     if early:
-        raise GraphError(f"{place}: it cannot be computed in place, since its input {early[0]!r} lies in its memory already")
+        raise GraphError(
+            f"{place}: it cannot be computed in place, since its input {early[0]!r} lies in its memory already"
+        )
 
 
 def _check_acyclic(graph: Graph) -> None:

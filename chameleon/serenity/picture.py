@@ -91,7 +91,9 @@ def _draw_curves(axis: Any, curves: Mapping[str, Any], unit: str, factor: float)
         edges = np.arange(len(use) + 1)
         peak = float(use.max(initial=0))
         label = f"{name}: peak {peak:,.1f} {unit}"
-        axis.stairs(use, edges, baseline=None, color=color, linewidth=2.0 if last else 1.3, label=label, zorder=3 + last)
+        axis.stairs(
+            use, edges, baseline=None, color=color, linewidth=2.0 if last else 1.3, label=label, zorder=3 + last
+        )
         if last:
             axis.stairs(use, edges, fill=True, color=color, alpha=0.15, zorder=1)
         if len(use):

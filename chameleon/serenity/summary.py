@@ -88,7 +88,8 @@ class MemorySummary:
     def to_json(self) -> dict[str, Any]:
         """What `chameleon memory --json` writes; bound and proof as given, arena and measured peak of the last row."""
         peaks = {
-            name: self.rows[name].peak_bytes if name in self.rows else None for name in ("as_is", "kahn", "best", "rewritten")
+            name: self.rows[name].peak_bytes if name in self.rows else None
+            for name in ("as_is", "kahn", "best", "rewritten")
         }
         return {
             "model": self.graph.name,

@@ -24,7 +24,9 @@ def watts_strogatz_edges(n: int, k: int, p: float, rng: np.random.Generator) -> 
         UsageError: if there is no such wiring.
     """
     if not 2 <= k < n or k % 2 or not 0 <= p <= 1:
-        raise UsageError(f"no Watts-Strogatz wiring WS({n}, {k}, {p}): expected an even k with 2 <= k < n and p in [0, 1]")
+        raise UsageError(
+            f"no Watts-Strogatz wiring WS({n}, {k}, {p}): expected an even k with 2 <= k < n and p in [0, 1]"
+        )
     wiring = networkx.connected_watts_strogatz_graph(n, k, p, tries=1000, seed=rng)
     return sorted((min(edge), max(edge)) for edge in wiring.edges)
 

@@ -56,7 +56,9 @@ class PoolConfig:
     recycle_after: int = 200  # payloads, after which a worker is replaced by a fresh one
     factory: bool = False  # the target is called once, without arguments, and what it returns serves the payloads
     environment: dict[str, str] = field(default_factory=dict)  # added to the worker's environment
-    without: tuple[str, ...] = ()  # modules that the target's imports are told do not exist, though a payload may import them
+    without: tuple[
+        str, ...
+    ] = ()  # modules that the target's imports are told do not exist, though a payload may import them
     retry_crash: bool = True  # a crash in a worker that had served others is tried once more in a fresh one
 
     def __post_init__(self) -> None:

@@ -117,7 +117,9 @@ class _Batch:
         """Serve until each payload has its outcome."""
         while any(outcome is None for outcome in self._outcomes):
             if self._closing.is_set():
-                return [outcome or Outcome("error", message="error: the pool was closed") for outcome in self._outcomes]
+                return [
+                    outcome or Outcome("error", message="error: the pool was closed") for outcome in self._outcomes
+                ]
             for slot in range(len(self._slots)):
                 self._employ(slot)
             self._wait()
@@ -149,7 +151,9 @@ class _Batch:
 
     def _wait(self) -> None:
         """Sleep until a worker speaks, can be written to, or has used up its time; then act on it."""
-        active = [(slot, w) for slot, w in enumerate(self._slots) if w is not None and (w.task is not None or not w.ready)]
+        active = [
+            (slot, w) for slot, w in enumerate(self._slots) if w is not None and (w.task is not None or not w.ready)
+        ]
         if not active:
             return
         with selectors.DefaultSelector() as selector:
@@ -222,7 +226,9 @@ class _Batch:
         starting = not worker.ready
         self._dismiss(slot)
         if starting:
-            raise WorkerStartError(f"a worker for {self._config.target} did not start in {self._config.start_timeout_s:g} s")
+            raise WorkerStartError(
+                f"a worker for {self._config.target} did not start in {self._config.start_timeout_s:g} s"
+            )
 
     def _dismiss(self, slot: int) -> None:
         worker, self._slots[slot] = self._slots[slot], None

@@ -68,13 +68,18 @@ class Interval:
 
 
 def bootstrap(
-    groups: Sequence[Floats], statistic: Callable[[list[Floats]], float], rng: np.random.Generator, resamples: int = 2000
+    groups: Sequence[Floats],
+    statistic: Callable[[list[Floats]], float],
+    rng: np.random.Generator,
+    resamples: int = 2000,
 ) -> Interval:
     """The statistic of `groups` (one array of seeds a task) with the interval of it when the seeds are resampled.
 
     Tasks are taken as they are: the interval says how sure the result is on these tasks, not on others.
     """
-    values = [statistic([group[rng.integers(len(group), size=len(group))] for group in groups]) for _ in range(resamples)]
+    values = [
+        statistic([group[rng.integers(len(group), size=len(group))] for group in groups]) for _ in range(resamples)
+    ]
     low, high = np.quantile(values, (0.025, 0.975))
     return Interval(statistic(list(groups)), float(low), float(high))
 

@@ -66,7 +66,9 @@ def read_problem(path: Path, capacity_bytes: int | None = None) -> Problem:
     with path.open(newline="") as stream:
         rows = csv.DictReader(stream)
         if set(COLUMNS) - set(rows.fieldnames or ()):
-            raise UsageError(f"{path}: expected the columns {', '.join(COLUMNS)}, got {', '.join(rows.fieldnames or ())}")
+            raise UsageError(
+                f"{path}: expected the columns {', '.join(COLUMNS)}, got {', '.join(rows.fieldnames or ())}"
+            )
         buffers = [_buffer(path, rows.line_num, row) for row in rows]
     return Problem(path.name, buffers, capacity_bytes if capacity_bytes is not None else int(named[1]))  # type: ignore[index]
 
@@ -113,7 +115,9 @@ def cp_sat(problem: Problem, seed: int, time_limit_s: float) -> tuple[int | None
     capacity = problem.capacity_bytes // r.unit_bytes
     model = cp_model.CpModel()
     lows = [model.new_int_var(0, capacity - size, f"low{i}") for i, size in enumerate(r.size.tolist())]
-    memory = [model.new_fixed_size_interval_var(low, size, "") for low, size in zip(lows, r.size.tolist(), strict=True)]
+    memory = [
+        model.new_fixed_size_interval_var(low, size, "") for low, size in zip(lows, r.size.tolist(), strict=True)
+    ]
     spans = zip(r.start.tolist(), r.stop.tolist(), strict=True)
     model.add_no_overlap_2d([model.new_fixed_size_interval_var(a, b - a, "") for a, b in spans], memory)
     solver = cp_model.CpSolver()
@@ -152,7 +156,10 @@ def summarise(problem: Problem, runs: Sequence[dict[str, Any]]) -> dict[str, Any
 
 def table(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> str:
     """Markdown: sizes as multiples of the capacity, and for the exact ones in how many runs it fits and how long it takes."""
-    placed, searched = [m for m in ("greedy", "improved") if m in methods], [m for m in methods if m not in METHODS[:2]]
+    placed, searched = (
+        [m for m in ("greedy", "improved") if m in methods],
+        [m for m in methods if m not in METHODS[:2]],
+    )
     heads = ["problem", "buffers", "capacity", "bound", "by size", *placed]
     heads += [f"{m}: {what}" for m in searched for what in ("size", "fits", "median s (worst)")]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
@@ -164,16 +171,16 @@ def table(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> str:
             cells += [f"{one['size_bytes'] / capacity:.3f}" if one["size_bytes"] else "none"]
             cells += [f"{one['fits']} of {one['runs']}", f"{one['median_s']:.2f} ({one['worst_s']:.2f})"]
         lines.append("| " + " | ".join(cells) + " |")
-    text = (
-        "Sizes are multiples of the capacity, medians over runs with different seeds. `by size`: first fit, the largest first."
-    )
+    text = "Sizes are multiples of the capacity, medians over runs with different seeds. `by size`: first fit, the largest first."
     return "\n".join(lines) + f"\n\n{text}\n"
 
 
 @app.command()
 def main(
     files: Annotated[list[Path], typer.Argument(metavar="CSV...", help="Problems.")],
-    capacity: Annotated[int | None, typer.Option(min=1, help="In bytes. Default: the number in the file's name.")] = None,
+    capacity: Annotated[
+        int | None, typer.Option(min=1, help="In bytes. Default: the number in the file's name.")
+    ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Of every method on every problem, seeded 0, 1, 2...")] = 5,
     time_limit: Annotated[float, typer.Option(help="Of a run, in seconds.")] = 10.0,
     peer: Annotated[bool, typer.Option(help="Ask CP-SAT (ortools) the same.")] = False,

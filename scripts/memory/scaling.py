@@ -135,9 +135,13 @@ def names(text: str, option: str, allowed: tuple[str, ...]) -> list[str]:
 
 @app.command()
 def main(
-    nodes: Annotated[str, typer.Option(help="Numbers of nodes, separated by commas.")] = "16,24,32,40,48,56,64,72,80,88,96",
+    nodes: Annotated[
+        str, typer.Option(help="Numbers of nodes, separated by commas.")
+    ] = "16,24,32,40,48,56,64,72,80,88,96",
     sizes: Annotated[str, typer.Option(help="unit, varied or both, separated by commas.")] = "unit,varied",
-    searches: Annotated[str, typer.Option(help=f"Of {', '.join(SEARCHES)}, separated by commas.")] = "lazy,steps,paper,plain",
+    searches: Annotated[
+        str, typer.Option(help=f"Of {', '.join(SEARCHES)}, separated by commas.")
+    ] = "lazy,steps,paper,plain",
     seeds: Annotated[int, typer.Option(help="Wirings of each kind, seeded 0, 1, 2...")] = 5,
     time_limit_s: Annotated[float, typer.Option(help="Of each run.")] = 30.0,
     max_states: Annotated[int, typer.Option(help="Of each run; about 100 bytes each.")] = 20_000_000,
@@ -166,7 +170,15 @@ def main(
     (out / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
     (out / "table.md").write_text(table(rows))
     print(table(rows))
-    arguments = {"nodes": counts, "sizes": kinds, "searches": chosen, "seeds": seeds, "slow_at": slow_at, **header, "out": out}
+    arguments = {
+        "nodes": counts,
+        "sizes": kinds,
+        "searches": chosen,
+        "seeds": seeds,
+        "slow_at": slow_at,
+        **header,
+        "out": out,
+    }
     write_manifest(out / "manifest.json", arguments)
 
 

@@ -67,7 +67,9 @@ PAPER: Mapping[str, Published] = {
 @app.command()
 def main(
     cells: Annotated[str, typer.Option(help="Names, separated by commas.")] = ",".join(PAPER),
-    peer: Annotated[list[str] | None, typer.Option(help=f"NAME=PYTHON of its environment; {', '.join(PEERS)}.")] = None,
+    peer: Annotated[
+        list[str] | None, typer.Option(help=f"NAME=PYTHON of its environment; {', '.join(PEERS)}.")
+    ] = None,
     time_limit_s: Annotated[float, typer.Option(help="For every order.")] = 60.0,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/serenity/table"),
 ) -> None:
@@ -131,7 +133,9 @@ def run_peer(which: str, python: str, names: Sequence[str]) -> dict[str, dict[st
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PEER_TIMEOUT_S, check=False)
     found = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
     if not found:
-        raise UsageError(f"{which}: scripts.peers.{PEERS[which]} gave no answer with {python}: {ran.stderr.strip()[-500:]}")
+        raise UsageError(
+            f"{which}: scripts.peers.{PEERS[which]} gave no answer with {python}: {ran.stderr.strip()[-500:]}"
+        )
     return {line["network"]: line for line in found}
 
 
@@ -146,7 +150,9 @@ def geomeans(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
     """How many times less than each of the others ours takes, on average over the cells that both have."""
     ours = {
         "order": {name: r["ordered"]["measured_peak_bytes"] + r["input_bytes"] for name, r in rows.items()},
-        "order and rewriting": {name: r["rewritten"]["measured_peak_bytes"] + r["input_bytes"] for name, r in rows.items()},
+        "order and rewriting": {
+            name: r["rewritten"]["measured_peak_bytes"] + r["input_bytes"] for name, r in rows.items()
+        },
     }
     others: dict[str, dict[str, int | None]] = {
         "stock TVM, planned": {name: r["stock"]["planned_bytes"] + r["input_bytes"] for name, r in rows.items()},
@@ -155,7 +161,9 @@ def geomeans(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
     for which in dict.fromkeys(w for r in rows.values() for w in r["peers"]):
         for key in ("planned_bytes", "measured_bytes"):
             values = {name: normalised(r, which)[key] for name, r in rows.items()}
-            planned = key == "measured_bytes" and any(r["peers"].get(which, {}).get("planned_bytes") for r in rows.values())
+            planned = key == "measured_bytes" and any(
+                r["peers"].get(which, {}).get("planned_bytes") for r in rows.values()
+            )
             if any(values.values()) and not planned:
                 others[f"{which}, {key.removesuffix('_bytes')}"] = values
     paper = {name: r["paper_kb"] for name, r in rows.items() if r["paper_kb"]}
@@ -177,7 +185,10 @@ def geomeans(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
         ratios = {key: geomean(value / mine[name] for name, value in known.items()) for key, mine in ours.items()}
         result[what] = {**ratios, "cells": len(known)}
         if what == "executorch, planned":
-            reusing = {key: geomean(value / rows[name]["reusing_inputs"][key] for name, value in known.items()) for key in ours}
+            reusing = {
+                key: geomean(value / rows[name]["reusing_inputs"][key] for name, value in known.items())
+                for key in ours
+            }
             result[f"{what}; ours planned to reuse inputs as well"] = {**reusing, "cells": len(known)}
     return result
 
@@ -190,12 +201,25 @@ def geomean(values: Iterable[float]) -> float | None:
 
 def graph_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """The paper beside the graphs that count as it does, in kB."""
-    head = ("cell", "paper: TFLite", "DP", "+ rewriting", "ours: as is", "Kahn", "best", "+ rewriting", "arena", "proven")
+    head = (
+        "cell",
+        "paper: TFLite",
+        "DP",
+        "+ rewriting",
+        "ours: as is",
+        "Kahn",
+        "best",
+        "+ rewriting",
+        "arena",
+        "proven",
+    )
     lines = []
     for name, r in rows.items():
         paper = list((r["paper_kb"] or dict.fromkeys(Published._fields, "-")).values())
         peaks = [_kb(r["graph"]["peak_bytes"][key]) for key in ("as_is", "kahn", "best", "rewritten")]
-        lines.append([name, *map(str, paper), *peaks, _kb(r["graph"]["arena_bytes"]), "yes" if r["graph"]["proven"] else "no"])
+        lines.append(
+            [name, *map(str, paper), *peaks, _kb(r["graph"]["arena_bytes"]), "yes" if r["graph"]["proven"] else "no"]
+        )
     return _markdown(head, lines)
 
 
@@ -226,7 +250,8 @@ def summary_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
     """Geometric means."""
     head = ("times less than", "order", "order and rewriting", "cells")
     lines = [
-        [what, *(f"{v:.2f}" for v in (s["order"], s["order and rewriting"])), str(s["cells"])] for what, s in summary.items()
+        [what, *(f"{v:.2f}" for v in (s["order"], s["order and rewriting"])), str(s["cells"])]
+        for what, s in summary.items()
     ]
     return _markdown(head, lines)
 

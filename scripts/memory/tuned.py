@@ -124,7 +124,11 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         for what in ("ordered", "rewritten", "tuned"):
             r = found[what]
             sizes = (r["arena_bytes"], r["scratch_bytes"], r["measured_peak_bytes"])
-            texts = [*(f"{size / 1000:.1f}" for size in sizes), f"{r['max_error']:.1e}", f"{r['max_relative_error']:.1e}"]
+            texts = [
+                *(f"{size / 1000:.1f}" for size in sizes),
+                f"{r['max_error']:.1e}",
+                f"{r['max_relative_error']:.1e}",
+            ]
             label = "rewritten and tuned" if what == "tuned" else what
             lines.append(f"| {name} | {label} | {' | '.join(texts)} | {ms_of[what]} |")
     return "\n".join(lines) + "\n"

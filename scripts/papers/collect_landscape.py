@@ -186,7 +186,9 @@ def opened(path: Path, header: Mapping[str, Any]) -> set[tuple[int, ...]]:
     lines = read_lines(path)
     if lines[0] != json.loads(json.dumps(header)):
         different = sorted(k for k in {*lines[0], *header} if lines[0].get(k) != json.loads(json.dumps(header.get(k))))
-        raise UsageError(f"{path} was recorded with another {', '.join(different)}; move it away or give another --work")
+        raise UsageError(
+            f"{path} was recorded with another {', '.join(different)}; move it away or give another --work"
+        )
     return {tuple(line["config"]) for line in lines[1:]}
 
 
@@ -195,20 +197,37 @@ def indices_to_measure(space: KnobSpace, limit: int | None, seed: int) -> list[i
     return np.random.default_rng(seed).permutation(space.size)[:limit].tolist()
 
 
-def collect_task(name: str, target: str, limit: int | None, seed: int, work: Path, out: Path, measuring: Measuring) -> None:
+def collect_task(
+    name: str, target: str, limit: int | None, seed: int, work: Path, out: Path, measuring: Measuring
+) -> None:
     """Measure one task to the end and pack it."""
     started = time.perf_counter()
     spec = task_spec(name, target)
     knobs = ConfigKnobs(make_task(spec).config_space)
-    how = {"build_timeout_s": measuring.build_timeout_s, "repeats": measuring.repeats, "min_repeat_s": measuring.min_repeat_s}
-    header = {**landscape_header(name, knobs.space), "task": spec, "points": knobs.space.size, "seed": seed, "measuring": how}
+    how = {
+        "build_timeout_s": measuring.build_timeout_s,
+        "repeats": measuring.repeats,
+        "min_repeat_s": measuring.min_repeat_s,
+    }
+    header = {
+        **landscape_header(name, knobs.space),
+        "task": spec,
+        "points": knobs.space.size,
+        "seed": seed,
+        "measuring": how,
+    }
     path = work / f"{name}.jsonl"
     known = opened(path, header)
     wanted = indices_to_measure(knobs.space, limit, seed)
     missing = [i for i in wanted if tuple(int(d) for d in knobs.digits(i)) not in known]
-    print(f"{name}: {knobs.space.size:,} configurations, {len(known):,} on record, {len(missing):,} to measure", flush=True)
+    print(
+        f"{name}: {knobs.space.size:,} configurations, {len(known):,} on record, {len(missing):,} to measure",
+        flush=True,
+    )
     collector = Collector(spec, knobs, path, measuring)
-    build_config = PoolConfig("scripts.papers.autotvm_kernels:build", usable_cores(), memory_limit_bytes=MEMORY_LIMIT_BYTES)
+    build_config = PoolConfig(
+        "scripts.papers.autotvm_kernels:build", usable_cores(), memory_limit_bytes=MEMORY_LIMIT_BYTES
+    )
     run_config = PoolConfig("scripts.papers.autotvm_kernels:one_thread", 1, factory=True)
     with WorkerPool(build_config) as builders, WorkerPool(run_config) as runner:
         for done in collector.collect(missing, builders, runner):
@@ -243,7 +262,9 @@ def main(
     for name in tasks:
         task_spec(name, target or "llvm")  # a misspelt name shows before anything is measured
     for name in tasks:
-        collect_task(name, target or this_machine(), limit, seed, work, out, Measuring(build_timeout_s=build_timeout_s))
+        collect_task(
+            name, target or this_machine(), limit, seed, work, out, Measuring(build_timeout_s=build_timeout_s)
+        )
 
 
 if __name__ == "__main__":

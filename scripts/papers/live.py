@@ -103,7 +103,13 @@ class Contest:
         """What came of it; the tuner's own time is what building and running left of its turns."""
         tuner_s = round(self.spent_s - self.measuring_s, 3)
         return Run(
-            self.task_name, self.tuner_name, self.plan.seed, tuple(self.seconds), tuple(self.at_s), tuner_s, self.gave_up
+            self.task_name,
+            self.tuner_name,
+            self.plan.seed,
+            tuple(self.seconds),
+            tuple(self.at_s),
+            tuner_s,
+            self.gave_up,
         )
 
 
@@ -201,14 +207,22 @@ def best_kernels(session: Sequence[LiveTask], rounds: int) -> dict[str, dict[str
     with (
         tempfile.TemporaryDirectory() as folder,
         WorkerPool(PoolConfig("scripts.papers.autotvm_kernels:build", 1)) as builder,
-        WorkerPool(PoolConfig("scripts.papers.autotvm_kernels:one_thread", 1, factory=True, recycle_after=10**6)) as runner,
+        WorkerPool(
+            PoolConfig("scripts.papers.autotvm_kernels:one_thread", 1, factory=True, recycle_after=10**6)
+        ) as runner,
     ):
         for task in session:
-            best = [(c.tuner_name, int(c.tuner.best_config.index)) for c in task.contests if c.tuner.best_config is not None]
+            best = [
+                (c.tuner_name, int(c.tuner.best_config.index))
+                for c in task.contests
+                if c.tuner.best_config is not None
+            ]
             requests = [BuildRequest(json.dumps(task.spec), i, f"{folder}/{task.name}-{t}.so") for t, i in best]
             built = builder.map(requests)
             runs = [RunRequest(r.path, o.value, 3, 0.02) for r, o in zip(requests, built, strict=True) if o.ok]
             names = [t for (t, _), o in zip(best, built, strict=True) if o.ok]
             times = np.array([[np.median(o.value) for o in runner.map(runs)] for _ in range(rounds)])
-            found[task.name] = {n: float(f"{us:.5g}") for n, us in zip(names, np.median(times, axis=0) * 1e6, strict=True)}
+            found[task.name] = {
+                n: float(f"{us:.5g}") for n, us in zip(names, np.median(times, axis=0) * 1e6, strict=True)
+            }
     return found

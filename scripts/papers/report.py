@@ -25,7 +25,9 @@ class Comparison:
         self.runs = list(runs)
         self.tasks = list(dict.fromkeys(run.task for run in runs))
         self.tuners = list(dict.fromkeys(run.tuner for run in runs))
-        self.best_s = {task: min(float(r.best_s.min(initial=np.inf)) for r in runs if r.task == task) for task in self.tasks}
+        self.best_s = {
+            task: min(float(r.best_s.min(initial=np.inf)) for r in runs if r.task == task) for task in self.tasks
+        }
         self.equal_s = {task: self._equal_time(task) for task in self.tasks}
 
     def of(self, task: str, tuner: str) -> list[Run]:

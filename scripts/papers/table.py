@@ -64,7 +64,9 @@ def replay(
     trials: Annotated[int, typer.Option(min=1, help="Measurements of each run.")] = 256,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each tuner on each landscape, seeded 0, 1, 2...")] = 20,
     n_parallel: Annotated[int, typer.Option(min=1, help="Configurations that AutoTVM asks for at once.")] = 8,
-    overhead_s: Annotated[float, typer.Option(help="Seconds of a trial beside building and running, see above.")] = 0.0,
+    overhead_s: Annotated[
+        float, typer.Option(help="Seconds of a trial beside building and running, see above.")
+    ] = 0.0,
     jobs: Annotated[int, typer.Option(min=1, help="Processes; each run has one of its own.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/papers/replay"),
 ) -> None:
@@ -92,7 +94,9 @@ def live(
     ] = "resnet18-",
     budget_s: Annotated[float, typer.Option(help="Optimisation time of each tuner on each task.")] = 60.0,
     trials: Annotated[int, typer.Option(min=1, help="And at most so many measurements.")] = 100_000,
-    slice_trials: Annotated[int, typer.Option(min=1, help="Trials of one tuner before the next one has its turn.")] = 16,
+    slice_trials: Annotated[
+        int, typer.Option(min=1, help="Trials of one tuner before the next one has its turn.")
+    ] = 16,
     seed: Annotated[int, typer.Option(help="Of all tuners.")] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Timings of each tuner's best kernel at the end, in turns.")] = 15,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/papers/live"),
@@ -104,7 +108,13 @@ def live(
     plan = LivePlan(tuple(names), budget_s, trials, slice_trials, seed)
     session = run_live(plan, tasks, out)
     kernels = best_kernels(session, rounds)
-    arguments = {"mode": "live", "tuners": names, "tasks": [t.name for t in session], "budget_s": budget_s, "trials": trials}
+    arguments = {
+        "mode": "live",
+        "tuners": names,
+        "tasks": [t.name for t in session],
+        "budget_s": budget_s,
+        "trials": trials,
+    }
     arguments |= {"slice_trials": slice_trials, "seed": seed, "rounds": rounds}
     runs = [contest.run() for task in session for contest in task.contests]
     report(runs, names, out, {**arguments, "took_s": round(time.perf_counter() - started, 1)}, {"kernels_us": kernels})
@@ -114,7 +124,9 @@ def run_missing(requests: Sequence[ReplayRequest], path: Path, options: dict[str
     """The runs of all requests, those on record included; each is made in a process of its own."""
     store = RunStore(path, {"kind": "runs", **options}, lambda line: (line["task"], line["tuner"], line["seed"]))
     keyed = {(landscape_name(Path(r.path)), r.tuner, r.seed): r for r in requests}
-    config = PoolConfig("scripts.papers.tuners:replay_run", jobs, RUN_TIMEOUT_S, recycle_after=1, environment=ONE_THREAD)
+    config = PoolConfig(
+        "scripts.papers.tuners:replay_run", jobs, RUN_TIMEOUT_S, recycle_after=1, environment=ONE_THREAD
+    )
     return [Run.from_json(line) for line in store.fill(keyed, config)]
 
 

@@ -42,12 +42,16 @@ def tuned(recording: Recording, seed: int, trials: int, history: Sequence[Record
     if history:
         tuner.load_history(history)
     option = autotvm.measure_option(builder=ReplayBuilder(), runner=ReplayRunner(recording))
-    tuner.tune(trials, option, callbacks=[lambda _, inputs, results: records.extend(zip(inputs, results, strict=True))])
+    tuner.tune(
+        trials, option, callbacks=[lambda _, inputs, results: records.extend(zip(inputs, results, strict=True))]
+    )
     seconds = np.array([np.inf if t.seconds is None else t.seconds for t in tuner.trials], dtype=np.float64)
     return records, recording.best_seconds / np.minimum.accumulate(seconds)
 
 
-def compare(recordings: Sequence[Recording], amounts: Sequence[int], trials: int, seeds: int) -> dict[str, dict[int, Any]]:
+def compare(
+    recordings: Sequence[Recording], amounts: Sequence[int], trials: int, seeds: int
+) -> dict[str, dict[int, Any]]:
     """For every task and number of records: the fraction at each of `CHECKPOINTS`, the mean of the seeds."""
     found: dict[str, dict[int, Any]] = {r.name: {amount: [] for amount in amounts} for r in recordings}
     for seed in range(seeds):
@@ -76,7 +80,9 @@ def transfer_autotvm(
     """Compare tuning with and without records of other tasks."""
     recordings = [load_recording(path) for path in landscapes]
     if len(recordings) < 2 or len({r.name for r in recordings}) < len(recordings):
-        raise UsageError(f"two landscapes with different names at least are needed, got {[r.name for r in recordings]}")
+        raise UsageError(
+            f"two landscapes with different names at least are needed, got {[r.name for r in recordings]}"
+        )
     amounts = [int(amount) for amount in records.split(",")]
     found = compare(recordings, amounts, trials, seeds)
     table = Table("records of each kin", *map(str, _within(trials)))
@@ -85,8 +91,12 @@ def transfer_autotvm(
         table.add_row(str(amount), *(f"{m:.3f}" for m in means))
     Console().print(table)
     if out:
-        write_manifest(out / "manifest.json", {"landscapes": landscapes, "records": amounts, "trials": trials, "seeds": seeds})
-        (out / "results.json").write_text(json.dumps({"checkpoints": _within(trials), "fraction": found}, indent=1) + "\n")
+        write_manifest(
+            out / "manifest.json", {"landscapes": landscapes, "records": amounts, "trials": trials, "seeds": seeds}
+        )
+        (out / "results.json").write_text(
+            json.dumps({"checkpoints": _within(trials), "fraction": found}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

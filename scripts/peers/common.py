@@ -118,7 +118,9 @@ def run(peer: str, packages: Sequence[str], settings: Mapping[str, Measure], run
     """
     parser = argparse.ArgumentParser(description=f"What {peer} needs for networks, one JSON line each.")
     parser.add_argument("networks", nargs="+", metavar="NETWORK")
-    parser.add_argument("--runs", type=int, choices=range(1, 101), default=runs, metavar="N", help=f"of each setting ({runs})")
+    parser.add_argument(
+        "--runs", type=int, choices=range(1, 101), default=runs, metavar="N", help=f"of each setting ({runs})"
+    )
     parser.add_argument("--setting", choices=settings, help=argparse.SUPPRESS)  # this process is one of the runs
     given = parser.parse_args()
     if given.setting:
@@ -142,8 +144,14 @@ def least(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     def needed(line: Mapping[str, Any]) -> int:
         return line["measured_bytes"] if line["planned_bytes"] is None else line["planned_bytes"]
 
-    _, setting, line = min(((needed(line), s, line) for s, lines in found.items() for line in lines), key=lambda f: f[0])
-    return {**line, "setting": setting, "by_setting": {s: [needed(line) for line in lines] for s, lines in found.items()}}
+    _, setting, line = min(
+        ((needed(line), s, line) for s, lines in found.items() for line in lines), key=lambda f: f[0]
+    )
+    return {
+        **line,
+        "setting": setting,
+        "by_setting": {s: [needed(line) for line in lines] for s, lines in found.items()},
+    }
 
 
 def _in_a_process(counter: Path, setting: str, name: str) -> dict[str, Any]:

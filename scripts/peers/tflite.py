@@ -45,7 +45,10 @@ def measure(network: common.Prepared, *, channels_last: bool) -> common.Peak:
         outputs = [_channels_first(output) for output in outputs]
     spans = _spans(interpreter)
     planned = max(stop for _, stop in spans.values()) - min(start for start, _ in spans.values())
-    more = {"operators": len(interpreter._get_ops_details()), "inputs_kept": _kept({d["index"] for d in details}, spans)}
+    more = {
+        "operators": len(interpreter._get_ops_details()),
+        "inputs_kept": _kept({d["index"] for d in details}, spans),
+    }
     return common.Peak(planned, counted.heap_bytes, common.EVERYTHING, outputs, more)
 
 

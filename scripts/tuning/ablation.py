@@ -126,7 +126,9 @@ def run_one(payload: tuple[Any, ...]) -> dict[str, Any]:
     request = Request(*payload)
     variant = VARIANTS[request.variant]
     landscape = prepared(request.path, variant.features)
-    run = replay(landscape, variant.searcher, trials=request.trials, seed=request.seed, batch=request.batch, **variant.options)
+    run = replay(
+        landscape, variant.searcher, trials=request.trials, seed=request.seed, batch=request.batch, **variant.options
+    )
     fractions = [round(run.fraction_at(n), 5) for n in range(1, request.trials + 1)]
     key = {"variant": request.variant, "landscape": landscape.name, "seed": request.seed}
     return {**key, "fractions": fractions, "engine_s": round(run.engine_s, 3)}
@@ -158,7 +160,13 @@ def summarise(lines: Sequence[Mapping[str, Any]], marks: Sequence[int]) -> list[
 
 def table(rows: Sequence[Mapping[str, Any]], marks: Sequence[int]) -> str:
     """Markdown: mean fraction, and the difference to the reference; one whose interval leaves out 0 is bold."""
-    head = ["what differs", "variant", *(f"@{m}" for m in marks), *(f"difference @{m}" for m in marks), "engine ms/trial"]
+    head = [
+        "what differs",
+        "variant",
+        *(f"@{m}" for m in marks),
+        *(f"difference @{m}" for m in marks),
+        "engine ms/trial",
+    ]
     lines = [head, ["---"] * len(head)]
     for row in rows:
         cells = [row["group"], row["variant"], *(f"{row[f'fraction_{m}']['mean']:.3f}" for m in marks)]
@@ -187,7 +195,9 @@ def chosen_variants(groups: str) -> list[str]:
 @app.command()
 def main(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recorded landscapes.")],
-    groups: Annotated[str, typer.Option(help="parts, knee, clustering, features, model, candidates, batches; all.")] = "",
+    groups: Annotated[
+        str, typer.Option(help="parts, knee, clustering, features, model, candidates, batches; all.")
+    ] = "",
     trials: Annotated[int, typer.Option(min=1, help="Measurements of each run.")] = 220,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each variant on each landscape, seeded 0, 1, 2...")] = 20,
     batch: Annotated[int, typer.Option(min=1, help="Configurations that are asked for at once.")] = 16,

@@ -73,7 +73,9 @@ def timeline_callback(timeline: Timeline, start_s: float) -> Any:
     return Note()
 
 
-def tune(tuner: str, workload: str, trials: int, per_iter: int, seed: int, searcher: str, folder: Path) -> dict[str, Any]:
+def tune(
+    tuner: str, workload: str, trials: int, per_iter: int, seed: int, searcher: str, folder: Path
+) -> dict[str, Any]:
     """One run of one tuner in this process; its database stays in `folder`."""
     import tvm.s_tir.tensor_intrin  # noqa: F401 every TuneContext imports it: left out of everyone's time
     from tvm.s_tir import meta_schedule as ms
@@ -99,7 +101,10 @@ def tune(tuner: str, workload: str, trials: int, per_iter: int, seed: int, searc
             str(folder),
             trials,
             num_trials_per_iter=per_iter,
-            measure_callbacks=[timeline_callback(timeline, start_s), *ms.measure_callback.MeasureCallback.create("default")],
+            measure_callbacks=[
+                timeline_callback(timeline, start_s),
+                *ms.measure_callback.MeasureCallback.create("default"),
+            ],
             seed=seed + 1,
             **options,
         )
@@ -114,7 +119,9 @@ def best_modules(folders: Mapping[str, Path], workload: str) -> dict[tuple[str, 
 
     mod, found = workload_of(workload), {}
     for tuner, folder in folders.items():
-        database = ms.database.JSONDatabase(str(folder / "database_workload.json"), str(folder / "database_tuning_record.json"))
+        database = ms.database.JSONDatabase(
+            str(folder / "database_workload.json"), str(folder / "database_tuning_record.json")
+        )
         top = database.get_top_k(database.commit_workload(mod), FINALISTS) if database.has_workload(mod) else []
         for rank, record in enumerate(top):
             schedule = Schedule(mod)
@@ -133,7 +140,10 @@ def remeasure(folders: Mapping[str, Path], workload: str, rounds: int) -> dict[s
 
     rng, target = np.random.default_rng(0), detect_target()
     infos = [info.as_json() for info in ArgInfo.from_entry_func(workload_of(workload))]  # kind, type, shape
-    args = [tvm.runtime.tensor(rng.standard_normal([int(n) for n in shape]).astype(str(dtype))) for _, dtype, shape in infos]
+    args = [
+        tvm.runtime.tensor(rng.standard_normal([int(n) for n in shape]).astype(str(dtype)))
+        for _, dtype, shape in infos
+    ]
     kernels = {key: tvm.compile(mod, target) for key, mod in best_modules(folders, workload).items()}
     timers = {key: k.mod.time_evaluator("main", tvm.cpu(), number=1, min_repeat_ms=50) for key, k in kernels.items()}
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in timers}
@@ -173,12 +183,23 @@ def compare(workload: str, seed: int, a: argparse.Namespace) -> dict[str, Any]:
             common = ["--workloads", workload, "--trials", str(a.trials), "--per-iter", str(a.per_iter)]
             common += ["--seeds", str(seed), "--searcher", a.searcher, "--folder", str(folder)]
             runs[tuner] = in_child(["--part", tuner, *common], folder / "log.txt")
-        common = ["--workloads", workload, "--rounds", str(a.rounds), "--folder", scratch, "--tuners", ",".join(folders)]
+        common = [
+            "--workloads",
+            workload,
+            "--rounds",
+            str(a.rounds),
+            "--folder",
+            scratch,
+            "--tuners",
+            ",".join(folders),
+        ]
         seconds = in_child(["--part", "remeasure", *common], Path(scratch) / "remeasure.txt")
     return summary(workload, seed, runs, seconds)
 
 
-def summary(workload: str, seed: int, runs: Mapping[str, Any], seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def summary(
+    workload: str, seed: int, runs: Mapping[str, Any], seconds: Mapping[str, Sequence[float]]
+) -> dict[str, Any]:
     row: dict[str, Any] = {"workload": workload, "seed": seed, "tuners": {}}
     for tuner, run in runs.items():
         timeline = run["timeline"]
@@ -221,7 +242,9 @@ def table(rows: Sequence[Mapping[str, Any]], tuners: Sequence[str]) -> str:
         cells.append("{1:.3f} ({0:.3f} - {2:.3f})".format(*row["ratio"]) if "ratio" in row else "-")
         reach = row.get("reach")
         if reach:
-            cells.append(f"{reach['trials']} trials, {reach['seconds']:.1f} of {row['tuners']['cured']['tuning_s']:.0f} s")
+            cells.append(
+                f"{reach['trials']} trials, {reach['seconds']:.1f} of {row['tuners']['cured']['tuning_s']:.0f} s"
+            )
         else:
             cells.append("not reached" if "reach" in row else "-")
         lines.append(" | ".join(cells))
@@ -235,7 +258,9 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--per-iter", type=int, default=32, help="at most so many candidates a batch, for every tuner")
     p.add_argument("--seeds", default="0", help="comma-separated")
     p.add_argument("--searcher", default="chameleon")
-    p.add_argument("--tuners", default=",".join(TUNERS), type=lambda text: text.split(","), help="of stock, cured, ours")
+    p.add_argument(
+        "--tuners", default=",".join(TUNERS), type=lambda text: text.split(","), help="of stock, cured, ours"
+    )
     p.add_argument("--rounds", type=int, default=21, help="timings of each best schedule")
     p.add_argument("--out", type=Path, default=Path("results/compare_metaschedule"))
     for hidden in ("--part", "--part-out", "--folder"):
@@ -243,7 +268,11 @@ def arguments() -> argparse.Namespace:
     a = p.parse_args()
     wrong = sorted(set(a.tuners) - set(TUNERS))
     if wrong or a.trials < 1 or a.rounds < 1:
-        p.error(f"unknown tuners {', '.join(wrong)}; there are: {', '.join(TUNERS)}" if wrong else "counts must be at least 1")
+        p.error(
+            f"unknown tuners {', '.join(wrong)}; there are: {', '.join(TUNERS)}"
+            if wrong
+            else "counts must be at least 1"
+        )
     return a
 
 
@@ -266,7 +295,9 @@ def main() -> None:
     from chameleon.manifest import write_manifest
 
     rows = []
-    write_manifest(a.out / "manifest.json", {k: v for k, v in vars(a).items() if not k.startswith("part") and k != "folder"})
+    write_manifest(
+        a.out / "manifest.json", {k: v for k, v in vars(a).items() if not k.startswith("part") and k != "folder"}
+    )
     for workload in a.workloads.split(","):
         for seed in map(int, a.seeds.split(",")):
             rows.append(compare(workload, seed, a))

@@ -103,7 +103,9 @@ def load_log(path: Path, target: str) -> list[Layer]:
             try:
                 args, logged = _parsed(json.loads(line))
             except (ValueError, KeyError, IndexError, TypeError) as error:
-                raise ChameleonError(f"{path}: line {number}: a record of AutoTVM's log expected, got {line[:80]!r}") from error
+                raise ChameleonError(
+                    f"{path}: line {number}: a record of AutoTVM's log expected, got {line[:80]!r}"
+                ) from error
             records.setdefault(json.dumps(args), []).append(logged)
     return [_layer(json.loads(args), rows, target) for args, rows in records.items()]
 
@@ -127,7 +129,9 @@ def _layer(args: Sequence[Any], rows: Sequence[Logged], target: str) -> Layer:
         here = {name: _inner(plain(e)) for name, e in knobs.entities(knobs.digits(index)).items()}
         logged = {name: _inner(value) for name, _, value in entity}
         if here != logged:
-            raise ChameleonError(f"configuration {index} of {args} is {logged} in the log and {here} in this TVM's space")
+            raise ChameleonError(
+                f"configuration {index} of {args} is {logged} in the log and {here} in this TVM's space"
+            )
         found.setdefault(index, float(np.mean(costs)) if error == 0 else np.nan)
     (_, data, _), (_, weight, _) = args[:2]
     name = f"{data[1]}x{data[2]}-{weight[0]}-{weight[2]}x{weight[3]}"
@@ -205,8 +209,12 @@ def evaluate(layer: Layer, sizes: Sequence[int], seeds: int) -> list[dict[str, A
             order = np.arange(count) if split == "first" else np.random.default_rng(seed).permutation(count)
             shuffled = replace(layer, indices=[layer.indices[i] for i in order], seconds=layer.seconds[order])
             for n in sizes:
-                for name, found in _scored(shuffled, {kind: x[order] for kind, x in features.items()}, n, seed).items():
-                    rows.append({"layer": layer.name, "split": split, "trials": n, "seed": seed, "model": name, **found})
+                for name, found in _scored(
+                    shuffled, {kind: x[order] for kind, x in features.items()}, n, seed
+                ).items():
+                    rows.append(
+                        {"layer": layer.name, "split": split, "trials": n, "seed": seed, "model": name, **found}
+                    )
     return rows
 
 
@@ -225,7 +233,11 @@ def table(rows: Sequence[dict[str, Any]], sizes: Sequence[int]) -> str:
     models, lines = list(dict.fromkeys(row["model"] for row in rows)), []
     for split in SPLITS:
         for metric in METRICS:
-            lines += ["", f"{metric}, split `{split}`, mean over {len({r['layer'] for r in rows})} tasks and all seeds:", ""]
+            lines += [
+                "",
+                f"{metric}, split `{split}`, mean over {len({r['layer'] for r in rows})} tasks and all seeds:",
+                "",
+            ]
             lines += ["| model | " + " | ".join(f"N={n}" for n in sizes) + " |", "|---" * (1 + len(sizes)) + "|"]
             for model in models:
                 of = [r for r in rows if (r["model"], r["split"]) == (model, split)]
@@ -237,9 +249,13 @@ def table(rows: Sequence[dict[str, Any]], sizes: Sequence[int]) -> str:
 @app.command()
 def main(
     log: Annotated[Path, typer.Argument(help="AutoTVM's log of conv2d_nchw.cuda tasks, plain or gzip.")],
-    sizes: Annotated[str, typer.Option(help="Numbers of trials to learn from, separated by commas.")] = "64,128,256,512",
+    sizes: Annotated[
+        str, typer.Option(help="Numbers of trials to learn from, separated by commas.")
+    ] = "64,128,256,512",
     seeds: Annotated[int, typer.Option(min=1, help="Fits of each model.")] = 5,
-    limit: Annotated[int | None, typer.Option(help="Only so many trials of each task, and only the first task.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Only so many trials of each task, and only the first task.")
+    ] = None,
     target: Annotated[str, typer.Option(help="Whose template it is; nothing is built.")] = "cuda -arch=sm_70",
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/cost_model"),
 ) -> None:

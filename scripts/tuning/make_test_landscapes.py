@@ -121,7 +121,10 @@ def lines(model: KernelModel, records: list[dict[str, Any]]) -> list[dict[str, A
     knobs = [{"name": k, "kind": "option", "values": v} for k, v in values.items()]
     out: list[dict[str, Any]] = [{"chameleon": 1, "kind": "landscape", "name": model.name, "knobs": knobs}]
     for r in records:
-        line: dict[str, Any] = {"config": [values[k].index(r[k]) for k in values], "status": statuses.get(r["time"], "ok")}
+        line: dict[str, Any] = {
+            "config": [values[k].index(r[k]) for k in values],
+            "status": statuses.get(r["time"], "ok"),
+        }
         failed = isinstance(r["time"], str)
         out.append({**line, "message": r["time"]} if failed else {**line, "seconds": r["time"] / 1e3})
     return out
@@ -149,7 +152,9 @@ def main() -> None:
         records = [records[i] for i in order]
         write(folder / f"{model.name}_cache.json.gz", json.dumps(kernel_tuner(model, records)))
         write(folder / f"{model.name}_t4.t4.json.gz", json.dumps(t4(model, records)))
-        write(folder / f"{model.name}_lines.jsonl.gz", "".join(json.dumps(line) + "\n" for line in lines(model, records)))
+        write(
+            folder / f"{model.name}_lines.jsonl.gz", "".join(json.dumps(line) + "\n" for line in lines(model, records))
+        )
 
 
 if __name__ == "__main__":

@@ -43,7 +43,9 @@ def tuned(recording: Recording, make: Any, n_trial: int, task: Any = None) -> tu
     tuner.tune(
         n_trial=n_trial,
         measure_option=autotvm.measure_option(builder=ReplayBuilder(8), runner=ReplayRunner(recording)),
-        callbacks=[lambda _, inputs, results: seen.extend(zip((i.config.index for i in inputs), results, strict=True))],
+        callbacks=[
+            lambda _, inputs, results: seen.extend(zip((i.config.index for i in inputs), results, strict=True))
+        ],
     )
     return tuner, seen
 
@@ -102,7 +104,11 @@ def test_a_sample_is_all_that_is_proposed(name: str, tmp_path: Path) -> None:
 
 def test_failures_are_replayed(tmp_path: Path) -> None:
     lines = read_lines(CONV)
-    kinds = ({"status": "build_error", "error_no": 1}, {"status": "timeout"}, {"status": "run_error", "message": "boom"})
+    kinds = (
+        {"status": "build_error", "error_no": 1},
+        {"status": "timeout"},
+        {"status": "run_error", "message": "boom"},
+    )
     for i, line in enumerate(lines[1:]):
         if i % 4:
             line.pop("seconds"), line.pop("costs")

@@ -20,7 +20,14 @@ pytestmark = pytest.mark.autotvm
 CONV = ROOT / "tests/autotvm/data/small-conv.jsonl.gz"
 CUDA_CONV = {
     "template": "conv2d_nchw.cuda",
-    "args": [["TENSOR", [1, 16, 14, 14], "float32"], ["TENSOR", [32, 16, 3, 3], "float32"], [1, 1], [1, 1], [1, 1], "float32"],
+    "args": [
+        ["TENSOR", [1, 16, 14, 14], "float32"],
+        ["TENSOR", [32, 16, 3, 3], "float32"],
+        [1, 1],
+        [1, 1],
+        [1, 1],
+        "float32",
+    ],
     "target": "cuda -arch=sm_70",
 }
 
@@ -47,7 +54,10 @@ def test_collecting_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert all(len(answer.costs) == 3 and 0 < min(answer.costs) < 1e-3 for answer in recording.answers.values())
     kept = {tuple(line["config"]): line["seconds"] for line in first[1:-1]}
     landscape = load_landscape(tmp_path / "out" / "tiny-conv.jsonl.gz")
-    assert kept.items() <= {tuple(c.tolist()): s for c, s in zip(landscape.configs, landscape.seconds, strict=True)}.items()
+    assert (
+        kept.items()
+        <= {tuple(c.tolist()): s for c, s in zip(landscape.configs, landscape.seconds, strict=True)}.items()
+    )
     manifest = json.loads((tmp_path / "out" / "tiny-conv.manifest.json").read_text())
     assert manifest["arguments"]["failures"] == {}
     assert len(manifest["arguments"]["reference_s"]) == 1
@@ -91,7 +101,19 @@ def test_a_replay_is_repeatable(tmp_path: Path) -> None:
     found = []
     for seeds in (1, 2):
         out = tmp_path / str(seeds)
-        ran("scripts.papers.table", "replay", CONV, "--seeds", seeds, "--trials", 20, "--tuners", "ga,release", "--out", out)
+        ran(
+            "scripts.papers.table",
+            "replay",
+            CONV,
+            "--seeds",
+            seeds,
+            "--trials",
+            20,
+            "--tuners",
+            "ga,release",
+            "--out",
+            out,
+        )
         found.append({(run["tuner"], run["seed"]): run["seconds"] for run in read_lines(out / "runs.jsonl")[1:]})
     few, many = found
     assert few == {key: seconds for key, seconds in many.items() if key[1] == 0}
@@ -101,7 +123,16 @@ def test_a_replay_is_repeatable(tmp_path: Path) -> None:
 
 def test_the_papers_table_live(tmp_path: Path) -> None:
     ran(
-        *("scripts.papers.table", "live", "--tuners", "random,xgb-16,chameleon", "--tasks", "tiny-conv", "--out", tmp_path),
+        *(
+            "scripts.papers.table",
+            "live",
+            "--tuners",
+            "random,xgb-16,chameleon",
+            "--tasks",
+            "tiny-conv",
+            "--out",
+            tmp_path,
+        ),
         *("--trials", 8, "--slice-trials", 4, "--rounds", 3, "--budget-s", 600),
     )
     results = json.loads((tmp_path / "results.json").read_text())
@@ -137,7 +168,9 @@ def test_cost_models_on_a_log(tmp_path: Path) -> None:
 
 def test_a_log_of_another_space_is_refused(tmp_path: Path) -> None:
     task, log = make_task(CUDA_CONV), tmp_path / "other.log"
-    line = json.loads(encode(MeasureInput(task.target, task, task.config_space.get(5)), MeasureResult((1e-3,), 0, 0.1, 0.0)))
+    line = json.loads(
+        encode(MeasureInput(task.target, task, task.config_space.get(5)), MeasureResult((1e-3,), 0, 0.1, 0.0))
+    )
     line["config"]["index"] = 6
     log.write_text(json.dumps(line) + "\n")
     assert "configuration 6 of" in ran("scripts.tuning.cost_model_quality", log, code=1)

@@ -94,7 +94,9 @@ def test_a_kin_of_which_little_is_on_record_saves_measurements():
 def test_the_same_workload_on_another_target_is_kin(tmp_path):
     task = create("chameleon/matmul", 64, 64)
     elsewhere = create("chameleon/matmul", 64, 64, target="llvm -mcpu=core-avx2")
-    past = past_of(task, ConfigKnobs(task.config_space), through_a_log(records_of(elsewhere, [0, 8]), tmp_path / "tune.log"))
+    past = past_of(
+        task, ConfigKnobs(task.config_space), through_a_log(records_of(elsewhere, [0, 8]), tmp_path / "tune.log")
+    )
     assert not past.own
     assert [k.distance for k in past.kin] == [0.0]
 

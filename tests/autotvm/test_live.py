@@ -83,7 +83,9 @@ def broken(tuner) -> list[bool]:
     return [tuner._knobs.config(t.config)["x"].size[-1] >= 8 for t in tuner.trials]
 
 
-@pytest.mark.parametrize(("fault", "statuses"), [("build", {Status.BUILD_ERROR}), ("hang", {Status.TIMEOUT, Status.RUN_ERROR})])
+@pytest.mark.parametrize(
+    ("fault", "statuses"), [("build", {Status.BUILD_ERROR}), ("hang", {Status.TIMEOUT, Status.RUN_ERROR})]
+)
 def test_a_configuration_that_fails_costs_itself(fault, statuses, builder, caplog):
     """The server ends a session that takes too long, which may reach the runner as a lost connection first."""
     tuner = ChameleonTuner(create("chameleon/matmul", 16, 16, fault), seed=2)

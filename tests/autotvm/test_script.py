@@ -50,7 +50,18 @@ def test_what_transfer_is_worth_is_measured_on_recordings(tmp_path):
     header, *lines = read_lines(first)
     second = tmp_path / "other.jsonl"
     write_lines([header, *lines[::2]], second)
-    arguments = (str(first), str(second), "--records", "0,4", "--trials", "8", "--seeds", "1", "--out", str(tmp_path / "out"))
+    arguments = (
+        str(first),
+        str(second),
+        "--records",
+        "0,4",
+        "--trials",
+        "8",
+        "--seeds",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    )
     done = run_module("scripts.papers.transfer", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((tmp_path / "out/results.json").read_text())

@@ -63,7 +63,10 @@ def test_command(command, folder):
 def test_make_tune_is_tune_and_bench():
     done = subprocess.run(["make", "-n", "tune"], cwd=ROOT, capture_output=True, text=True, check=True)
     run = [line.strip() for line in done.stdout.splitlines() if "bin/chameleon" in line]
-    assert [line.split("bin/chameleon ")[1].split()[:2] for line in run] == [["tune", "resnet18"], ["bench", "resnet18"]]
+    assert [line.split("bin/chameleon ")[1].split()[:2] for line in run] == [
+        ["tune", "resnet18"],
+        ["bench", "resnet18"],
+    ]
 
 
 def test_the_python_block(tmp_path):

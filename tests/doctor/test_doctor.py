@@ -14,7 +14,8 @@ FFI = next(r for r in REQUIREMENTS if r.distribution == "apache-tvm-ffi")
 
 
 @pytest.mark.parametrize(
-    ("version", "ok"), [("0.1.13", False), ("0.1.14", True), ("0.1.14.post1", True), ("0.1.15.post2", False), ("0.2", False)]
+    ("version", "ok"),
+    [("0.1.13", False), ("0.1.14", True), ("0.1.14.post1", True), ("0.1.15.post2", False), ("0.2", False)],
 )
 def test_the_pair_that_crashes_is_told_apart(version: str, ok: bool) -> None:
     check = check_distribution(FFI, version)

@@ -112,7 +112,9 @@ def test_recorded_schedules_are_applied_and_the_library_runs_alone(name: str, tm
 def test_weights_are_rewritten_at_compile_time(tmp_path: Path) -> None:
     """A tuned order of the weights must not cost a rewriting kernel at every inference."""
     lowered = lower(load("residual", tmp_path), CPU)
-    assert any("layout_free_buffers" in f.attrs for f in lowered.functions.values() if isinstance(f, tvm.tirx.PrimFunc))
+    assert any(
+        "layout_free_buffers" in f.attrs for f in lowered.functions.values() if isinstance(f, tvm.tirx.PrimFunc)
+    )
     database = record_random_schedules(extract_tasks(lowered, CPU))
     compiled = compile_model(lowered, CPU, database)
     assert compiled.untuned == ()

@@ -65,7 +65,17 @@ def test_tune_then_resume_then_compile_and_bench(network, tmp_path, capsys):
     assert main(command) == 0
     printed = capsys.readouterr().out
     report = json.loads(json_file.read_text())
-    assert set(report) == {"model", "target", "searcher", "seed", "trials", "failures", "tuning_s", "latency_ms", "tasks"}
+    assert set(report) == {
+        "model",
+        "target",
+        "searcher",
+        "seed",
+        "trials",
+        "failures",
+        "tuning_s",
+        "latency_ms",
+        "tasks",
+    }
     assert report["model"] == "tiny"
     assert report["trials"] == 24 == len(trial_lines(out)) == sum(t["trials"] for t in report["tasks"])
     assert set(report["tasks"][0]) == {"name", "weight", "flop", "best_us", "trials"}
@@ -87,7 +97,9 @@ def test_tune_then_resume_then_compile_and_bench(network, tmp_path, capsys):
     assert main(["compile", str(network), "--out", str(out), "-o", str(tmp_path / "net.so")]) == 0
     capsys.readouterr()
     for library in (tmp_path / "net.so", out / "network.so"):
-        np.testing.assert_allclose(run_with_plain_tvm(library, tmp_path), run_with_onnxruntime(network), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            run_with_plain_tvm(library, tmp_path), run_with_onnxruntime(network), rtol=1e-4, atol=1e-5
+        )
 
     assert main(["bench", str(network), "--out", str(out), "--json", str(tmp_path / "bench.json")]) == 0
     bench = json.loads((tmp_path / "bench.json").read_text())

@@ -90,7 +90,9 @@ def test_a_model_is_rewritten_planned_measured_and_still_the_same(model: str) ->
     summary = found.summary
     assert summary.best.proven
     assert summary.last.proven
-    assert summary.last.peak_bytes < 0.6 * summary.best.peak_bytes  # five parts and their concatenation against one and the sum
+    assert (
+        summary.last.peak_bytes < 0.6 * summary.best.peak_bytes
+    )  # five parts and their concatenation against one and the sum
     assert any(name.startswith("channel_wise") for name in summary.rewrites)
     assert summary.arena.size_bytes == summary.last.peak_bytes
     assert summary.measured_peak_bytes is not None
@@ -115,7 +117,9 @@ def test_sums_are_added_up_in_place_where_that_needs_less(tmp_path: Path) -> Non
 
 def test_the_command(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, graph = tmp_path / "out.json", tmp_path / "graph.json"
-    code, text = run(capsys, "memory", model, "--no-rewrite", "--json", str(out), "--graph", str(graph), "--budget", "1GB")
+    code, text = run(
+        capsys, "memory", model, "--no-rewrite", "--json", str(out), "--graph", str(graph), "--budget", "1GB"
+    )
     assert code == 0
     assert "it fits into 1GB" in text
     assert "outputs differ by" in text

@@ -13,7 +13,11 @@ from chameleon.search import KnobSpace, Status, Trial
 from chameleon.search.space import option, split
 
 SPACE = KnobSpace([split("tile", 12, 2), option("unroll", [0, 16])])
-TRIALS = [Trial((0, 1), Status.OK, 1e-3), Trial((2, 0), Status.TIMEOUT, message="10 s"), Trial((3, 1), Status.OK, 2e-3)]
+TRIALS = [
+    Trial((0, 1), Status.OK, 1e-3),
+    Trial((2, 0), Status.TIMEOUT, message="10 s"),
+    Trial((3, 1), Status.OK, 2e-3),
+]
 
 
 def written(path: Path) -> bytes:
@@ -73,7 +77,10 @@ def test_a_cut_header_starts_anew(tmp_path):
         (b"[1]\n", "expected a JSON object"),
         (b'{"chameleon":1,"kind":"landscape"}\n', "expected the header"),
         (b'{"chameleon":1,"kind":"tuning","target":"cuda"}\n', "records of target cuda, expected llvm"),
-        (b'{"chameleon":1,"kind":"tuning","target":"llvm"}\n{"task":"x","config":[0]}\n', ":2: not a line of tuning records"),
+        (
+            b'{"chameleon":1,"kind":"tuning","target":"llvm"}\n{"task":"x","config":[0]}\n',
+            ":2: not a line of tuning records",
+        ),
     ],
 )
 def test_other_files_are_refused_and_left_as_they_are(tmp_path, content, says):

@@ -222,7 +222,9 @@ def test_a_row_of_convolutions_in_one_tensor() -> None:
     # The last convolution, to another shape, reads the tensor and writes a quarter of it.
     assert plan.schedule.peak_bytes == max(tensor + 3 * row, tensor + tensor // 4)
     x = np.random.default_rng(0).standard_normal((1, 32, 32, 16)).astype("float32")
-    ours, theirs = (measure_peak(tvm.compile(m, ONE_CPU, relax_pipeline="default_build"), [x], 1) for m in (planned, mod))
+    ours, theirs = (
+        measure_peak(tvm.compile(m, ONE_CPU, relax_pipeline="default_build"), [x], 1) for m in (planned, mod)
+    )
     assert ours.tensor_peak_bytes == plan.arena.size_bytes == plan.schedule.peak_bytes
     np.testing.assert_allclose(ours.outputs[0], theirs.outputs[0], rtol=1e-5, atol=1e-5)
 

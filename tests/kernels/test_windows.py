@@ -72,7 +72,9 @@ def test_parts_that_are_there_already_are_not_copied(axis: int) -> None:
     call(without_copies(func, [0, 2]), np.full_like(x, np.nan), y, np.full_like(z, np.nan), out)
     np.testing.assert_array_equal(out, whole)
     out = whole.copy()
-    call(without_copies(func, [0, 1, 2]), np.full_like(x, np.nan), np.full_like(y, np.nan), np.full_like(z, np.nan), out)
+    call(
+        without_copies(func, [0, 1, 2]), np.full_like(x, np.nan), np.full_like(y, np.nan), np.full_like(z, np.nan), out
+    )
     np.testing.assert_array_equal(out, whole)
 
 

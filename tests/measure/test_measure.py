@@ -205,7 +205,9 @@ def test_a_clearly_slow_candidate_gets_no_long_measurement(builder: WarmBuilder)
         ([1.0, 9.0, 1.0, 1.0, 9.0], 1.0, 5),
     ],
 )
-def test_a_candidate_that_is_clearly_not_the_best_gets_two_repeats(seconds: list[float], expected: float, repeats: int) -> None:
+def test_a_candidate_that_is_clearly_not_the_best_gets_two_repeats(
+    seconds: list[float], expected: float, repeats: int
+) -> None:
     left = iter(seconds)
     assert raced_s(lambda: next(left), TimingConfig(repeats=5), close_s=1.1) == expected
     assert len(list(left)) == len(seconds) - repeats
@@ -250,7 +252,11 @@ def test_messages_of_our_and_tvms_runners_are_understood(message: str | None, re
 def script(tmp_path: Path, text: str) -> subprocess.Popen[str]:
     path = tmp_path / "script.py"
     path.write_text(text)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]), "TMPDIR": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]),
+        "TMPDIR": str(tmp_path),
+    }
     return subprocess.Popen(
         [sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True
     )

@@ -104,7 +104,9 @@ def test_candidates_are_timed_remotely_and_one_that_hangs_costs_itself(
     assert not any(w.is_running() for w in workers)
 
 
-def test_measuring_goes_on_when_a_dead_server_is_back(serve: Serve, runner: RemoteRunner, artifacts: list[str]) -> None:
+def test_measuring_goes_on_when_a_dead_server_is_back(
+    serve: Serve, runner: RemoteRunner, artifacts: list[str]
+) -> None:
     server = serve()
     good, hanging = artifacts
     assert submit(runner, good)[0].result().error_msg is None

@@ -123,7 +123,10 @@ def test_a_rewritten_network_computes_the_same(name: str, layout: str, loaded: C
     mod = to_target_layout(mod, TARGET) if layout == "NHWC" else mod
     sites = find_sites(mod)
     kinds = {site.kind for site in sites}
-    if name == "grouped" or (name, layout) == ("behind a clip", "NHWC"):  # TVM keeps a clip in NCHW, between transposes
+    if name == "grouped" or (name, layout) == (
+        "behind a clip",
+        "NHWC",
+    ):  # TVM keeps a clip in NCHW, between transposes
         assert kinds == {"zero_copy"}
     else:
         assert kinds > {"zero_copy"}
@@ -148,7 +151,9 @@ def backwards(graph: Graph) -> list[str]:
     """A valid order that runs first what is listed last."""
     order, done = [], set(graph.inputs)
     while len(order) < len(graph.steps):
-        order.append(next(n for n in reversed(graph.steps) if n not in done and done.issuperset(graph.by_name[n].inputs)))
+        order.append(
+            next(n for n in reversed(graph.steps) if n not in done and done.issuperset(graph.by_name[n].inputs))
+        )
         done.add(order[-1])
     validate(graph, order)
     return order

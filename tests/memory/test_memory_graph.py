@@ -105,7 +105,9 @@ def test_a_residual_sum_may_overwrite_what_it_adds() -> None:
     graph = extract_graph(prepare(schedule_defaults(network("residual"), CPU, lean=True))).graph
     assert all(node.workspace_bytes == 0 for node in graph.nodes if node.op.startswith("fused"))
     first, pointwise, total = graph.steps[:3]
-    assert graph.by_name[total].in_place == pointwise  # not the convolution's own input, which it reads at other places
+    assert (
+        graph.by_name[total].in_place == pointwise
+    )  # not the convolution's own input, which it reads at other places
     assert graph.by_name[pointwise].in_place == first  # if the sum did not read it later
     assert all(not graph.by_name[s].in_place for s in graph.steps if s not in (total, pointwise))
 
@@ -131,7 +133,9 @@ def test_dynamic_shapes_are_refused() -> None:
 
 
 def test_operators_that_are_no_kernels_are_refused() -> None:
-    refuses(Builder().function(lambda b, x: b.conv(x, 8)), "net: `lv`", "unsupported operator relax.nn.conv2d", "legalise")
+    refuses(
+        Builder().function(lambda b, x: b.conv(x, 8)), "net: `lv`", "unsupported operator relax.nn.conv2d", "legalise"
+    )
 
 
 def test_control_flow_is_refused() -> None:

@@ -49,7 +49,9 @@ def tree(b: Builder, x: relax.Var) -> relax.Expr:
     first, second = b.conv(x, 8), b.conv(x, 8, 1)
     gate = b.emit(relax.op.sigmoid(second))
     total = b.add(b.add(first, x), b.add(gate, b.conv(second, 8)))
-    return relax.Tuple([_added(b, [total, b.conv(total, 8), first, b.conv(first, 8)]), b.emit(relax.op.mean(total, [1, 2]))])
+    return relax.Tuple(
+        [_added(b, [total, b.conv(total, 8), first, b.conv(first, 8)]), b.emit(relax.op.mean(total, [1, 2]))]
+    )
 
 
 def _added(b: Builder, terms: Sequence[relax.Var]) -> relax.Var:
@@ -116,7 +118,13 @@ def test_terms_that_come_together_are_one_kernel_and_the_last_takes_what_follows
     assert [i for i, name in enumerate(names) if "conv" not in name] == added[:-1]
     # The first term waits for the second. The last convolution, its weight, the last addition, bias and ReLU are one kernel.
     assert [names[i].rstrip("0123456789") for i in added[:-1]] == ["sum_part", *["sum_part_add"] * 4]
-    assert [len(calls[i].value.args[1].fields) for i in added[:-1]] == [4, 3, 3, 3, 3]  # tensors and weights; the total
+    assert [len(calls[i].value.args[1].fields) for i in added[:-1]] == [
+        4,
+        3,
+        3,
+        3,
+        3,
+    ]  # tensors and weights; the total
     assert names[added[-1]].startswith("fused_conv2d_add")
     assert re.search(r"multiply\d*_add\d*_add\d*_relu\d*$", names[added[-1]])
     assert added[-1] == len(calls) - 1
@@ -144,7 +152,9 @@ def test_sums_of_others_are_no_sums() -> None:
     assert find_sites(mod) == {}
     read = concat_graph(mod)
     assert read is not None
-    assert [node.op for node in read.graph.nodes].count("binary") == 3  # the product, the difference, the sum with a row
+    assert [node.op for node in read.graph.nodes].count(
+        "binary"
+    ) == 3  # the product, the difference, the sum with a row
 
 
 def test_the_search_takes_what_pays_and_always_the_same() -> None:
@@ -156,7 +166,10 @@ def test_the_search_takes_what_pays_and_always_the_same() -> None:
     found, again = (rewrite_module(mod, score, schedule) for _ in range(2))
     assert [site.kind for site in found.choice.chosen] == ["accumulate"]
     tensor = 12 * 12 * 8 * 4
-    assert (found.choice.before[0], found.choice.score[0]) == (6 * tensor, 3 * tensor)  # the last convolution adds the others
+    assert (found.choice.before[0], found.choice.score[0]) == (
+        6 * tensor,
+        3 * tensor,
+    )  # the last convolution adds the others
     assert found.choice.evaluations == 2
     assert structural_equal(found.mod, again.mod, map_free_vars=True)
 

@@ -23,7 +23,9 @@ TABLE = list(CELLS)[:9]
 
 def inputs_of(name: str) -> list[torch.Tensor]:
     rng = np.random.default_rng(5)
-    return [torch.from_numpy(rng.standard_normal((1, *shape)).astype(np.float32)) for shape in cell(name).inputs.values()]
+    return [
+        torch.from_numpy(rng.standard_normal((1, *shape)).astype(np.float32)) for shape in cell(name).inputs.values()
+    ]
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -52,9 +54,9 @@ def test_a_randwire_cell_has_the_wiring_of_its_seed(name: str, n: int, seed: lis
     expected = watts_strogatz(n, 4, 0.75, rng=np.random.default_rng(seed), sizes=[size] * n, end_bytes=size)
     graph = cell_graph(cell(name))
     wiring = {node.name: node.inputs for node in expected.nodes}
-    assert {node.name: tuple("input" if i == "x" else i for i in node.inputs) for node in graph.nodes if node.inputs} == {
-        key: sources for key, sources in wiring.items() if sources
-    }
+    assert {
+        node.name: tuple("input" if i == "x" else i for i in node.inputs) for node in graph.nodes if node.inputs
+    } == {key: sources for key, sources in wiring.items() if sources}
     assert {node.output_bytes for node in graph.nodes} == {size}
 
 
@@ -101,7 +103,9 @@ def test_the_swiftnet_like_cells_have_the_published_numbers_of_nodes_and_can_be_
     assert [len(g.steps) for g in graphs] == [21, 19, 22]
     whole = cell_graph(cell("swiftnet-hpd"))
     assert len(whole.steps) == 62
-    assert [node.output_bytes for node in whole.nodes[1:]] == [g.by_name[s].output_bytes for g in graphs for s in g.steps]
+    assert [node.output_bytes for node in whole.nodes[1:]] == [
+        g.by_name[s].output_bytes for g in graphs for s in g.steps
+    ]
     for graph in graphs:
         behind = {graph.by_name[r].op for n in graph.nodes if n.op == "concat" for r in graph.consumers[n.name]}
         assert behind == {"conv", "depthwise"}

@@ -22,7 +22,11 @@ def test_a_rewritten_cell_is_tuned_and_takes_its_arena(tmp_path: Path) -> None:
         assert found[what]["measured_peak_bytes"] == found[what]["arena_bytes"]
         assert found[what]["scratch_bytes"] == 0
         assert found[what]["max_relative_error"] < 1e-5
-    assert found["rewritten"]["measured_peak_bytes"] < found["ordered"]["measured_peak_bytes"] < found["stock_measured_bytes"]
+    assert (
+        found["rewritten"]["measured_peak_bytes"]
+        < found["ordered"]["measured_peak_bytes"]
+        < found["stock_measured_bytes"]
+    )
     assert set(found["latency_ms"]) == {"stock", "tuned, planned by TVM", "ordered", "rewritten", "tuned"}
     assert "| swiftnet-hpd-c | rewritten and tuned |" in (tmp_path / "out/table.md").read_text()
     assert (tmp_path / "out/manifest.json").is_file()

@@ -44,7 +44,9 @@ def test_a_line_for_each_network_and_a_message_for_one_that_does_not_exist() -> 
     assert line["inputs_bytes"] == sum(sizes[i] for i in graph.inputs)
     assert line["outputs_bytes"] == sum(sizes[o] for o in graph.outputs)
     assert line["includes"] == ["outputs", "intermediates", "workspaces"]
-    least = max(sizes[s] + sum(sizes[i] for i in graph.by_name[s].inputs if i not in graph.inputs) for s in graph.steps)
+    least = max(
+        sizes[s] + sum(sizes[i] for i in graph.by_name[s].inputs if i not in graph.inputs) for s in graph.steps
+    )
     assert least <= line["measured_bytes"] <= line["heap_bytes"]
     assert line["planned_bytes"] is None
     assert line["max_error"] < 1e-4

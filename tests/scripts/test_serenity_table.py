@@ -32,14 +32,21 @@ def test_the_small_form(tmp_path: Path) -> None:
         assert compiled["arena_bytes"] == compiled["arena_bound_bytes"]
         assert abs(compiled["measured_peak_bytes"] / compiled["arena_bytes"] - 1) <= 0.02
         assert compiled["max_error"] < 1e-5
-    assert row["rewritten"]["measured_peak_bytes"] < row["ordered"]["measured_peak_bytes"] < row["stock"]["measured_bytes"]
+    assert (
+        row["rewritten"]["measured_peak_bytes"]
+        < row["ordered"]["measured_peak_bytes"]
+        < row["stock"]["measured_bytes"]
+    )
     assert found["geomeans"]["stock TVM, measured"]["order and rewriting"] > 1
     assert (tmp_path / "manifest.json").is_file()
     assert "| swiftnet-hpd-c | 70 | 33 | 20 |" in (tmp_path / "table.md").read_text()
 
 
 def test_wrong_names_are_refused(tmp_path: Path) -> None:
-    for arguments, words in ((("--cells", "swiftnet-hpd-d"), "swiftnet-hpd-c"), (("--peer", "tflite=nowhere"), "NAME=PYTHON")):
+    for arguments, words in (
+        (("--cells", "swiftnet-hpd-d"), "swiftnet-hpd-c"),
+        (("--peer", "tflite=nowhere"), "NAME=PYTHON"),
+    ):
         ran = run(*arguments, "--out", str(tmp_path))
         assert ran.returncode == 2
         assert words in ran.stderr

@@ -42,13 +42,17 @@ def _matmul_seconds(space: KnobSpace, configs: Digits) -> NDArray[np.float64]:
     chunks = np.abs(i[:, 0] + j[:, 0] - np.log2(parallel) - 2) * 0.15
     lanes = np.abs(np.log2(vector) - 3) * 0.35
     body = np.abs(np.log2(1 + unroll) - np.minimum(i[:, 3] + k, 6)) * 0.05
-    return 1e-3 * np.exp(registers + tile + chunks + lanes + body + 0.2 * (1 - configs[:, 6]) + 0.1 * np.abs(configs[:, 7] - 1))
+    return 1e-3 * np.exp(
+        registers + tile + chunks + lanes + body + 0.2 * (1 - configs[:, 6]) + 0.1 * np.abs(configs[:, 7] - 1)
+    )
 
 
 def measure(configs: Digits, cost: Cost) -> list[Trial]:
     """Trials of `configs`; a cost that is not finite is a failure."""
     return [
-        Trial(tuple(c), Status.OK, float(s)) if np.isfinite(s) else Trial(tuple(c), Status.RUN_ERROR, message="it crashed")
+        Trial(tuple(c), Status.OK, float(s))
+        if np.isfinite(s)
+        else Trial(tuple(c), Status.RUN_ERROR, message="it crashed")
         for c, s in zip(configs.tolist(), cost(configs), strict=True)
     ]
 

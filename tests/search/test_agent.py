@@ -173,5 +173,6 @@ def test_a_restored_agent_walks_and_learns_identically() -> None:
         b = two.explore(score, starts, set(), np.random.default_rng(seed))
         assert np.array_equal(a[0], b[0])
     assert all(
-        np.array_equal(x, y) for x, y in zip(one.state()["policy"]["weights"], two.state()["policy"]["weights"], strict=True)
+        np.array_equal(x, y)
+        for x, y in zip(one.state()["policy"]["weights"], two.state()["policy"]["weights"], strict=True)
     )

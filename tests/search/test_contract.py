@@ -31,7 +31,11 @@ SMALL: dict[str, dict[str, Any]] = {
         "picker": {"plan": 12},
         "model": {"trees": 8, "members": 2},
     },
-    "annealing": {"explorer": {"chains": 16, "steps": 12}, "picker": {"plan": 12}, "model": {"trees": 8, "members": 2}},
+    "annealing": {
+        "explorer": {"chains": 16, "steps": 12},
+        "picker": {"plan": 12},
+        "model": {"trees": 8, "members": 2},
+    },
     "annealing+adaptive": {"explorer": {"chains": 16, "steps": 12}, "model": {"trees": 8, "members": 2}},
     "chameleon": {
         "explorer": {"walkers": 12, "steps": 5, "rollouts": 1, "epochs": 1, "minibatches": 1, "hidden": 16},

@@ -68,7 +68,9 @@ def test_the_learner_expects_little_where_others_failed(status: Status) -> None:
     rng = np.random.default_rng(0)
     configs = GRID.rows(0, GRID.size)[rng.permutation(GRID.size)[:150]]
     history = History(GRID)
-    history.add([Trial(tuple(c), status) if c[0] >= 5 else Trial(tuple(c), Status.OK, 1.0 + 0.01 * c[1]) for c in configs])
+    history.add(
+        [Trial(tuple(c), status) if c[0] >= 5 else Trial(tuple(c), Status.OK, 1.0 + 0.01 * c[1]) for c in configs]
+    )
     learner = Learner(GRID, CostModelConfig(), seed=0)
     mean, _ = learner.predict(history, GRID.rows(0, GRID.size))
     fails = GRID.rows(0, GRID.size)[:, 0] >= 5
@@ -128,7 +130,9 @@ def test_children_mix_the_genes_of_the_fit() -> None:
     rng = np.random.default_rng(0)
     good = np.array([[1, 2, 3], [4, 5, 6]])
     bad = GRID.rows(0, GRID.size)[::40]
-    history = told(GRID, np.vstack([bad, good]), lambda c: np.where((c[:, None] == good).all(axis=2).any(axis=1), 1e-3, 1e3))
+    history = told(
+        GRID, np.vstack([bad, good]), lambda c: np.where((c[:, None] == good).all(axis=2).any(axis=1), 1e-3, 1e3)
+    )
     children = Genetic(GeneticConfig(population=20, mutation=0.0)).generation(history, Moves(GRID), rng)
     assert {tuple(c) for c in children.tolist()} <= {(a, b, c) for a in (1, 4) for b in (2, 5) for c in (3, 6)}
     assert len(children) > 2

@@ -50,7 +50,9 @@ def test_snapping_takes_the_best_member_of_each_cluster(members: list[tuple[int,
 @given(st.lists(st.lists(st.integers(0, 3), min_size=3, max_size=3), min_size=1, max_size=20))
 @settings(deadline=None, derandomize=True)
 def test_the_mode_of_every_knob(rows: list[list[int]]) -> None:
-    brute = [min(Counter(column).items(), key=lambda item: (-item[1], item[0]))[0] for column in zip(*rows, strict=True)]
+    brute = [
+        min(Counter(column).items(), key=lambda item: (-item[1], item[0]))[0] for column in zip(*rows, strict=True)
+    ]
     assert sampling.mode(np.array(rows)).tolist() == brute
 
 

@@ -23,7 +23,9 @@ def random_graph(seed: int, n: int | None = None, features: bool = True) -> Grap
         sources = tuple(f"n{j}" for j in sorted(rng.choice(i, size=k, replace=False))) if k else ()
         nodes.append(_node(rng, nodes, name, sources, int(sizes[i]), features))
     inputs = tuple(f"n{i}" for i in range(n_inputs))
-    outputs = tuple(str(o) for o in rng.choice([node.name for node in nodes], size=int(rng.integers(1, 3)), replace=False))
+    outputs = tuple(
+        str(o) for o in rng.choice([node.name for node in nodes], size=int(rng.integers(1, 3)), replace=False)
+    )
     graph = Graph(tuple(nodes), inputs, outputs)
     if not features:
         return graph
@@ -42,7 +44,9 @@ def random_order(seed: int) -> list[str]:
     return order
 
 
-def _node(rng: np.random.Generator, before: list[Node], name: str, sources: tuple[str, ...], size: int, features: bool) -> Node:
+def _node(
+    rng: np.random.Generator, before: list[Node], name: str, sources: tuple[str, ...], size: int, features: bool
+) -> Node:
     if not features:
         return Node(name, sources, size)
     work = int(rng.integers(0, 4)) if rng.random() < 0.3 else 0
@@ -69,7 +73,8 @@ def _with_a_concatenation(rng: np.random.Generator, graph: Graph) -> Graph:
     parts = [plain[i] for i in rng.choice(len(plain), size=2, replace=False)]
     names = {p.name for p in parts}
     nodes = [
-        Node(n.name, n.inputs, n.output_bytes, n.workspace_bytes, storage="cat") if n.name in names else n for n in graph.nodes
+        Node(n.name, n.inputs, n.output_bytes, n.workspace_bytes, storage="cat") if n.name in names else n
+        for n in graph.nodes
     ]
     cat = Node("cat", tuple(sorted(names)), sum(p.output_bytes for p in parts))
     return Graph((*nodes, cat), graph.inputs, (*graph.outputs, "cat") if rng.random() < 0.5 else graph.outputs)
@@ -77,7 +82,9 @@ def _with_a_concatenation(rng: np.random.Generator, graph: Graph) -> Graph:
 
 def _with_a_sum(rng: np.random.Generator, graph: Graph) -> Graph:
     """Add terms that are added up in one memory, the first of which may take over that of what it reads."""
-    sources = [graph.nodes[i] for i in sorted(rng.choice(len(graph.nodes), size=int(rng.integers(2, 4)), replace=False))]
+    sources = [
+        graph.nodes[i] for i in sorted(rng.choice(len(graph.nodes), size=int(rng.integers(2, 4)), replace=False))
+    ]
     size = graph.by_name[graph.owner(sources[0].name)].output_bytes
     terms = [
         Node(

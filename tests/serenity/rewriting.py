@@ -94,7 +94,11 @@ def random_network(seed: int, n: int = 7, ops: Sequence[str] = MIXED) -> Graph:
             out = sum(attrs["channels"])
         elif op == "conv":
             out = int(rng.integers(1, 4))
-            attrs = {"kernel": int(rng.choice([1, 3])), "shape": [out, channels[source]], "bias": bool(rng.random() < 0.5)}
+            attrs = {
+                "kernel": int(rng.choice([1, 3])),
+                "shape": [out, channels[source]],
+                "bias": bool(rng.random() < 0.5),
+            }
         elif op == "depthwise":
             out *= (multiplier := int(rng.choice([1, 1, 2])))
             attrs = {"multiplier": multiplier, "shape": [channels[source]]}
@@ -115,7 +119,9 @@ def random_network(seed: int, n: int = 7, ops: Sequence[str] = MIXED) -> Graph:
     return Graph(tuple(nodes), ("x",), tuple(node.name for node in nodes if node.name not in read))
 
 
-def _node(name: str, op: str, inputs: tuple[str, ...], out: int, attrs: Any = None, work: int = 0, place: str = "") -> Node:
+def _node(
+    name: str, op: str, inputs: tuple[str, ...], out: int, attrs: Any = None, work: int = 0, place: str = ""
+) -> Node:
     return Node(name, inputs, out * SIDE * SIDE, work, in_place=place, op=op, attrs=attrs or {})
 
 

@@ -17,7 +17,9 @@ from tests.serenity.graphs import random_graph, random_order
 
 def chain(*sizes: int) -> Graph:
     names = [f"n{i}" for i in range(len(sizes))]
-    nodes = [Node(n, tuple(names[max(i - 1, 0) : i]), size) for i, (n, size) in enumerate(zip(names, sizes, strict=True))]
+    nodes = [
+        Node(n, tuple(names[max(i - 1, 0) : i]), size) for i, (n, size) in enumerate(zip(names, sizes, strict=True))
+    ]
     return Graph(tuple(nodes), inputs=("n0",), outputs=(names[-1],))
 
 
@@ -138,9 +140,18 @@ def test_a_file_and_back_is_the_same_graph(tmp_path: Path) -> None:
         ([{"name": "a", "bytes": 3}], "unknown key 'bytes'"),
         ([{"name": "a", "inputs": "b"}], "expected a list of names"),
         ([{"name": "a", "storage": "a"}], "`storage`"),
-        ([{"name": "a", "output_bytes": 4}, {"name": "b", "inputs": ["a"], "output_bytes": 8, "storage": "a"}], "do not fit"),
-        ([{"name": "a", "output_bytes": 4}, {"name": "b", "inputs": ["a"], "output_bytes": 8, "in_place": "a"}], "in place"),
-        ([{"name": "a", "output_bytes": 4}, {"name": "b", "output_bytes": 4, "in_place": "a"}], "name one of its inputs"),
+        (
+            [{"name": "a", "output_bytes": 4}, {"name": "b", "inputs": ["a"], "output_bytes": 8, "storage": "a"}],
+            "do not fit",
+        ),
+        (
+            [{"name": "a", "output_bytes": 4}, {"name": "b", "inputs": ["a"], "output_bytes": 8, "in_place": "a"}],
+            "in place",
+        ),
+        (
+            [{"name": "a", "output_bytes": 4}, {"name": "b", "output_bytes": 4, "in_place": "a"}],
+            "name one of its inputs",
+        ),
         ("nodes", "expected a graph"),
         ([3], "node 0: expected an object"),
     ],
@@ -187,7 +198,12 @@ def test_a_wrong_order_is_refused(order: list[str], words: str) -> None:
 
 def test_a_node_in_whose_memory_something_lies_already_overwrites_nothing() -> None:
     """`p` writes into the memory of `r` before `r` runs: that cannot take over the memory of `a`."""
-    nodes = (Node("p", (), 2, storage="r"), Node("a", (), 4), Node("r", ("a",), 4, in_place="a"), Node("y", ("p", "r"), 1))
+    nodes = (
+        Node("p", (), 2, storage="r"),
+        Node("a", (), 4),
+        Node("r", ("a",), 4, in_place="a"),
+        Node("y", ("p", "r"), 1),
+    )
     graph = Graph(nodes, outputs=("y",))
     assert footprint(graph, ["p", "a", "r", "y"]).during.tolist() == [4, 8, 8, 5]
     assert footprint(graph, ["a", "r", "p", "y"]).during.tolist() == [4, 4, 4, 5]

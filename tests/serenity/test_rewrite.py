@@ -60,7 +60,9 @@ def network(*middle: str, parts: int = 3, channels: int = 2, bias: bool = True) 
 
 @given(SEEDS, st.sampled_from(FORMS), st.data())
 @settings(deadline=None, max_examples=80)
-def test_any_choice_of_sites_computes_the_same_in_any_order(seed: int, form: Accumulation, data: st.DataObject) -> None:
+def test_any_choice_of_sites_computes_the_same_in_any_order(
+    seed: int, form: Accumulation, data: st.DataObject
+) -> None:
     graph = random_network(seed, 8)
     sites = list(find_sites(graph))
     chosen = [site for site in sites if data.draw(st.booleans())]
@@ -72,14 +74,17 @@ def test_any_choice_of_sites_computes_the_same_in_any_order(seed: int, form: Acc
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
-    "middle", [("conv",), ("unary", "conv"), ("affine", "unary", "conv"), ("depthwise", "conv"), ("unary", "pool", "depthwise")]
+    "middle",
+    [("conv",), ("unary", "conv"), ("affine", "unary", "conv"), ("depthwise", "conv"), ("unary", "pool", "depthwise")],
 )
 def test_a_pattern_behind_others_is_found_and_computes_the_same(middle: tuple[str, ...], form: Accumulation) -> None:
     graph = network(*middle)
     after = apply_sites(graph, list(find_sites(graph)), form)
     names = {node.name: node.op for node in after.nodes}
     assert "cat" not in names
-    assert names[graph.outputs[0]] == ("concat" if middle[-1] != "conv" else "sum" if form == "shared" else "partial_conv")
+    assert names[graph.outputs[0]] == (
+        "concat" if middle[-1] != "conv" else "sum" if form == "shared" else "partial_conv"
+    )
     check_same(graph, after, some_order(after, 0))
 
 
@@ -237,13 +242,17 @@ def test_what_reads_more_than_the_concatenation_is_left_alone(op: str) -> None:
     graph = network(op)
     last = graph.nodes[-1]
     more = Node(last.name, (*last.inputs, "x"), last.output_bytes, op=op, attrs=last.attrs)
-    assert not [s for s in find_sites(Graph((*graph.nodes[:-1], more), graph.inputs, graph.outputs)) if s.kind != "zero_copy"]
+    assert not [
+        s for s in find_sites(Graph((*graph.nodes[:-1], more), graph.inputs, graph.outputs)) if s.kind != "zero_copy"
+    ]
 
 
 def test_grouped_convolutions_and_concatenations_without_channels_are_left_alone() -> None:
     graph = network("conv")
     grouped = Node("conv0", ("cat",), 32, op="conv", attrs={"groups": 2})
-    assert Site("channel_wise", "conv0") not in find_sites(Graph((*graph.nodes[:-1], grouped), graph.inputs, graph.outputs))
+    assert Site("channel_wise", "conv0") not in find_sites(
+        Graph((*graph.nodes[:-1], grouped), graph.inputs, graph.outputs)
+    )
     silent = [Node(n.name, n.inputs, n.output_bytes, op=n.op) if n.op == "concat" else n for n in graph.nodes]
     assert {s.kind for s in find_sites(Graph(tuple(silent), graph.inputs, graph.outputs))} <= {"zero_copy"}
 

@@ -197,7 +197,9 @@ def test_soft_budgeting_goes_down_after_timeouts_and_up_after_no_solution() -> N
         tried.append(tau)
         if tau >= 50:
             return Outcome("timeout", states=1)
-        return Outcome("solution", (0,), 40, 40, 1) if tau >= 40 else Outcome("no solution", lower=int(tau) + 1, states=1)
+        return (
+            Outcome("solution", (0,), 40, 40, 1) if tau >= 40 else Outcome("no solution", lower=int(tau) + 1, states=1)
+        )
 
     found = soft_budget(solve, 100, 3)
     assert tried == [100, 50, 25, 38, 44]

@@ -119,7 +119,9 @@ def test_what_is_left_alone() -> None:
     (site,) = find_sites(graph)
     assert site == Site("accumulate", "sp2")
     other = Node("other", ("sp1",), 1, op="what")
-    assert find_sites(alone(graph, other=other)) == {}  # someone else reads the partial sum, and two terms are no such sum
+    assert (
+        find_sites(alone(graph, other=other)) == {}
+    )  # someone else reads the partial sum, and two terms are no such sum
     assert find_sites(Graph(graph.nodes, graph.inputs, (*graph.outputs, "sp1"))) == {}
     wide = Node("sp2", ("sp1", "p2w"), 2 * T, op="add")
     assert find_sites(alone(graph, sp2=wide)) == {}  # one that repeats a smaller tensor
@@ -144,7 +146,9 @@ def test_all_sums_are_one_choice() -> None:
     (end,) = first.outputs
     name = {node.name: f"{node.name}'" for node in first.nodes} | {"x": end}
     second = [
-        Node(name[n.name], tuple(map(name.get, n.inputs)), T, in_place=name.get(n.in_place, ""), op=n.op, attrs=n.attrs)
+        Node(
+            name[n.name], tuple(map(name.get, n.inputs)), T, in_place=name.get(n.in_place, ""), op=n.op, attrs=n.attrs
+        )
         for n in first.nodes
         if n.name != "x"
     ]
@@ -200,7 +204,12 @@ def test_a_contracted_graph_has_the_same_least_peak(seed: int, sums: bool) -> No
 
 def test_steps_in_place_join_the_one_before() -> None:
     nodes = (
-        *(Node("x", (), 4), Node("a", ("x",), 4), Node("b", ("a",), 4, in_place="a"), Node("c", ("b",), 4, in_place="b")),
+        *(
+            Node("x", (), 4),
+            Node("a", ("x",), 4),
+            Node("b", ("a",), 4, in_place="a"),
+            Node("c", ("b",), 4, in_place="b"),
+        ),
         *(Node("d", ("c",), 4, in_place="c"), Node("e", ("c", "d"), 4, in_place="d")),
     )
     short = contracted(Graph(nodes, ("x",), ("e",)))

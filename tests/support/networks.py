@@ -13,7 +13,9 @@ def write_network(path: Path, *, channels: int = 8, classes: int = 10, batch: in
     """Two convolutions, a pooling and a dense layer with random weights; a `str` batch leaves that dimension open."""
     rng = np.random.default_rng(seed)
     shapes = {"w1": (channels, 3, 3, 3), "w2": (channels, channels, 3, 3), "w3": (classes, channels), "b3": (classes,)}
-    weights = [numpy_helper.from_array(rng.normal(0, 0.3, shape).astype(np.float32), name) for name, shape in shapes.items()]
+    weights = [
+        numpy_helper.from_array(rng.normal(0, 0.3, shape).astype(np.float32), name) for name, shape in shapes.items()
+    ]
     nodes = [
         helper.make_node("Conv", ["x", "w1"], ["c1"], pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["c1"], ["r1"]),

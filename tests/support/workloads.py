@@ -83,7 +83,9 @@ WORKLOADS: Mapping[str, Workload] = {
         lambda x, w: nn.conv2d(x, w, padding=1, groups=4),
         lambda x, w: conv2d(x, w, groups=4),
     ),
-    "transposed": Workload(((1, 8, 7, 7), (8, 6, 3, 3)), lambda x, w: nn.conv2d_transpose(x, w, strides=2), conv2d_transpose),
+    "transposed": Workload(
+        ((1, 8, 7, 7), (8, 6, 3, 3)), lambda x, w: nn.conv2d_transpose(x, w, strides=2), conv2d_transpose
+    ),
     "dense": Workload(((32, 64), (64, 48)), relax.op.matmul, np.matmul),
     "batch_matmul": Workload(((4, 16, 32), (4, 32, 24)), relax.op.matmul, np.matmul),
     "softmax": Workload(((32, 48),), nn.softmax, softmax),

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 
 from chameleon.search.space import KnobSpace, option, split
 from chameleon.search.trial import Status
-from tuners.landscape import Landscape, LandscapeError, LandscapeWarning, landscape_name, load_landscape, save_landscape
+from tuners.landscape import (
+    Landscape,
+    LandscapeError,
+    LandscapeWarning,
+    landscape_name,
+    load_landscape,
+    save_landscape,
+)
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -106,7 +113,12 @@ def t4_result(x: int, value: object, verdict: str = "correct", unit: str = "") -
 
 
 def test_t4_units_and_verdicts(tmp_path: Path) -> None:
-    results = [t4_result(1, 3.0), t4_result(2, 5.0, unit="us"), t4_result(4, 1.0, "timeout"), t4_result(8, 1.0, "constraints")]
+    results = [
+        t4_result(1, 3.0),
+        t4_result(2, 5.0, unit="us"),
+        t4_result(4, 1.0, "timeout"),
+        t4_result(8, 1.0, "constraints"),
+    ]
     results.append(t4_result(16, 0.5, "correctness"))
     landscape = load_landscape(write(tmp_path, {"schema_version": "1.0.0", "results": results}))
     np.testing.assert_allclose(landscape.seconds, [3e-3, 5e-6, np.nan, np.nan, np.nan])
@@ -130,7 +142,10 @@ def test_autotvm_entities(tmp_path: Path) -> None:
 
 @st.composite
 def landscapes(draw: st.DrawFn) -> Landscape:
-    knobs = [split("s", draw(st.sampled_from([4, 12, 16])), 2), option("o", draw(st.sampled_from([("a", "b"), (1, 2, 5)])))]
+    knobs = [
+        split("s", draw(st.sampled_from([4, 12, 16])), 2),
+        option("o", draw(st.sampled_from([("a", "b"), (1, 2, 5)]))),
+    ]
     grid = np.array(list(np.ndindex(*(k.cardinality for k in knobs))), dtype=np.int64)
     rows = draw(st.lists(st.sampled_from(range(len(grid))), min_size=1, unique=True))
     times = [draw(st.one_of(st.just(math.nan), st.floats(1e-9, 1e3))) for _ in rows]

@@ -46,7 +46,11 @@ def open_task(
     strategy: ms.SearchStrategy, name: str = "dense", target: Target = LLVM, trials: int = 16, **kwargs
 ) -> ms.TuneContext:
     context = ms.TuneContext(
-        mod=task_of(name, target), target=target, space_generator="post-order-apply", search_strategy=strategy, **kwargs
+        mod=task_of(name, target),
+        target=target,
+        space_generator="post-order-apply",
+        search_strategy=strategy,
+        **kwargs,
     )
     context.pre_tuning(trials, 8)
     return context
@@ -144,7 +148,11 @@ def test_tune_tasks_goes_on_after_failures_and_counts_them(tmp_path: Path, build
     strategy = ChameleonStrategy("random", seed=3)
     tasks = [
         ms.TuneContext(
-            mod=task_of(name, LLVM), target=LLVM, space_generator="post-order-apply", search_strategy=strategy, task_name=name
+            mod=task_of(name, LLVM),
+            target=LLVM,
+            space_generator="post-order-apply",
+            search_strategy=strategy,
+            task_name=name,
         ).clone()
         for name in ("dense", "max_pool")
     ]
@@ -164,7 +172,9 @@ def test_tune_tasks_goes_on_after_failures_and_counts_them(tmp_path: Path, build
 
 
 def test_a_seed_gives_the_same_search_and_clones_differ() -> None:
-    assert traces_of(open_task(ChameleonStrategy(seed=5))) == traces_of(open_task(ChameleonStrategy(seed=5), rand_state=7))
+    assert traces_of(open_task(ChameleonStrategy(seed=5))) == traces_of(
+        open_task(ChameleonStrategy(seed=5), rand_state=7)
+    )
     assert traces_of(open_task(ChameleonStrategy(seed=5))) != traces_of(open_task(ChameleonStrategy(seed=6)))
     parent = ChameleonStrategy(seed=5)
     first, second = traces_of(open_task(parent.clone())), traces_of(open_task(parent.clone()))
@@ -228,7 +238,14 @@ def test_when_everything_is_refused_it_ends_and_says_why(tmp_path: Path, builder
     generator = ms.space_generator.PostOrderApply(sch_rules="llvm", postprocs=[Never()], mutator_probs="llvm")
     with caplog.at_level(logging.WARNING, logger="tuners.meta_schedule"):
         database = ms.tune_tir(
-            task_of("dense", LLVM), LLVM, str(tmp_path), 8, builder=builder, runner=runner, space=generator, strategy=strategy
+            task_of("dense", LLVM),
+            LLVM,
+            str(tmp_path),
+            8,
+            builder=builder,
+            runner=runner,
+            space=generator,
+            strategy=strategy,
         )
     assert not database.get_all_tuning_records()
     assert strategy.failures["invalid: _PyPostproc"] >= 20

@@ -177,7 +177,9 @@ def test_a_space_without_choices_has_one_configuration() -> None:
         sch.parallel(sch.get_loops(sch.get_sblock("C"))[0])
 
     a, b = te.placeholder((16, 16), name="A"), te.placeholder((16, 16), name="B")
-    mod = tvm.IRModule({"main": te.create_prim_func([a, b, te.compute((16, 16), lambda i, j: a[i, j] + b[i, j], name="C")])})
+    mod = tvm.IRModule(
+        {"main": te.create_prim_func([a, b, te.compute((16, 16), lambda i, j: a[i, j] + b[i, j], name="C")])}
+    )
     traces = TraceSpace(mod, LLVM, space_generator=fixed)
     assert traces.space.size == 1
     schedule, digits = traces.replay([0])
@@ -223,7 +225,9 @@ def test_a_record_in_a_database_reads_back(tmp_path) -> None:
     row, schedule = finished(traces, 5)
     database = ms.database.JSONDatabase(str(tmp_path / "w.json"), str(tmp_path / "r.json"))
     workload = database.commit_workload(traces.mod)
-    database.commit_tuning_record(ms.database.TuningRecord(schedule.trace, workload, [1e-3], LLVM, args_info_of(schedule)))
+    database.commit_tuning_record(
+        ms.database.TuningRecord(schedule.trace, workload, [1e-3], LLVM, args_info_of(schedule))
+    )
     loaded = ms.database.JSONDatabase(str(tmp_path / "w.json"), str(tmp_path / "r.json")).get_all_tuning_records()
     assert (traces.digits(loaded[0].trace) == traces.replay(row)[1]).all()
     assert math.isclose(float(loaded[0].run_secs[0]), 1e-3)

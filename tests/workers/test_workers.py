@@ -289,7 +289,11 @@ def test_nothing_outlives_the_owner(tmp_path: Path, how: str, signum: int | None
     script.write_text(OWNER)  # without a guard: a worker that imported it would start workers of its own
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
     owner = subprocess.Popen(
-        [sys.executable, str(script), how], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True
+        [sys.executable, str(script), how],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        text=True,
     )
     assert owner.stdout is not None
     assert owner.stdout.readline() == "main runs\n"

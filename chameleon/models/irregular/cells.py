@@ -81,14 +81,18 @@ def darts_cell(name: str, shape: Shape) -> Cell:
                 terms.append(source)
                 continue
             terms.append(f"{kind}{i}_{source}")
-            operators.append(Operator(terms[-1], kind, (source,), c, kernel=3, dilation=2 if kind == "dil_conv" else 1))
+            operators.append(
+                Operator(terms[-1], kind, (source,), c, kernel=3, dilation=2 if kind == "dil_conv" else 1)
+            )
         operators.append(Operator(f"n{i}", "add", tuple(terms)))
     operators.append(Operator("concat", "concat", ("n2", "n3", "n4", "n5")))
     operators.append(Operator("next", "relu_conv", ("concat",), c))
     return Cell(name, {"s0": shape, "s1": shape}, tuple(operators), "next")
 
 
-def swiftnet_cell(name: str, n: int, shape: Shape, widths: Sequence[int], out_channels: int, rng: np.random.Generator) -> Cell:
+def swiftnet_cell(
+    name: str, n: int, shape: Shape, widths: Sequence[int], out_channels: int, rng: np.random.Generator
+) -> Cell:
     """A random cell of `n` operators in the manner of SwiftNet.
 
     The first is a 3x3 convolution with stride 2. Others read one to three of the latest tensors, through a concatenation
@@ -120,7 +124,9 @@ def in_a_row(name: str, cells: Mapping[str, Cell]) -> Cell:
     source = "x"
     for prefix, cell in cells.items():
         names = {"x": source} | {op.name: f"{prefix}_{op.name}" for op in cell.operators}
-        operators += [replace(op, name=names[op.name], inputs=tuple(names[i] for i in op.inputs)) for op in cell.operators]
+        operators += [
+            replace(op, name=names[op.name], inputs=tuple(names[i] for i in op.inputs)) for op in cell.operators
+        ]
         source = names[cell.output]
     return Cell(name, first.inputs, tuple(operators), source)
 

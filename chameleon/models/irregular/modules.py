@@ -119,7 +119,9 @@ def _separable(in_channels: int, out_channels: int, op: Operator, stride: int | 
     """ReLU - depthwise - pointwise - batch norm."""
     stride = op.stride if stride is None else stride
     padding = op.dilation * (op.kernel - 1) // 2
-    depthwise = nn.Conv2d(in_channels, in_channels, op.kernel, stride, padding, op.dilation, groups=in_channels, bias=False)
+    depthwise = nn.Conv2d(
+        in_channels, in_channels, op.kernel, stride, padding, op.dilation, groups=in_channels, bias=False
+    )
     pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
     return [nn.ReLU(), depthwise, pointwise, nn.BatchNorm2d(out_channels)]
 

@@ -14,7 +14,9 @@ from typing import Any, Literal
 
 from chameleon.serenity.graph import Graph, Node
 
-Kind = Literal["randwire", "mean", "sep_conv", "dil_conv", "relu_conv", "conv_relu", "depthwise_relu", "relu", "add", "concat"]
+Kind = Literal[
+    "randwire", "mean", "sep_conv", "dil_conv", "relu_conv", "conv_relu", "depthwise_relu", "relu", "add", "concat"
+]
 Shape = tuple[int, int, int]
 """Channels, height, width of a tensor; the batch is 1."""
 
@@ -111,6 +113,10 @@ def _attrs(cell: Cell, op: Operator) -> dict[str, Any]:
     if op.kind == "concat":
         attrs["channels"] = [cell.shapes[name][0] for name in op.inputs]
     if op.kind in ("relu_conv", "conv_relu", "depthwise_relu", "sep_conv", "dil_conv", "randwire"):
-        attrs |= {"in_channels": cell.shapes[op.inputs[0]][0], "out_channels": cell.shapes[op.name][0], "kernel": op.kernel}
+        attrs |= {
+            "in_channels": cell.shapes[op.inputs[0]][0],
+            "out_channels": cell.shapes[op.name][0],
+            "kernel": op.kernel,
+        }
     attrs |= {key: value for key in ("stride", "dilation") if (value := getattr(op, key)) != 1}
     return attrs

@@ -32,7 +32,9 @@ def load() -> None:
     fit(two, 2, time.perf_counter() + 1, np.random.default_rng(0))
 
 
-def exact(problem: Rectangles, offsets: Ints, target: int, deadline_s: float, rng: np.random.Generator) -> tuple[Ints, int]:
+def exact(
+    problem: Rectangles, offsets: Ints, target: int, deadline_s: float, rng: np.random.Generator
+) -> tuple[Ints, int]:
     """Lower a placement until it is not above `target`, or no lower one exists, or the time is up.
 
     Parts of the problem that share no time are solved by themselves.
@@ -86,7 +88,9 @@ def fit(problem: Rectangles, capacity: int, deadline_s: float, rng: np.random.Ge
     return branch.STOPPED, None
 
 
-def _lowest(problem: Rectangles, offsets: Ints, target: int, deadline_s: float, rng: np.random.Generator) -> tuple[Ints, int]:
+def _lowest(
+    problem: Rectangles, offsets: Ints, target: int, deadline_s: float, rng: np.random.Generator
+) -> tuple[Ints, int]:
     """As `exact`, of one component: try the lowest capacity that may be enough, then bisect."""
     best, high, low = offsets, problem.height(offsets), problem.bound  # what is known: low <= the least height <= high
     aim = max(low, target)

@@ -16,7 +16,12 @@ TRIES_PER_BUFFER = 10
 def orders(problem: Rectangles) -> Iterator[list[int]]:
     """Orders to place buffers in: the largest first, by size, by area, by life time; those that begin first."""
     size, life = problem.size, problem.stop - problem.start
-    for keys in ((-life, -size), (-size, -size * life), (-size, -life), (-size, problem.start)):  # the last is the first key
+    for keys in (
+        (-life, -size),
+        (-size, -size * life),
+        (-size, -life),
+        (-size, problem.start),
+    ):  # the last is the first key
         yield np.lexsort(keys).tolist()
 
 
@@ -30,7 +35,9 @@ def greedy(problem: Rectangles, target: int = 0) -> Ints:
     return _greedy(problem, target)[0]
 
 
-def improved(problem: Rectangles, target: int, deadline_s: float, rng: np.random.Generator, tries: int | None = None) -> Ints:
+def improved(
+    problem: Rectangles, target: int, deadline_s: float, rng: np.random.Generator, tries: int | None = None
+) -> Ints:
     """A local search over the orders of first fit, `[n]`.
 
     A rectangle that sticks out above the target, or one that it meets, is placed earlier, at a random place before one that it

@@ -111,7 +111,9 @@ def plan_arena(
         new, least = exact(problem, offsets, target, deadline_s + time.perf_counter() - before, rng)
         better(new, "exact")
     real = [b.name for b in buffers if b.size_bytes]
-    places = dict.fromkeys((b.name for b in buffers), 0) | dict(zip(real, (offsets * problem.unit_bytes).tolist(), strict=True))
+    places = dict.fromkeys((b.name for b in buffers), 0) | dict(
+        zip(real, (offsets * problem.unit_bytes).tolist(), strict=True)
+    )
     size_bytes, bound_bytes, least_bytes = (units * problem.unit_bytes for units in (height, problem.bound, least))
     arena = Arena(places, size_bytes, bound_bytes, least_bytes, found_by, time.perf_counter() - start)
     check_arena(buffers, arena, alignment=alignment)
@@ -132,7 +134,9 @@ def check_arena(buffers: Sequence[Buffer], arena: Arena, *, alignment: int = 1) 
         if offset < 0 or offset % alignment:
             raise ArenaError(f"buffer {b.name!r}: expected an offset that is a multiple of {alignment}, got {offset}")
         if offset + b.size_bytes > arena.size_bytes:
-            raise ArenaError(f"buffer {b.name!r} ends at byte {offset + b.size_bytes} of an arena of {arena.size_bytes}")
+            raise ArenaError(
+                f"buffer {b.name!r} ends at byte {offset + b.size_bytes} of an arena of {arena.size_bytes}"
+            )
     live: list[Buffer] = []
     for b in sorted(buffers, key=lambda b: b.start):
         live = [other for other in live if other.stop > b.start]
@@ -167,4 +171,6 @@ def _check_buffers(buffers: Sequence[Buffer]) -> None:
         if b.size_bytes < 0:
             raise ArenaError(f"buffer {b.name!r}: expected a size of at least 0 bytes, got {b.size_bytes}")
         if b.stop <= b.start:
-            raise ArenaError(f"buffer {b.name!r}: expected a step to stop before that is after {b.start}, got {b.stop}")
+            raise ArenaError(
+                f"buffer {b.name!r}: expected a step to stop before that is after {b.start}, got {b.stop}"
+            )

@@ -61,12 +61,18 @@ def rounds(
         started, new, at = time.perf_counter(), empty(FIRST_CAPACITY, words), 0
         counters[STATES] = 0
         while True:
-            status, at = round_kernel(tables, sets, n_sets, at, new, counters, scratch, budget, lower, safe_moves, QUOTA, words)
+            status, at = round_kernel(
+                tables, sets, n_sets, at, new, counters, scratch, budget, lower, safe_moves, QUOTA, words
+            )
             found = int(counters[STATES])
             if status == DONE:
                 break
             late = time.perf_counter()
-            if late > limits.deadline_s or (limits.step_s and late - started > limits.step_s) or total + found > limits.states:
+            if (
+                late > limits.deadline_s
+                or (limits.step_s and late - started > limits.step_s)
+                or total + found > limits.states
+            ):
                 return Outcome("timeout", states=total + found)
             if status == FULL:
                 new = _grown(new, found, words)
@@ -75,7 +81,9 @@ def rounds(
             return Outcome("no solution", lower=int(counters[DROPPED]), states=total)
         if total > limits.states:
             return Outcome("timeout", states=total)
-        kept = np.lexsort((new.in_use[:found], new.peak[:found]))[:width] if width and found > width else np.arange(found)
+        kept = (
+            np.lexsort((new.in_use[:found], new.peak[:found]))[:width] if width and found > width else np.arange(found)
+        )
         sets, n_sets = _cut(new, kept), len(kept)
         trail.append((sets.parent, sets.move))
     order, i = [], 0

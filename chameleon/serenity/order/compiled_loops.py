@@ -229,7 +229,11 @@ def _price(tables, done, i, in_use, moves, m, words):
             after += tables.own_size[u]
         moves.steps[seen, u >> 6] |= np.uint64(1) << np.uint64(u & 63)
         workspace += tables.workspace[u]
-        if tables.overwrites[u] and tables.own_size[u] > saved and not _meets(tables.descendants, u, moves.steps, m, words):
+        if (
+            tables.overwrites[u]
+            and tables.own_size[u] > saved
+            and not _meets(tables.descendants, u, moves.steps, m, words)
+        ):
             bit = np.uint64(1) << np.uint64(u & 63)
             moves.steps[spare, u >> 6] &= ~bit
             if _lies_in(tables.needs, u, moves.steps, spare, words) and not _meets(

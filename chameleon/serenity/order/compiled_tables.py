@@ -141,7 +141,14 @@ def room(problem: Problem, tables: Tables, words: int) -> Moves:
     step, during, after, freed = (np.zeros(rows, np.int64) for _ in range(4))
     steps, least = np.zeros((rows, words), np.uint64), np.zeros(rows, np.bool_)
     return Moves(
-        steps, step, during, after, freed, least, np.zeros(problem.n, np.int64), np.zeros(len(tables.closures), np.int64)
+        steps,
+        step,
+        during,
+        after,
+        freed,
+        least,
+        np.zeros(problem.n, np.int64),
+        np.zeros(len(tables.closures), np.int64),
     )
 
 

@@ -52,7 +52,8 @@ def contracted(graph: Graph) -> Contracted:
             followers[first(name)] = row[::-1]
     kept = (node for node in graph.nodes if node.name not in joined)
     nodes = tuple(
-        replace(n, inputs=tuple(map(first, n.inputs)), in_place=first(n.in_place), storage=first(n.storage)) for n in kept
+        replace(n, inputs=tuple(map(first, n.inputs)), in_place=first(n.in_place), storage=first(n.storage))
+        for n in kept
     )
     return Contracted(Graph(nodes, graph.inputs, tuple(map(first, graph.outputs)), graph.name), followers)
 

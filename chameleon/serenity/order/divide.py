@@ -44,6 +44,8 @@ def node_bound(problem: Problem) -> int:
         needs = problem.overwrites[u]
         maybe_in_place = needs is not None and not needs & later
         running = before if maybe_in_place else before | 1 << u
-        held = sum(m.size for m in problem.memories if (m.given or m.starters & running) and (m.kept or m.touchers & later))
+        held = sum(
+            m.size for m in problem.memories if (m.given or m.starters & running) and (m.kept or m.touchers & later)
+        )
         bound = max(bound, problem.constant + held + problem.workspace[u])
     return bound

@@ -173,7 +173,9 @@ def _beams(part: _Part, lower: int, options: ScheduleOptions, deadline: float) -
     engine = _compiled() if loaded and options.engine != "python" else dp
     states, width = 0, 64
     while width <= WIDEST_BEAM and part.peak > lower and time.perf_counter() < deadline:
-        found = engine.rounds(part.problem, budget=part.peak - 1, safe_moves=True, width=width, limits=Limits(deadline))
+        found = engine.rounds(
+            part.problem, budget=part.peak - 1, safe_moves=True, width=width, limits=Limits(deadline)
+        )
         states += found.states
         if found.flag == "solution":
             part.order, part.peak = found.order, found.peak

@@ -84,7 +84,9 @@ def rounds(
         width: how many sets a round keeps, those of least peak and bytes in use (a beam search); 0 for all.
         limits: when to give up.
     """
-    memo = {0: (problem.first_bytes, problem.first_bytes, problem.first_ready)}  # downset -> peak, bytes, zero-indegree set
+    memo = {
+        0: (problem.first_bytes, problem.first_bytes, problem.first_ready)
+    }  # downset -> peak, bytes, zero-indegree set
     trail: list[dict[int, tuple[int, int]]] = []  # for every round: downset -> the downset before, the step
     states, dropped = 1, float("inf")
     for _ in range(problem.n):

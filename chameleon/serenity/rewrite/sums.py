@@ -190,7 +190,9 @@ def _terms(draft: Draft, node: Node) -> tuple[list[Term], list[str]]:
             continue
         chain = _own_operators(draft, leaf, reader)
         source = draft.nodes[chain[-1]].inputs[0] if chain else leaf
-        through = [{"of": name, "op": draft.nodes[name].op, "attrs": dict(draft.nodes[name].attrs)} for name in chain[::-1]]
+        through = [
+            {"of": name, "op": draft.nodes[name].op, "attrs": dict(draft.nodes[name].attrs)} for name in chain[::-1]
+        ]
         in_place = all(draft.nodes[name].in_place for name in (reader, *chain))
         whole = draft.nodes[draft.owner(source)].output_bytes == node.output_bytes
         terms.append(Term(source, {"of": node.name, "through": through}, in_place=in_place and whole))
@@ -208,6 +210,11 @@ def _own_operators(draft: Draft, leaf: str, reader: str) -> list[str]:
             break
         chain.append(name)
         name, reader = node.inputs[0], name
-    if chain and draft.nodes[reader].in_place and name not in draft.given.inputs and _only_read_by(draft, name, reader):
+    if (
+        chain
+        and draft.nodes[reader].in_place
+        and name not in draft.given.inputs
+        and _only_read_by(draft, name, reader)
+    ):
         return []
     return chain
