@@ -1,4 +1,4 @@
-"""Questions about TVM's intermediate representation that several packages ask: static shapes, bytes, what a call calls."""
+"""Answer questions about TVM's intermediate representation: static shapes, sizes in bytes, called operators."""
 
 # TVM's reflected attributes have no static types:
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
@@ -17,7 +17,7 @@ def static_dims(shape: Any) -> tuple[int, ...] | None:
     """The numbers of a shape; `None` if a dimension is not known.
 
     Args:
-        shape: of a buffer, or the `shape` of a Relax tensor type.
+        shape: the shape of a buffer or of a Relax tensor type.
     """
     dims = getattr(shape, "values", shape)
     if dims is None or not all(isinstance(d, IntImm) for d in dims):
@@ -31,7 +31,7 @@ def static_shape(ty: Any) -> tuple[int, ...] | None:
 
 
 def element_bytes(dtype: Any) -> int:
-    """Bytes of one element, its lanes together; what is smaller than a byte takes one."""
+    """Bytes of one element, with all its lanes; bits are rounded up to whole bytes."""
     known = tvm.DataType(str(dtype))
     return (int(known.bits) * int(known.lanes) + 7) // 8
 
@@ -42,10 +42,10 @@ def tensor_bytes(dims: Sequence[int], dtype: Any) -> int:
 
 
 def operator_name(value: Any) -> str:
-    """The operator that an expression calls; empty if it calls none."""
+    """The name of the operator that an expression calls; empty if it calls none."""
     return value.op.name if isinstance(value, Call) and isinstance(value.op, Op) else ""
 
 
 def is_call(value: Any, names: str | Collection[str]) -> bool:
-    """Whether an expression calls one of some operators."""
+    """Whether an expression calls one of the operators with these names."""
     return bool(name := operator_name(value)) and name in ((names,) if isinstance(names, str) else names)

@@ -1,4 +1,4 @@
-"""What code is generated for: this machine, or what the user names."""
+"""The target that code is generated for: this machine, or what the user names."""
 
 from __future__ import annotations
 
@@ -14,25 +14,28 @@ from chameleon.errors import UsageError, unknown
 __all__ = ["TVM_WITHOUT", "detect_target", "parse_target", "set_threads", "usable_cores"]
 
 TVM_WITHOUT = ("torch",)
-"""What `import tvm` loads where it is installed and does without where it is not: two thirds of the import's 2.8 s of CPU."""
+"""Packages that `import tvm` loads if they are installed, and that TVM does not need.
+
+Loading them takes two thirds of the 2.8 s of CPU time of the import.
+"""
 
 
 def detect_target() -> Target:
-    """This machine's CPU, all its usable cores."""
+    """The target for this machine's CPU, with all its usable cores."""
     cpu = str(tvm.target.codegen.llvm_get_system_cpu())
     return Target({"kind": "llvm", "mcpu": cpu, "num-cores": usable_cores()})
 
 
 def parse_target(text: str) -> Target:
-    """A target from what people write.
+    """Make a target from what people write.
 
     Args:
         text: `native`, a kind (`llvm`, `cuda`), a tag (`nvidia/nvidia-a100`), a JSON object
-            (`{"kind": "llvm", "mcpu": "znver4"}`) or the older `llvm -mcpu=znver4 -num-cores=2`. A CPU target without
-            `num-cores`, which tuning needs, gets this machine's; plain `llvm` is this machine.
+            (`{"kind": "llvm", "mcpu": "znver4"}`) or the older form `llvm -mcpu=znver4 -num-cores=2`. Tuning needs
+            `num-cores`: a CPU target without it gets the number of this machine. Plain `llvm` means this machine.
 
     Raises:
-        UsageError: if it names no target; the message has the nearest names.
+        UsageError: if the text names no target; the message has the nearest known names.
     """
     text = text.strip()
     if text in ("native", "local", "llvm"):
@@ -49,14 +52,17 @@ def parse_target(text: str) -> Target:
 
 
 def set_threads(n_threads: int) -> int:
-    """Let TVM's kernels use so many threads when this thread calls them; to be called before its first kernel.
+    """Set how many threads TVM's kernels use when the current thread calls them.
 
-    By default TVM takes half of the logical cores of an x86 machine, which are not always hyper-threads: a kernel that was
-    tuned for all cores then runs on half of them, and TVM binds the calling thread to one. Here its threads share the
-    allowed cores. A pool that a thread has used already keeps its size.
+    Call this before the thread runs its first kernel: a pool of threads that was already used keeps its size.
+
+    By default TVM uses half of the logical cores of an x86 machine, as if the other half were hyper-threads, which is
+    not always so. A kernel that was tuned for all cores then runs on half of them. TVM also binds the calling thread
+    to one core. Here the threads share the allowed cores instead.
 
     Returns:
-        The number of threads there are now: fewer than asked for, if there are fewer cores or this thread ran a kernel before.
+        The number of threads that there are now. It is smaller than asked for if there are fewer cores, or if this
+        thread ran a kernel before.
     """
     cores = [str(core) for core in sorted(allowed_cores())[:n_threads]]
     share_all_cores = -3  # TVM's threading::ThreadGroup::kSpecifyThreadShareAllCore
@@ -68,7 +74,7 @@ def _json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UsageError(f"the target {text!r} begins like JSON and is none: {error}") from None
+        raise UsageError(f"the target {text!r} begins like JSON but is not valid JSON: {error}") from None
     if not isinstance(value.get("kind", value.get("tag")), str):
         raise UsageError(
             f'a target in JSON needs a "kind", such as {{"kind": "llvm", "mcpu": "znver4"}}; got {text!r}'
@@ -77,7 +83,7 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def _old_options(options: list[str], text: str) -> dict[str, Any]:
-    """`-mcpu=znver4 -num-cores 2` as a dictionary."""
+    """Read options of the older form, such as `-mcpu=znver4 -num-cores 2`, as a dictionary."""
     parsed: dict[str, Any] = {}
     words = iter(" ".join(options).replace("=", " ").split())
     for word in words:

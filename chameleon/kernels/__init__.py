@@ -1,1 +1,1 @@
-"""One kernel at a time: from operators to kernels, default schedules, kernels that write in place, their scratch memory."""
+"""Work on single kernels: make them from operators, give them default schedules, and change how they use memory."""

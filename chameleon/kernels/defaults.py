@@ -1,4 +1,4 @@
-"""Schedules for kernels that nobody tuned: far from the best, but many times faster than the loops as written."""
+"""Default schedules for kernels that nobody tuned: far from the best, but many times faster than the plain loops."""
 
 # TVM's reflected attributes have no static types:
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
@@ -24,10 +24,11 @@ from chameleon.kernels.loops import (
 
 
 def schedule_defaults(mod: IRModule, target: Target, *, lean: bool = False) -> IRModule:
-    """Give a schedule to each kernel that has none; kernels that resist stay as they are.
+    """Give a schedule to each kernel that has none; a kernel that cannot be scheduled stays as it is.
 
     Args:
-        lean: for little memory, on CPUs: no padded copy of the input and no tensor between a reduction and what follows it.
+        lean: make schedules that need little memory, on CPUs only. They keep no padded copy of the input, and no
+            tensor between a reduction and what follows it.
     """
     if target.kind.name != "llvm":
         gpu = dl.gpu
@@ -44,7 +45,11 @@ def schedule_defaults(mod: IRModule, target: Target, *, lean: bool = False) -> I
 
 
 def _cpu_schedule(func: PrimFunc) -> PrimFunc:
-    """Element-wise producers inlined; outer loops parallel; the innermost spatial loop vectorised, inside the reductions."""
+    """A simple schedule for CPUs.
+
+    Element-wise producers are inlined. Outer loops run in parallel. The innermost spatial loop is vectorised and
+    stands inside the reduction loops.
+    """
     sch = Schedule(func)
     blocks = normalize_prim_func(sch)
     if not blocks:

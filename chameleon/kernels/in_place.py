@@ -1,8 +1,14 @@
 """Kernels that may write their output over an input.
 
-A kernel may take the memory of an input if every element of that input is read only by the statement that writes the same
-element of the output, once. `overwriting` then makes a kernel that reads the output's buffer in place of the input's, so that
-no two of its pointers name the same memory, which TVM's code generator takes for granted.
+There are three ways in which a kernel may do so:
+
+- **Element by element**: each element of the input is read once, and only by the statement that writes the same
+  element of the output (`in_place_inputs`).
+- **Pixel by pixel**: all channels of a pixel are summed up before one of them is written (`pixelwise_input`).
+- **Row by row**: each row of the input is copied before it is overwritten (`padded_input`, `row_loop`, `rolls`).
+
+`overwriting` then makes a kernel that reads the output's buffer instead of the input's. So no two pointers that the
+kernel uses name the same memory. TVM's code generator relies on that.
 """
 
 # TVM's reflected attributes have no static types:
@@ -30,10 +36,10 @@ DATA_PARALLEL = 0  # IterVar.DataPar: every value of the variable is one element
 
 
 def in_place_inputs(func: PrimFunc, n_inputs: int) -> list[int]:
-    """The inputs, by position, whose memory the kernel's first output may take.
+    """The positions of those inputs whose memory the kernel's first output may take.
 
     Args:
-        func: with the inputs as its first parameters, scheduled or not.
+        func: a kernel with the inputs as its first parameters, scheduled or not.
         n_inputs: how many of its parameters are inputs.
     """
     params = list(func.params)
@@ -45,13 +51,16 @@ def in_place_inputs(func: PrimFunc, n_inputs: int) -> list[int]:
 
 
 def may_overwrite(func: PrimFunc, position: int) -> PrimFunc:
-    """The kernel with the note that its schedule allows its output in the memory of this input."""
+    """The kernel with a note that, with its schedule, its output may lie in the memory of this input."""
     made: Any = func.with_attr(_MAY_OVERWRITE, position)
     return made
 
 
 def overwriting(func: PrimFunc, position: int, n_inputs: int) -> PrimFunc:
-    """The kernel that takes one input from where it writes its output; to be called with both in the same memory."""
+    """Make the kernel read one input from the buffer of its output.
+
+    It must be called with that input and the output in the same memory.
+    """
     old, new = func.params[position], func.params[n_inputs]
 
     def load(node: TensorLoad) -> Any:
@@ -84,35 +93,39 @@ def _same_element(read: Any, written: Any) -> bool:
 
 _ROLLING = "chameleon.rolling"
 
-_OPAQUE = 4  # IterVar.Opaque: its values have an order
+_OPAQUE = 4  # IterVar.Opaque: the values of the variable have an order
 
-_ROW_AXIS, _RANK = 1, 4  # of NHWC
+_ROW_AXIS, _RANK = 1, 4  # in the layout NHWC
 
 
 def with_rolling(func: PrimFunc, rolling: PrimFunc) -> PrimFunc:
-    """A kernel that brings along the same kernel computed row by row."""
+    """The kernel with a second kernel attached, `rolling`, which computes the same row by row."""
     made: Any = func.with_attr(_ROLLING, rolling)
     return made
 
 
 def rolling_of(func: PrimFunc) -> PrimFunc | None:
-    """The same kernel computed row by row; none if there is none."""
+    """The attached kernel that computes the same row by row; `None` if there is none."""
     return func.attrs.get(_ROLLING) if func.attrs else None
 
 
 def without_rolling(func: PrimFunc) -> PrimFunc:
-    """The kernel alone."""
+    """The kernel without the attached row-by-row kernel."""
     made: Any = func.without_attr(_ROLLING)
     return made
 
 
 def pixelwise_input(sch: Schedule, reduction: Any, store: Any = None) -> int | None:
-    """The parameter, by position, that a kernel may overwrite if all channels of a pixel are summed up before one is written.
+    """The position of the parameter that a kernel may overwrite pixel by pixel; `None` if there is none.
+
+    The caller must then schedule the kernel so that all channels of a pixel are summed up before one of them is
+    written.
 
     Args:
-        sch: of a kernel as it is before loops are moved.
+        sch: the schedule of the kernel, before loops are moved.
         reduction: the block that sums up.
-        store: the block that makes the output of the sums, element by element; none if the reduction writes it.
+        store: the block that makes the output from the sums, element by element; `None` if the reduction writes the
+            output.
     """
     func, block = sch.mod["main"], sch.get(reduction)
     blocks = [block] if store is None else [block, sch.get(store)]
@@ -136,10 +149,12 @@ def pixelwise_input(sch: Schedule, reduction: Any, store: Any = None) -> int | N
 
 
 def padded_input(sch: Schedule, pad: Any) -> int | None:
-    """The parameter, by position, that only this block reads, if it is an image in NHWC of the shape of the kernel's output.
+    """The position of an image that only this block reads; `None` if there is none.
+
+    The image is a parameter of the kernel, in layout NHWC, with a batch of 1 and the shape of the kernel's output.
 
     Args:
-        pad: a block that copies, perhaps with a border around.
+        pad: a block that copies, perhaps with a border around the copy.
     """
     func, block = sch.mod["main"], sch.get(pad)
     others = [sch.get(rv) for rv in sch.get_child_blocks(sch.get_sblock("root"))]
@@ -154,20 +169,22 @@ def padded_input(sch: Schedule, pad: Any) -> int | None:
 
 
 def row_loop(sch: Schedule, store: Any) -> Any:
-    """The loop over the rows of an output in NHWC that a block writes in this order; none if it does not."""
+    """The loop over the rows of an NHWC output; `None` if the block `store` does not write its axes in this order."""
     loops = sch.get_loops(store)
     return loops[_ROW_AXIS] if len(loops) == _RANK and _follows_its_output(sch, store) else None
 
 
 def rolls(sch: Schedule, pad: Any, rows: Any) -> bool:
-    """Whether, if every row of the input is copied once, none is overwritten before that.
+    """Whether no row of the input is overwritten before it is copied, if every row is copied once.
+
+    Let k be the number of rows that one row of the output reads, and p the number of rows of padding above the input.
+    At row h of the output, the block needs rows h to h + k - 1 of the padded input, where row r is row r - p of the
+    input. All these rows but the last were already copied at row h - 1. The last one is row h + k - 1 - p of the
+    input, which is not yet overwritten if p < k.
 
     Args:
         pad: the block that copies, computed inside the loop over the output's rows.
         rows: that loop.
-
-    At row h it copies rows h to h + k - 1 of the padded input, and row r of that is row r - p of the input. All but the last
-    are there from row h - 1; the last is row h + k - 1 - p of the input, which is not yet overwritten if p < k.
     """
     block, values, h = sch.get(pad), get_sblockrealize(sch, pad).iter_values, sch.get(rows).loop_var
     analyzer = Analyzer()
@@ -187,10 +204,10 @@ def rolls(sch: Schedule, pad: Any, rows: Any) -> bool:
 
 
 def with_data_parallel_readers(func: PrimFunc, pad: str) -> PrimFunc:
-    """The kernel in which only the block `pad`, which fills a rolling buffer, depends on the order of its rows.
+    """Mark all blocks but `pad` as independent of the order of their rows; `pad` fills the rolling buffer.
 
-    `rolling_buffer` says so of the blocks that read the buffer, too. Then TVM would keep what they compute inside the loop over
-    rows in tensors as large as the output.
+    `rolling_buffer` marks the blocks that read the buffer as dependent on that order, too. Then TVM would keep what
+    these blocks compute inside the loop over rows in tensors as large as the output.
     """
 
     def data_parallel(v: IterVar) -> IterVar:
@@ -207,7 +224,7 @@ def with_data_parallel_readers(func: PrimFunc, pad: str) -> PrimFunc:
 
 
 def _follows_its_output(sch: Schedule, rv: Any) -> bool:
-    """Whether a block writes, loop for loop in this order, the axes of its output."""
+    """Whether a block writes its output in the order of the axes: the loops around it follow the axes one by one."""
     block = sch.get(rv)
     if len(block.writes) != 1:
         return False
@@ -221,14 +238,14 @@ def _follows_its_output(sch: Schedule, rv: Any) -> bool:
 
 
 def _reads_own_element(block: SBlock, buffer: Buffer) -> bool:
-    """Whether it reads, of this buffer, only the element of the place where it writes."""
+    """Whether a block reads only that element of this buffer that has the indices of the element that it writes."""
     reads = [read for read in block.reads if read.source.same_as(buffer)]
     written = [axis.min for axis in block.writes[0].region]
     return all(structural_equal([axis.min for axis in read.region], written) for read in reads)
 
 
 def _same_pixel(block: SBlock, read: Any) -> bool:
-    """Whether a read is of the pixel that the block writes: all indices but the last are the same."""
+    """Whether a block reads the pixel that it writes: all indices but the last one are the same."""
     analyzer = Analyzer()
     for v in block.iter_vars:
         analyzer.bind(v.var, v.dom)
@@ -243,6 +260,6 @@ def _uses(value: Any, var: Any) -> bool:
 
 
 def _pixel_bytes(buffer: Buffer) -> int:
-    """Bytes of the elements along the last axis; what needs a pool of workspaces if they are not known."""
+    """Bytes of the elements along the last axis; if these are not known, `STACK_BYTES`: too large for the stack."""
     size = buffer.shape[-1]
     return int(size) * element_bytes(buffer.dtype) if isinstance(size, IntImm) else STACK_BYTES

@@ -14,18 +14,18 @@ from tvm_ffi import structural_equal, structural_walk
 from chameleon.ir import static_shape, tensor_bytes
 
 STACK_BYTES = 1024
-"""TVM's code generator puts smaller allocations of a kernel on the stack (`kMaxStackAlloca`)."""
+"""TVM's code generator puts allocations of a kernel that are smaller than this on the stack (`kMaxStackAlloca`)."""
 
 
 def blocks_of(func: PrimFunc, *, with_root: bool = False) -> list[SBlock]:
-    """All blocks of a kernel, its root only if asked for."""
+    """All blocks of a kernel; the root block is left out unless `with_root` is set."""
     found: list[SBlock] = []
     structural_walk(func.body, (SBlock, lambda block: found.append(block)))
     return [block for block in found if with_root or block.name_hint != "root"]
 
 
 def names_elements_only(func: PrimFunc) -> bool:
-    """Whether a kernel touches its tensors by indices only, which can be moved, and never by an address."""
+    """Whether a kernel uses its tensors only by indices, which can be moved, and never by an address."""
     taken: list[str] = []
 
     def call(node: Call) -> None:
@@ -37,7 +37,7 @@ def names_elements_only(func: PrimFunc) -> bool:
 
 
 def alike(a: Buffer, b: Buffer) -> bool:
-    """Whether two buffers have one type and shape."""
+    """Whether two buffers have the same type and shape."""
     return a.dtype == b.dtype and structural_equal(list(a.shape), list(b.shape))
 
 
@@ -47,11 +47,11 @@ def is_one(extent: Any) -> bool:
 
 
 def size_bytes(buffer: Buffer) -> int | None:
-    """`None` if the shape is not static."""
+    """Bytes of a buffer; `None` if its shape is not static."""
     dims = static_shape(buffer)
     return None if dims is None else tensor_bytes(dims, buffer.dtype)
 
 
 def dims_of(buffer: Buffer) -> list[int]:
-    """The shape of a buffer that is static."""
+    """The shape of a buffer whose shape is static."""
     return [int(d) for d in buffer.shape]

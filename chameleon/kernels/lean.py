@@ -1,4 +1,4 @@
-"""Default schedules of a convolution, or of another reduction, that need little memory."""
+"""Default schedules that need little memory, for convolutions and other reductions."""
 
 # TVM's reflected attributes have no static types:
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
@@ -38,7 +38,7 @@ from chameleon.kernels.loops import (
 
 
 def lean_schedule(func: PrimFunc) -> PrimFunc | None:
-    """One loop nest for a reduction, its padding and its element-wise epilogue; none if the kernel is something else."""
+    """Schedule a reduction, its padding and its element-wise epilogue as one loop nest; `None` for other kernels."""
     sch = Schedule(func)
     blocks = normalize_prim_func(sch)
     if not blocks:
@@ -63,18 +63,18 @@ def lean_schedule(func: PrimFunc) -> PrimFunc | None:
 
 
 def rolling_schedule(func: PrimFunc) -> PrimFunc | None:
-    """A convolution row by row, so that it may overwrite its input; none if the kernel is something else.
+    """Schedule a convolution row by row, so that it may overwrite its input; `None` for other kernels.
 
-    One row after the other, so by one thread.
+    One thread computes the rows, one after the other.
     """
     if not _has_small_indices(func):
         return None
     # `rolling_buffer` mixes integers of 32 bits with indices of 64.
     func = tirx.transform.ForceNarrowIndexToInt32()(IRModule({"main": func}))["main"]
     blocks = normalize_prim_func(Schedule(func)) or []
-    sch = Schedule(
-        func
-    )  # with its unit loops: `rolling_buffer` takes the variables of a block for the axes of its output
+    # This schedule keeps the loops that run only once: `rolling_buffer` takes the variables of a block for the axes of
+    # its output.
+    sch = Schedule(func)
     for block in blocks:
         block.block_rv = sch.get_sblock(block.name)
     pads = [b for b in blocks if _only_copies(sch, b) and padded_input(sch, b.block_rv) is not None]
@@ -110,7 +110,10 @@ def _has_small_indices(func: PrimFunc) -> bool:
 
 
 def _reduction_and_store(sch: Schedule, blocks: list[Any]) -> tuple[Any, Any]:
-    """A reduction and the block that makes the output of its sums, if it does not itself; nothing if there is more."""
+    """The reduction, and the block that makes the output from its sums.
+
+    The second is `None` if the reduction writes the output itself. Both are `None` if the kernel has other blocks.
+    """
     found = [b.block_rv for b in blocks]
     if [reduces(sch, rv) for rv in found] not in ([True], [True, False]):
         return None, None
@@ -118,7 +121,10 @@ def _reduction_and_store(sch: Schedule, blocks: list[Any]) -> tuple[Any, Any]:
 
 
 def _copies(sch: Schedule, block: Any) -> bool:
-    """Inline a block that only copies or pads, whatever reads it: computing it again costs a comparison."""
+    """Inline a block that only copies or pads, and say whether that was done.
+
+    It does not matter what reads the block: computing its elements again costs only a comparison.
+    """
     return _only_copies(sch, block) and bool(sch.get_consumers(block.block_rv)) and inline(sch, block)
 
 
@@ -134,8 +140,9 @@ def _schedule_pair(sch: Schedule, reduction: Any, store: Any, *, whole: bool = F
     """Compute a reduction where its only reader needs it: a vector or a row at a time.
 
     Args:
-        whole: not by vectors: all of the innermost axis, at most `ROW`.
-        parallel: by several threads.
+        whole: compute the whole innermost axis at a time, if it has at most `ROW` elements, and not a vector at a
+            time.
+        parallel: let several threads share the outer loops.
     """
     *outer, inner = sch.get_loops(store)
     lanes = extent_of(sch, inner) or ROW + 1

@@ -1,4 +1,4 @@
-"""Steps of a default schedule: inline, vectorise, share among threads."""
+"""The steps that default schedules are made of: inline, vectorise, share work among threads."""
 
 # TVM's reflected attributes have no static types:
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
@@ -11,27 +11,32 @@ from tvm.s_tir import Schedule, ScheduleError
 from tvm.tirx import PrimFunc
 
 LANES = 16
-"""Vector length: 16 floats are one AVX-512 register, and four of NEON."""
+"""The length of a vector: 16 floats fill one AVX-512 register, or four NEON registers."""
 
 PARALLEL = 64
-"""Outer iterations shared among the threads, at least, where there are as many."""
+"""The threads share at least this many outer iterations, if the kernel has as many."""
 
 ROW = 256
-"""Elements of a row at most that a lean kernel computes at a time, in fast memory of its own."""
+"""A lean kernel computes at most this many elements of a row at a time, and keeps them in fast memory of its own."""
 
 
 def is_scheduled(func: PrimFunc) -> bool:
-    """Whether a database's schedule or a default has been applied."""
+    """Whether a kernel has a schedule: a default one, or one from a database."""
     return bool(func.attrs.get("tirx.is_scheduled", False))
 
 
 def vectorize(sch: Schedule, loop: Any) -> None:
+    """Split a loop into vectors of `LANES` elements, and vectorise it."""
     _, vector = sch.split(loop, factors=[None, LANES])
     sch.vectorize(vector)
 
 
 def inlined(sch: Schedule, block: Any) -> bool:
-    """Inline an element-wise block, unless a reduction would compute it again and again (the padding of a convolution)."""
+    """Inline an element-wise block, and say whether that was done.
+
+    It is not done if a reduction reads the block, because the reduction would compute it again and again. The padding
+    of a convolution is such a block.
+    """
     consumers = sch.get_consumers(block.block_rv)
     if not block.is_injective() or not consumers or any(reduces(sch, c) for c in consumers):
         return False
@@ -39,7 +44,7 @@ def inlined(sch: Schedule, block: Any) -> bool:
 
 
 def inline(sch: Schedule, block: Any) -> bool:
-    """Whether a block could be computed where it is read."""
+    """Compute a block where it is read, and say whether that was possible."""
     try:
         sch.compute_inline(block.block_rv)
     except ScheduleError:
@@ -48,6 +53,10 @@ def inline(sch: Schedule, block: Any) -> bool:
 
 
 def schedule_block(sch: Schedule, block: Any) -> None:
+    """Run the outer loops of a block in parallel, and vectorise its innermost spatial loop.
+
+    The vectorised loop stands inside the reduction loops.
+    """
     loops = sch.get_loops(block.block_rv)
     kinds = block.dom_kind()
     spatial = [loop for loop, kind in zip(loops, kinds, strict=False) if kind == "S"]
@@ -68,11 +77,11 @@ def schedule_block(sch: Schedule, block: Any) -> None:
     if vector is not None:
         sch.vectorize(vector)
     if reduction:
-        sch.decompose_reduction(block.block_rv, reduction[0])  # keeps the vector loop for both halves
+        sch.decompose_reduction(block.block_rv, reduction[0])  # both resulting blocks keep the vector loop
 
 
 def parallel_outer(sch: Schedule, loops: list[Any]) -> None:
-    """Fuse outer loops until there is work for every thread."""
+    """Fuse outer loops until there is work for every thread (`PARALLEL`), and run the fused loop in parallel."""
     extents = [extent_of(sch, loop) for loop in loops]
     count = 1
     while count < len(loops) and math.prod(e or 1 for e in extents[:count]) < PARALLEL:
@@ -81,13 +90,16 @@ def parallel_outer(sch: Schedule, loops: list[Any]) -> None:
 
 
 def extent_of(sch: Schedule, loop: Any) -> int | None:
+    """How often a loop runs; `None` if that is not known."""
     extent = sch.get(loop).extent
     return int(extent) if hasattr(extent, "value") else None
 
 
 def reduces(sch: Schedule, block: Any) -> bool:
+    """Whether a block has a reduction variable."""
     return any(is_reduction(v) for v in sch.get(block).iter_vars)
 
 
 def is_reduction(v: Any) -> bool:
-    return int(v.iter_type) == 2
+    """Whether a variable of a block is one of a reduction."""
+    return int(v.iter_type) == 2  # IterVar.CommReduce

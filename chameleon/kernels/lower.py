@@ -1,4 +1,4 @@
-"""From a model to the kernels that are worth tuning."""
+"""Lower a model to fused kernels, and find the kernels that are worth tuning."""
 
 # TVM's reflected attributes have no static types:
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
@@ -23,11 +23,11 @@ class Task:
     """A kernel to tune.
 
     Attributes:
-        name: the first of the network's kernels that are alike.
-        mod: a module with the one PrimFunc `main`.
-        weight: how often the network runs it.
-        flop: floating-point operations of one run.
-        key: a hash of the kernel's structure, equal in every process, for equal kernels of any model.
+        name: the name of the kernel. If the network has several equal kernels, it is the name of the first.
+        mod: a module with a single function, the PrimFunc `main`.
+        weight: how often the network runs the kernel.
+        flop: the number of floating-point operations of one run.
+        key: a hash of the kernel's structure. It is the same in every process, and for equal kernels of any model.
     """
 
     name: str
@@ -38,10 +38,10 @@ class Task:
 
 
 def lower(model: Model, target: Target) -> IRModule:
-    """The network as fused kernels, in the layout that suits the target.
+    """Lower a network to fused kernels, in the layout that suits the target.
 
-    Tasks are extracted from this very module and schedules are applied to it: a module that is fused again has other
-    kernels, for which no record exists.
+    Tasks are extracted from this very module, and schedules are applied to this very module. A module that is fused
+    again has other kernels, for which there are no records.
 
     Raises:
         ModelError: if TVM has no kernel for an operator.
@@ -52,7 +52,8 @@ def lower(model: Model, target: Target) -> IRModule:
 def in_target_layout(model: Model, target: Target) -> tuple[IRModule, IRModule]:
     """The operators of a network in the layout that suits the target, and their kernels.
 
-    Where some operator has no kernel in that layout, the network stays as it is; there may be operators left then, too.
+    If some operator has no kernel in that layout, the network keeps its own layout. Even then some operators may have
+    no kernel.
     """
     moved = to_target_layout(model.mod, target)
     kernels = kernels_of(moved, target)
@@ -60,7 +61,7 @@ def in_target_layout(model: Model, target: Target) -> tuple[IRModule, IRModule]:
 
 
 def checked(lowered: IRModule, name: str) -> IRModule:
-    """The kernels of the network `name`, if they are complete.
+    """Check that all operators of the network `name` became kernels, and return the module.
 
     Raises:
         ModelError: if TVM has no kernel for an operator.
@@ -71,7 +72,7 @@ def checked(lowered: IRModule, name: str) -> IRModule:
 
 
 def kernels_of(mod: IRModule, target: Target) -> IRModule:
-    """The operators of a module as fused kernels; operators for which TVM has none stay."""
+    """Make fused kernels of the operators of a module; operators for which TVM has no kernel stay."""
     transform = relax.transform
     passes = [
         transform.LegalizeOps(),
@@ -81,7 +82,7 @@ def kernels_of(mod: IRModule, target: Target) -> IRModule:
         transform.FuseTIR(),
         transform.DeadCodeElimination(),
         transform.CanonicalizeBindings(),
-        # The tuner may choose the order in which a constant weight lies in memory.
+        # This lets the tuner choose the order in which a constant weight lies in memory.
         transform.AttachAttrLayoutFreeBuffers(),
     ]
     with target, tvm.transform.PassContext(opt_level=3):
@@ -89,7 +90,7 @@ def kernels_of(mod: IRModule, target: Target) -> IRModule:
 
 
 def operators_left(mod: IRModule) -> list[str]:
-    """Operators that should have become kernels, sorted."""
+    """The sorted names of operators that should have become kernels and did not."""
     left: set[str] = set()
 
     def visit(node: object) -> None:
@@ -103,7 +104,7 @@ def operators_left(mod: IRModule) -> list[str]:
 
 
 def extract_tasks(lowered: IRModule, target: Target) -> list[Task]:
-    """The kernels of a lowered module, those that are alike once, the costliest first."""
+    """The kernels of a lowered module as tasks, the costliest first; equal kernels make one task."""
     tasks = []
     for found in ms.relax_integration.extract_tasks(lowered, target):
         mod = found.dispatched[0]
@@ -113,20 +114,24 @@ def extract_tasks(lowered: IRModule, target: Target) -> list[Task]:
 
 
 def task_key(mod: IRModule) -> str:
-    """A hash of a kernel's structure, whatever its variables are called."""
+    """A hash of a kernel's structure; the names of its variables do not matter."""
     return f"{structural_hash(mod) & (2**64 - 1):016x}"
 
 
 def build(mod: IRModule, target: Target) -> Any:
-    """Build a module whose kernels are final: the default pipeline of a target would fuse them again."""
+    """Build a module whose kernels are final, with a pipeline that leaves them as they are.
+
+    The default pipeline of a target would fuse them again.
+    """
     with tvm.transform.PassContext(opt_level=3):
         return tvm.compile(mod, target, relax_pipeline="default_build")
 
 
 def to_target_layout(mod: IRModule, target: Target) -> IRModule:
-    """Move a network written in NCHW to the layout that its target tunes best in (docs/decisions/0006-nhwc-on-cpu.md).
+    """Move a network from NCHW to the layout that tunes best on its target (docs/decisions/0006-nhwc-on-cpu.md).
 
-    Operators that have no such layout (transposed convolutions, dense layers) keep theirs, between transposes.
+    Operators that do not have this layout (transposed convolutions, dense layers) keep theirs, with transposes around
+    them.
     """
     if target.kind.name != "llvm":
         return mod

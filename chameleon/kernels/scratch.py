@@ -1,11 +1,14 @@
-"""Scratch: what kernels allocate inside their loops, such as the tiles of tuned schedules, for each thread its own.
+"""Scratch: memory that kernels allocate inside their loops, such as the tiles of tuned schedules.
 
-TVM's runtime takes it from pools of its threads, in pages, and keeps it. Here it becomes a workspace of the kernel, which lies
-in the arena while the kernel runs, and only as large as it is. For that a parallel loop is cut into as many stretches as there
-are threads, as the runtime cuts it anyway, and each stretch has its part of the workspace.
+Each thread has scratch of its own. TVM's runtime takes it from a pool that each thread has, in whole pages, and the
+pool keeps these pages. Here scratch becomes a workspace of the kernel instead. The workspace lies in the arena only
+while the kernel runs, and takes only the bytes that are needed. For that, a parallel loop is cut into stretches, as
+many as there are threads, and each stretch uses its own part of the workspace. The runtime cuts such a loop in the
+same way.
 
-A kernel gets the workspace as a parameter when memory is planned (`scratch_buffers`), but its body uses it only in the end
-(`with_scratch`): to find its allocations it has to be lowered, and after that it can no more be looked into or changed.
+This takes two steps. A kernel gets the workspace as a parameter when memory is planned (`scratch_buffers`). But the
+body of the kernel uses it only at the very end (`with_scratch`). The reason: the kernel must be lowered before its
+allocations can be found, and a lowered kernel can no longer be analysed or changed.
 """
 
 # TVM's reflected attributes have no static types:
@@ -29,12 +32,12 @@ from chameleon.errors import ChameleonError
 from chameleon.kernels.inspect import STACK_BYTES, dims_of, names_elements_only, size_bytes
 
 PAGE_BYTES = 4096
-"""The runtime's pool of workspaces rounds up to this."""
+"""The size of a page: the runtime's pool of workspaces rounds sizes up to multiples of it."""
 
 _COUNT, _THREADS = "chameleon.n_scratch", "chameleon.threads"
 
-# Those of TVM's default pipeline for kernels that concern CPUs: as far as every allocation is at its place and only as large as
-# needed, and from there as far as the pass that merges them.
+# Passes of TVM's default pipeline for kernels, as far as they concern CPUs. After the first group, every allocation is
+# at its place and only as large as needed. The second group goes on up to the pass that merges allocations.
 _TO_ALLOCATIONS = (
     s_tir.transform.CanonicalizeLoop(),
     s_tir.transform.LowerInitBlock(),
@@ -56,7 +59,7 @@ _TO_MERGED = (
 
 
 class KernelError(ChameleonError):
-    """A kernel is not what its earlier form promised."""
+    """A kernel does not fit what was planned for its earlier form."""
 
 
 @dataclass(frozen=True)
@@ -72,19 +75,20 @@ class _Tile:
     loop: tirx.For | None
 
     def stretches(self, threads: int) -> int:
-        """Into how many the loop is cut."""
+        """Into how many stretches the loop is cut."""
         return min(threads, int(self.loop.extent)) if self.loop is not None else 1
 
     def workspace(self, threads: int) -> Buffer:
-        """What holds it, for all stretches."""
+        """The workspace that holds this allocation, with a part for each stretch: `[stretches, *shape]`."""
         dims = [self.stretches(threads), *dims_of(self.buffer)]
         return tirx.decl_buffer([IntImm("int64", d) for d in dims], self.buffer.dtype, self.buffer.name, layout=None)
 
 
 def scratch_buffers(func: PrimFunc, threads: int) -> list[Buffer]:
-    """Workspaces for what a kernel allocates inside its loops; those inside parallel loops for each of so many threads.
+    """The workspaces for what a kernel allocates inside its loops.
 
-    None if its body takes addresses, which cannot be moved.
+    A workspace for an allocation inside a parallel loop has a part for each of so many threads. There are no
+    workspaces if the body of the kernel takes addresses, because addresses cannot be moved.
     """
     return (
         [tile.workspace(threads) for tile in _tiles(_lowered(func, _TO_ALLOCATIONS))]
@@ -94,13 +98,17 @@ def scratch_buffers(func: PrimFunc, threads: int) -> list[Buffer]:
 
 
 def takes_scratch(func: PrimFunc, n: int, threads: int) -> PrimFunc:
-    """The kernel with the note that its last `n` parameters are the workspaces of `scratch_buffers`, unused as yet."""
+    """The kernel with a note that its last `n` parameters are the workspaces of `scratch_buffers`, not yet used."""
     made: Any = func.with_attr(_COUNT, n).with_attr(_THREADS, threads)
     return made
 
 
 def with_scratch(func: PrimFunc) -> PrimFunc:
-    """The kernel, lowered, with the workspaces that it was given in the place of what it would allocate."""
+    """Lower a kernel and let it use the workspaces that it was given, instead of allocating memory.
+
+    Raises:
+        KernelError: if the kernel's allocations are not those that its workspaces were made for.
+    """
     n = int(func.attrs.get(_COUNT, 0)) if func.attrs else 0
     if not n:
         return func
@@ -119,12 +127,12 @@ def with_scratch(func: PrimFunc) -> PrimFunc:
 
 
 def scratch_bytes(mod: IRModule, threads: int) -> int:
-    """What the runtime's pools hold for the allocations left inside kernels, at most.
+    """The most bytes that the runtime's pools hold, for the allocations that are left inside kernels.
 
-    Each thread has a pool of its own that keeps its pages. Kernels run one after another, so the k-th largest page of a pool
-    is the k-th largest of any kernel.
+    Each thread has a pool of its own, and the pool keeps its blocks of pages. Kernels run one after another. So the
+    k-th largest block of a pool is as large as the largest of the k-th largest blocks of all kernels.
     """
-    pools: list[list[int]] = [[], []]  # of the calling thread, of each thread of a parallel loop
+    pools: list[list[int]] = [[], []]  # blocks of the calling thread's pool, and of each thread of a parallel loop
     for func in mod.functions.values():
         if isinstance(func, PrimFunc):
             for number, sizes in enumerate(_pooled(func)):
@@ -136,7 +144,7 @@ def scratch_bytes(mod: IRModule, threads: int) -> int:
 
 
 def _cut(body: Any, loop: tirx.For, held: Mapping[Buffer, Buffer], threads: int) -> Any:
-    """Cut a parallel loop into stretches, each with its part of the workspaces."""
+    """Cut a parallel loop into stretches, each of which uses its own part of the workspaces."""
     index, extent, first = loop.loop_var, int(loop.extent), int(loop.min)
     n = min(threads, extent)
     length = -(-extent // n)
@@ -152,7 +160,8 @@ def _cut(body: Any, loop: tirx.For, held: Mapping[Buffer, Buffer], threads: int)
         zero, steps, stretches = (IntImm(str(index.ty.dtype), value) for value in (0, length, n))
         kind = tirx.ForKind.PARALLEL if n > 1 else tirx.ForKind.SERIAL
         inner = tirx.For(step, zero, steps, tirx.ForKind.SERIAL, inner)
-        return tirx.For(stretch, zero, stretches, kind, inner, annotations=node.annotations)  # they say how to unroll
+        # The annotations say how to unroll.
+        return tirx.For(stretch, zero, stretches, kind, inner, annotations=node.annotations)
 
     return structural_map(body, [(tirx.For, moved)])
 
@@ -162,7 +171,7 @@ def _like(index: Var, suffix: str) -> Any:
 
 
 def _held(body: Any, held: Mapping[Buffer, Buffer], part: Any) -> Any:
-    """The body with these allocations in a part of a workspace each."""
+    """The body in which each of these allocations is replaced by part number `part` of its workspace."""
 
     def load(node: TensorLoad) -> Any:
         return tirx.BufferLoad(held[node.source], [part, *node.indices]) if node.source in held else node
@@ -194,7 +203,7 @@ def _tiles(lowered: PrimFunc) -> list[_Tile]:
 
 
 def _allocated(body: Any) -> list[Buffer]:
-    """Buffers in main memory that are too large for the stack, by the blocks that allocate them."""
+    """The buffers that blocks of this body allocate in main memory, and that are too large for the stack."""
     found: list[Buffer] = []
     structural_walk(body, (SBlock, lambda block: found.extend(block.alloc_buffers)))
     return [b for b in found if b.scope() == "global" and (size_bytes(b) or 0) >= STACK_BYTES]
@@ -209,7 +218,7 @@ def _is_parallel(loop: tirx.For) -> bool:
 
 
 def _pooled(func: PrimFunc) -> tuple[list[int], list[int]]:
-    """Sizes of a kernel's allocations once it is lowered: outside of parallel loops, inside."""
+    """The sizes of a kernel's allocations once it is lowered: those outside of parallel loops, and those inside."""
     lowered = _lowered(func, (*_TO_ALLOCATIONS, *_TO_MERGED))
     outside, inside = _sizes(lowered.body), []
 

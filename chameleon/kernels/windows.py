@@ -1,8 +1,8 @@
 """Kernels that work on a window of a larger tensor, and concatenations that need not copy.
 
-A concatenation copies nothing if its parts are written at their place in it. For that every kernel that touches a part gets the
-whole tensor as its argument, and its indices move by the part's place. This holds in any layout: in NHWC the channels of a part
-are not one piece of memory, so an offset in bytes would not do.
+A concatenation copies nothing if its parts are written at their place in it. For that, every kernel that reads or
+writes a part gets the whole tensor as its argument, and its indices are moved to the place of the part. This works in
+any layout. An offset in bytes would not be enough: in NHWC the channels of a part are not one piece of memory.
 """
 
 # TVM's reflected attributes have no static types:
@@ -31,8 +31,8 @@ class Window:
     """A place in a larger tensor.
 
     Attributes:
-        shape: of the larger tensor.
-        starts: on each axis the first index of the window.
+        shape: the shape of the larger tensor.
+        starts: the first index of the window on each axis.
     """
 
     shape: tuple[int, ...]
@@ -44,9 +44,9 @@ class ConcatKernel:
     """What a kernel that only concatenates does.
 
     Attributes:
-        axis: along which.
-        starts: where each input begins on it.
-        sizes: how long each input is on it.
+        axis: the axis along which inputs are concatenated.
+        starts: the index on this axis where each input begins.
+        sizes: the length of each input on this axis.
     """
 
     axis: int
@@ -55,7 +55,7 @@ class ConcatKernel:
 
 
 def concat_kernel(func: PrimFunc) -> ConcatKernel | None:
-    """What a kernel concatenates; none if it does anything else."""
+    """How a kernel concatenates its inputs; `None` if it does anything else."""
     *inputs, output = func.params
     blocks = blocks_of(func)
     if (
@@ -81,9 +81,9 @@ def concat_kernel(func: PrimFunc) -> ConcatKernel | None:
 
 
 def without_copies(func: PrimFunc, placed: Collection[int]) -> PrimFunc:
-    """A concatenation that leaves the inputs at these positions where they are: in its output.
+    """A concatenation that does not copy the inputs at these positions, because they already lie in its output.
 
-    Their elements are read from the output, so no two arguments that name the same memory are used.
+    It reads their elements from the output. So it never uses two arguments that name the same memory.
     """
     *inputs, output = func.params
     if len(placed) == len(inputs):
@@ -105,7 +105,7 @@ def without_copies(func: PrimFunc, placed: Collection[int]) -> PrimFunc:
 
 
 def windowed(func: PrimFunc, windows: Mapping[int, Window]) -> PrimFunc:
-    """A kernel some of whose parameters, by position, are windows of larger tensors."""
+    """The kernel in which some parameters, given by position, are windows of larger tensors."""
     params = list(func.params)
     moved = []
     for position, window in windows.items():
@@ -144,7 +144,7 @@ def _moved(indices: Any, starts: tuple[int, ...]) -> list[Any]:
 
 
 def _shape_of(inputs: Any, output: Any) -> ConcatKernel | None:
-    """The concatenation that the shapes allow: they differ on one axis."""
+    """The concatenation that the shapes allow: they may differ on one axis only. `None` if they allow none."""
     shapes = [static_shape(buffer) or () for buffer in (*inputs, output)]
     *parts, whole = shapes
     axes = {
@@ -163,7 +163,10 @@ def _shape_of(inputs: Any, output: Any) -> ConcatKernel | None:
 
 
 def _branches(value: Any, index: Any) -> list[tuple[int, TensorLoad]] | None:
-    """From `if start <= index then load else ...` every load with its start, the lowest first."""
+    """Every load of `if start <= index then load else ...` with its start, the lowest start first.
+
+    `None` if the value has another form.
+    """
     found: list[tuple[int, TensorLoad]] = []
     while is_call(value, "prim.if_then_else"):
         condition, load, value = value.args

@@ -1,6 +1,7 @@
 """SERENITY on Relax: order and rewrite a network for the least memory, and put its tensors into one arena.
 
-The public names load TVM at their first use. So what needs none, such as `chameleon.memory.measured_peak`, runs without.
+The public names below load TVM only when they are first used. So modules of this package that do not need TVM, such as
+`chameleon.memory.measured_peak`, can be imported without it.
 """
 
 from __future__ import annotations

@@ -1,18 +1,20 @@
-"""A Relax function as a graph of the memory-aware scheduler: every kernel call is a node.
+"""Read a Relax function as a graph for the memory-aware scheduler: every kernel call is a node.
 
-What counts as what:
+How each part of the function is counted:
 
-- A **call of a kernel** (`call_tir`, `call_dps_packed`) is a node; its tensor takes the bytes of its shape. Several tensors of
-  one call lie in one piece of memory, each from a multiple of `ALIGNMENT`, and are freed together.
-- **Reshapes, tuples and their elements, and names of other names** move no data: they are no nodes; who reads them reads the
-  tensors behind them.
-- **Constants** are the weights: they are in memory before and after, and are not counted.
-- **Parameters** belong to the caller and take 0 bytes, unless `count_inputs` is set: then they count as TFLite counts them,
+- A **call of a kernel** (`call_tir`, `call_dps_packed`) is a node. Its tensor takes the bytes of its shape. If one
+  call makes several tensors, they lie in one piece of memory and are freed together. Each begins at a multiple of
+  `ALIGNMENT`.
+- **Reshapes, tuples, elements of tuples, and second names of a variable** move no data, so they are not nodes. A
+  kernel that reads one of them counts as a reader of the tensors behind it.
+- **Constants** are the weights. They are in memory before and after the run, and are not counted.
+- **Parameters** belong to the caller and take 0 bytes. If `count_inputs` is set, they count as TFLite counts them:
   from the beginning until their last reader.
-- **Workspaces** that a kernel gets from outside (`chameleon.memory.workspaces`) count while it runs.
-- **Outputs** are planned like every other tensor and live to the end.
-- **Parts of a concatenation that copies nothing** lie in its memory (`chameleon.memory.placed_concats`).
-- **In place**: a kernel whose output may take the memory of an input says so (`chameleon.kernels.in_place`).
+- **Workspaces** that a kernel gets from outside (`chameleon.memory.workspaces`) count while the kernel runs.
+- **Outputs** are planned like every other tensor, and live to the end.
+- **Parts of a concatenation that copies nothing** lie in the memory of the concatenation
+  (`chameleon.memory.placed_concats`).
+- **In place**: a node notes which input its output may overwrite (`chameleon.kernels.in_place`).
 """
 
 # TVM's reflected attributes have no static types:
@@ -36,7 +38,7 @@ from chameleon.memory.workspaces import n_workspaces
 from chameleon.serenity.graph import Graph, GraphError, Node
 
 ALIGNMENT = 64
-"""Tensors begin at multiples of this many bytes: what TVM's kernels and its zero-copy views need."""
+"""Tensors begin at multiples of this many bytes: TVM's kernels and its zero-copy views need that."""
 
 _KERNEL_CALLS = ("relax.call_tir", "relax.call_dps_packed")
 _VIEWS = ("relax.reshape", "relax.memory.view", "relax.memory.ensure_zero_offset")
@@ -56,7 +58,13 @@ class TensorType:
 
 @dataclass(frozen=True)
 class KernelCall:
-    """One node's call: its variable, its outputs and, last among them, its workspaces."""
+    """The kernel call of one node.
+
+    Attributes:
+        binding: the variable of the call, and the call.
+        outputs: the tensors that the call makes.
+        workspaces: the workspaces that the call gets. In the Relax function they are its last outputs.
+    """
 
     binding: Any = field(repr=False, compare=False)
     outputs: tuple[TensorType, ...]
@@ -64,12 +72,12 @@ class KernelCall:
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """Of each output in the node's memory."""
+        """Where each output begins in the node's memory, in bytes."""
         return _offsets(self.outputs)[:-1]
 
     @property
     def workspace_offsets(self) -> tuple[int, ...]:
-        """Of each workspace in the node's workspace."""
+        """Where each workspace begins in the node's workspace, in bytes."""
         return _offsets(self.workspaces)[:-1]
 
     @property
@@ -83,13 +91,13 @@ class KernelCall:
 
 @dataclass(frozen=True)
 class Extracted:
-    """A graph and where its nodes come from.
+    """A graph, and the kernel calls that its nodes come from.
 
     Attributes:
-        graph: of the function `main`.
-        calls: for every step of the graph its kernel call.
-        block: the dataflow block that they stand in.
-        arguments: for every step the nodes behind its call's arguments, `None` for constants.
+        graph: the graph of the function `main`.
+        calls: the kernel call of every step, by name of the step.
+        block: the dataflow block that holds the calls.
+        arguments: by name of the step, the nodes behind the arguments of its call; `None` for a constant.
     """
 
     graph: Graph
@@ -98,20 +106,20 @@ class Extracted:
     arguments: dict[str, list[Any]] = field(repr=False, compare=False)
 
     def argument(self, name: str, source: str) -> int:
-        """The position of a node's tensor among the arguments of another's call."""
+        """The position of the tensor of node `source` among the arguments of the call of node `name`."""
         return self.arguments[name].index(source)
 
 
 def extract_graph(mod: IRModule, name: str = "main", *, count_inputs: bool = False) -> Extracted:
-    """The graph of a module's function `main`, whose body is one dataflow block of kernel calls.
+    """Read the graph of a module's function `main`, whose body is one dataflow block of kernel calls.
 
     Args:
-        name: of the network, for messages.
-        count_inputs: whether the inputs' memory counts; by default it is the caller's.
+        name: the network's name, for messages.
+        count_inputs: whether the memory of the inputs counts; by default it belongs to the caller and does not count.
 
     Raises:
-        GraphError: on what has no static memory: dynamic shapes, control flow, calls of other functions. The message names the
-            variable.
+        GraphError: if the memory of the function is not static: dynamic shapes, control flow, or calls of other
+            functions. The message names the variable.
     """
     main = mod["main"] if "main" in [v.name_hint for v in mod.get_global_vars()] else None
     if not isinstance(main, relax.Function):
@@ -120,7 +128,7 @@ def extract_graph(mod: IRModule, name: str = "main", *, count_inputs: bool = Fal
 
 
 class _Extractor:
-    """Walks the block once; `tensors` knows for every variable the nodes that its tensors belong to."""
+    """Walks the block once and notes in `tensors`, for every variable, the nodes that its tensors belong to."""
 
     def __init__(self, mod: IRModule, name: str, count_inputs: bool) -> None:
         self.mod, self.name, self.count_inputs = mod, name, count_inputs
@@ -147,7 +155,7 @@ class _Extractor:
         return Extracted(graph, self.calls, block, self.arguments)
 
     def _input(self, param: Any) -> list[str]:
-        """A node for each tensor of a parameter."""
+        """Add a node for each tensor of a parameter, and return the names of these nodes."""
         place = f"{self.name}: input `{param.name}`"
         made = []
         for ty in _tensor_types(param.ty, place):
@@ -194,7 +202,7 @@ class _Extractor:
         )
 
     def _replaceable(self, func: Any, arguments: Sequence[Any], made: KernelCall) -> list[str]:
-        """The inputs whose memory the output may take."""
+        """The nodes whose memory the output of this call may take: inputs of the call."""
         if not isinstance(func, PrimFunc) or len(made.outputs) != 1:
             return []
         names = [arguments[i] for i in in_place_inputs(func, len(arguments))]
@@ -204,13 +212,17 @@ class _Extractor:
         ]
 
     def _with_in_place(self) -> tuple[Node, ...]:
-        """The nodes, each with the one input to overwrite that the fewest others read."""
+        """The nodes; each notes at most one input to overwrite: the one with the fewest readers."""
         readers = Counter(source for node in self.nodes for source in node.inputs)
         chosen = {name: min(known, key=lambda n: readers[n]) for name, known in self.replaceable.items() if known}
         return tuple(dataclasses.replace(node, in_place=chosen.get(node.name, "")) for node in self.nodes)
 
     def _with_storage(self, nodes: Sequence[Node]) -> tuple[Node, ...]:
-        """The nodes, those that lie in a concatenation in the memory of the outermost; nothing overwrites them."""
+        """The nodes, where the parts of concatenations note whose memory they lie in.
+
+        A part lies in the memory of the outermost concatenation around it. Parts neither overwrite nor are
+        overwritten.
+        """
         found = []
         for node in nodes:
             owner = node.name
@@ -238,7 +250,7 @@ class _Extractor:
         raise GraphError(f"{place}: {_unsupported(value)}")
 
     def _unique(self, name: str) -> str:
-        """Variables may share a name; nodes may not."""
+        """A name for a node that no other node has: variables may share a name, nodes may not."""
         number, found = 1, name
         while found in self.names:
             found, number = f"{name}_{number}", number + 1
@@ -263,7 +275,7 @@ def _only_block(name: str, main: relax.Function) -> Any:
 
 
 def is_kernel_call(value: Any) -> bool:
-    """Whether an expression is a step of the graph: a call of a kernel, made by TVM or by others."""
+    """Whether an expression is a step of the graph: a call of a kernel, whether TVM made the kernel or not."""
     return is_call(value, _KERNEL_CALLS)
 
 
@@ -277,7 +289,7 @@ def _unsupported(value: Any) -> str:
 
 
 def _tensor_types(ty: Any, place: str) -> list[TensorType]:
-    """The tensors of a type, tuples flattened."""
+    """The tensors of a type, where tuples are flattened."""
     if isinstance(ty, TupleType):
         return [t for part in ty.fields for t in _tensor_types(part, place)]
     dims = static_shape(ty)
@@ -295,7 +307,7 @@ def _leaves(tensors: Any) -> Iterator[str]:
 
 
 def _offsets(types: Sequence[TensorType]) -> tuple[int, ...]:
-    """Where each of several tensors begins in their common memory, and the size of all."""
+    """Where each of several tensors begins in their common memory, in bytes; the last number is the size of all."""
     offsets, end = [], 0
     for ty in types:
         begin = -(-end // ALIGNMENT) * ALIGNMENT

@@ -1,7 +1,8 @@
-"""From a model to kernels that need little memory, rewritten where that lowers the peak.
+"""Lower a model to kernels that need little memory, and rewrite it where that lowers the peak.
 
-Rewriting comes before kernels are made and fused, but what it saves shows on the kernels only. So every set of rewrites that is
-tried is lowered, its kernels get the lean default schedule, and the graph of that is solved.
+Rewriting changes the operators, before they are made into fused kernels. But only the kernels show how much memory a
+rewrite saves. So every set of rewrites that is tried goes the whole way: it is lowered, its kernels get the lean
+default schedule, and the graph of these kernels is solved.
 """
 
 # TVM's reflected attributes have no static types:
@@ -25,19 +26,19 @@ from chameleon.serenity.rewrite.choose import Score
 from chameleon.serenity.rewrite.identities import Site
 
 CONCAT_KERNELS = "concat_parts"
-"""So `chameleon.memory.rewrite` calls the kernels of concatenations whose parts are to be written in place."""
+"""How `chameleon.memory.rewrite` names the kernel of a concatenation whose parts are to be written in place."""
 
 MAX_TRIES = 32
-"""Sets of rewrites that are lowered and solved, at most."""
+"""How many sets of rewrites are lowered and solved, at most."""
 
 
 @dataclass(frozen=True)
 class Rewrites:
-    """What is changed of a model before its operators become kernels: all that is needed to do it again.
+    """What is changed in a model before its operators become kernels: all that is needed to do it again.
 
     Attributes:
-        sites: what was rewritten.
-        gather: whether terms of a sum wait for each other, see `chameleon.memory.rewrite.apply_sites`.
+        sites: the places that were rewritten.
+        gather: whether terms of a sum wait for each other; see `chameleon.memory.rewrite.apply_sites`.
     """
 
     sites: tuple[Site, ...] = ()
@@ -54,15 +55,15 @@ class Rewrites:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Rewrites:
-        """What `to_json` wrote.
+        """Read what `to_json` wrote.
 
         Raises:
-            ModelError: if an earlier version wrote it, which limited how many operators become one kernel.
+            ModelError: if it comes from an earlier version that limited how many operators become one kernel.
         """
         if content.get("fuse_depth") is not None:
             raise ModelError(
-                f"the rewrites are of an earlier version: its kernels held {content['fuse_depth']} operators at most, which is "
-                "not done any more; tune again, into another folder (--out)"
+                f"the rewrites are of an earlier version: its kernels held {content['fuse_depth']} operators at most, "
+                "and this version has no such limit; tune again, into another folder (--out)"
             )
         return cls(tuple(Site(kind, node) for kind, node in content["sites"]), content.get("gather", True))
 
@@ -72,8 +73,8 @@ class RewrittenModel:
     """A model's fused kernels, without schedules, after the rewrites that lower the peak.
 
     Attributes:
-        lowered: as `chameleon.kernels.lower.lower` makes them.
-        rewrites: what was done.
+        lowered: a module of kernels, such as `chameleon.kernels.lower.lower` makes.
+        rewrites: what was changed.
         tries: how many sets of rewrites were solved.
     """
 
@@ -83,19 +84,27 @@ class RewrittenModel:
 
 
 def lean(lowered: IRModule, target: Target) -> IRModule:
-    """Kernels in the form in which their memory counts: scheduled, workspaces as arguments, chosen parts in place."""
+    """Bring kernels into the form in which their memory is counted.
+
+    They have the lean default schedule, their workspaces are arguments, and the chosen parts of concatenations are
+    written in place.
+    """
     with target:
         prepared = prepare(schedule_defaults(lowered, target, lean=True))
     return place_parts(prepared, placeable_concats(prepared, CONCAT_KERNELS))
 
 
 def lean_rewritten(lowered: IRModule, target: Target, solve: Solve) -> IRModule:
-    """The same with its kernels rewritten where that lowers the peak."""
+    """The same as `lean`, and then the kernels are rewritten where that lowers the peak."""
     return rewritten_kernels(lean(lowered, target), solve, MemoryOptions(), max_tries=16)
 
 
 def lower_rewritten(model: Model, target: Target, solve: Solve, max_tries: int = MAX_TRIES) -> RewrittenModel:
-    """The kernels of a model in which identities are applied where that lowers the solved peak.
+    """Apply identities to a model where that lowers the peak, and make its kernels.
+
+    Args:
+        solve: finds an order of the graph; the peak of that order is compared.
+        max_tries: how many sets of rewrites are tried at most.
 
     Raises:
         ModelError: if TVM has no kernel for an operator.
@@ -116,15 +125,15 @@ def lower_rewritten(model: Model, target: Target, solve: Solve, max_tries: int =
     def peak_bytes(lowered: IRModule) -> int:
         return peak_score(lean_rewritten(lowered, target, solve), solve, MemoryOptions(name=model.name))[0]
 
-    gather = peak_bytes(together) <= peak_bytes(apart)  # fewer kernels, if it costs nothing
+    gather = peak_bytes(together) <= peak_bytes(apart)  # gathering makes fewer kernels: taken if the peak is no higher
     return RewrittenModel(together if gather else apart, Rewrites(sites, gather), tries + 1)
 
 
 def lower_again(model: Model, target: Target, solve: Solve, rewrites: Rewrites) -> IRModule:
-    """The kernels after the rewrites that `lower_rewritten` found in an earlier run.
+    """Make the kernels of a model with the rewrites that `lower_rewritten` found in an earlier run.
 
     Raises:
-        ModelError: if the model has no such site.
+        ModelError: if the model has no such site, or if TVM has no kernel for an operator.
     """
     base, _ = in_target_layout(model, target)
     if missing := set(rewrites.sites) - set(find_sites(base)):

@@ -1,8 +1,9 @@
-"""The memory that a compiled network really takes: the peak of the allocations of one run, the first in a process of its own.
+"""Measure the memory that a compiled network really takes: the peak of the allocations of one run.
 
-Counted is what TVM's CPU device hands out from the call of `main` to its end: storages, tensors, outputs, the workspaces of
-kernels in all threads. Weights and inputs are there before and do not count. The rest of the heap (the virtual machine's
-frames, shapes and tuples) is a few kilobytes; `heap_peak_bytes` has it in.
+The run is the first one in a process of its own. What counts is the memory that TVM's CPU device hands out from the
+call of `main` to its end: storages, tensors, outputs, and the workspaces of kernels in all threads. Weights and inputs
+are there before, so they do not count. The rest of the heap (the virtual machine's frames, shapes and tuples) is a few
+kilobytes. `tensor_peak_bytes` leaves this rest out, and `heap_peak_bytes` includes it.
 """
 
 # TVM's reflected attributes have no static types:
@@ -35,9 +36,10 @@ class MeasuredPeak:
     """What one cold run allocated.
 
     Attributes:
-        tensor_peak_bytes: most of TVM's own memory alive at a time.
-        heap_peak_bytes: most of the heap alive at a time beyond what was there before, in the C library's rounded sizes.
-        outputs: of the run.
+        tensor_peak_bytes: the most bytes of TVM's own memory that were alive at a time.
+        heap_peak_bytes: the most bytes of the heap that were alive at a time, without those that were there before the
+            run. The sizes are rounded up as the C library does it.
+        outputs: what the run returned.
     """
 
     tensor_peak_bytes: int
@@ -46,7 +48,7 @@ class MeasuredPeak:
 
 
 def can_measure(kind: str) -> str:
-    """Why the peak cannot be measured for a target of this kind on this machine; empty if it can."""
+    """The reason why the peak cannot be measured for a target of this kind on this machine; empty if it can."""
     if kind != "llvm":
         return f"the measured peak needs a CPU target (llvm), got {kind}"
     if not sys.platform.startswith("linux"):
@@ -58,9 +60,9 @@ def measure_peak(executable: Any, inputs: Sequence[NDArray[Any]], threads: int =
     """Run a compiled network once in a process of its own and count its allocations.
 
     Args:
-        executable: what `chameleon.jobs.compile.build` made for this machine's CPU.
-        inputs: of `main`.
-        threads: for its kernels.
+        executable: a network that `chameleon.kernels.lower.build` compiled for this machine's CPU.
+        inputs: the arguments of `main`.
+        threads: how many threads its kernels use.
 
     Raises:
         ChameleonError: if there is no C++ compiler, or the run fails.
@@ -79,15 +81,16 @@ def measure_peak(executable: Any, inputs: Sequence[NDArray[Any]], threads: int =
 
 
 def build_counter(folder: Path) -> Path:
-    """Compile the counter of allocations, a library to be preloaded.
+    """Compile the counter of allocations: a library that is preloaded into the process of the run.
 
     Raises:
-        ChameleonError: if there is no C++ compiler, or it fails.
+        ChameleonError: if there is no C++ compiler, or the compiler fails.
     """
     compiler = next((path for path in map(shutil.which, _COMPILERS) if path), None)
     if compiler is None:
         raise ChameleonError(
-            "measuring the peak needs a C++ compiler, for instance `apt install g++`; `--no-measure` does without"
+            "measuring the peak needs a C++ compiler: install one, for instance with `apt install g++`, "
+            "or leave the measurement out with `--no-measure`"
         )
     library = folder / "allocations.so"
     command = [compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(_COUNTER)]
@@ -113,6 +116,7 @@ def _probe(counter: Path, arguments: list[str]) -> dict[str, int]:
     found = json.loads(ran.stdout.splitlines()[-1])
     if found["lost"]:
         raise ChameleonError(
-            f"the counter of allocations lost {found['lost']} blocks: the network has too many at a time"
+            f"the counter of allocations lost {found['lost']} blocks: "
+            "the network has more blocks at a time than the counter can hold"
         )
     return found

@@ -1,8 +1,8 @@
-"""The process in which `chameleon.memory.measured_peak` runs a network once: counts its memory, keeps its outputs.
+"""Run a network once, count its memory and keep its outputs: the process that `chameleon.memory.measured_peak` starts.
 
-Run as `python -m chameleon.memory.measured_peak_probe LIBRARY INPUTS.npz OUTPUTS.npz THREADS`, with the counter preloaded; prints one
-line of JSON. The library with its weights, the inputs and the threads are there before the count begins; the outputs are kept
-until it ends.
+It is started as `python -m chameleon.memory.measured_peak_probe LIBRARY INPUTS.npz OUTPUTS.npz THREADS`, with the
+counter preloaded. It prints one line of JSON. The library with its weights, the inputs and the threads are there
+before the count begins. The outputs are kept until the count ends.
 """
 
 # TVM's reflected attributes have no static types:
@@ -14,7 +14,8 @@ import json
 import sys
 from typing import Any
 
-sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # TVM does without, and its import takes longer than all else
+# TVM does not need torch, and importing torch takes longer than everything else here.
+sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 
 import numpy as np  # noqa: E402
 import tvm  # noqa: E402
@@ -29,7 +30,7 @@ def main(library: str, inputs: str, outputs: str, threads: str) -> None:
     for name in ("tensors_peak", "heap_peak", "lost"):
         getattr(counter, f"chameleon_{name}").restype = ctypes.c_longlong
     set_threads(int(threads))
-    # The pooled allocator would round sizes up and keep what is freed.
+    # The naive allocator, because the pooled one rounds sizes up and keeps what is freed.
     machine = relax.VirtualMachine(tvm.runtime.load_module(library), tvm.cpu(), memory_cfg="naive")
     with np.load(inputs) as arrays:
         tensors = [tvm.runtime.tensor(arrays[name]) for name in arrays.files]
@@ -43,7 +44,7 @@ def main(library: str, inputs: str, outputs: str, threads: str) -> None:
 
 
 def arrays_of(result: Any) -> list[Any]:
-    """The arrays in what a network returned, nested tuples flattened."""
+    """The arrays in what a network returned, where nested tuples are flattened."""
     if hasattr(result, "numpy"):
         return [result.numpy()]
     return [array for part in result for array in arrays_of(part)]

@@ -1,7 +1,8 @@
-"""A relax function, before its operators become kernels, as the graph that identity rewriting works on.
+"""Read a Relax function of operators, before they become kernels, as the graph that identity rewriting works on.
 
-One node an operator, named like its variable; sizes as if every operator had a kernel of its own, activations and sums in
-place. So it tells where the identities of `chameleon.serenity.rewrite.identities` apply and roughly what they save; what is kept is
+The graph has one node for each operator, and the node has the name of the operator's variable. Sizes are as if every
+operator had a kernel of its own, and as if activations and sums were computed in place. So the graph tells where the
+identities of `chameleon.serenity.rewrite.identities` apply, and roughly how much they save. Which of them are kept is
 decided on the kernels (see `chameleon.memory.rewrite`).
 """
 
@@ -63,13 +64,13 @@ VIEWS = frozenset(f"relax.{name}" for name in ("reshape", "flatten", "expand_dim
 
 @dataclass(frozen=True)
 class ConcatGraph:
-    """A graph and what its nodes are in the function that it was read from.
+    """A graph, and what its nodes are in the function that it was read from.
 
     Attributes:
-        graph: one node a binding, tuples looked through.
-        variables: by node the variable.
-        values: by variable what it is bound to.
-        axis: of the channels.
+        graph: one node for each binding of an operator; tuples are no nodes, their elements are read directly.
+        variables: the variable of each node.
+        values: what each variable is bound to.
+        axis: the axis of the channels.
     """
 
     graph: Graph
@@ -79,7 +80,7 @@ class ConcatGraph:
 
 
 def concat_graph(mod: IRModule) -> ConcatGraph | None:
-    """The graph of `main`; none if it is more than one dataflow block of static shapes."""
+    """Read the graph of `main`; `None` if `main` is not one dataflow block with static shapes."""
     block = _the_block(mod["main"])
     if block is None:
         return None
@@ -102,7 +103,7 @@ def concat_graph(mod: IRModule) -> ConcatGraph | None:
 
 
 def without_inputs(graph: Graph) -> Graph:
-    """The graph with inputs of no bytes: as in the graph of kernels they belong to the caller."""
+    """The graph with inputs that take 0 bytes: they belong to the caller, as in the graph of the kernels."""
     given = set(graph.inputs)
     nodes = (
         replace(n, output_bytes=0) if n.name in given else replace(n, in_place="") if n.in_place in given else n
@@ -112,7 +113,7 @@ def without_inputs(graph: Graph) -> Graph:
 
 
 def constant_positions(call: Call) -> list[int]:
-    """Which arguments of a call are constants."""
+    """The positions of those arguments of a call that are constants."""
     return [i for i, argument in enumerate(call.args) if isinstance(argument, GenericConst)]
 
 
@@ -127,7 +128,7 @@ def _the_block(main: relax.Function) -> relax.DataflowBlock | None:
 
 
 def _channel_axis(values: Any) -> int:
-    """Of the layout that most convolutions have; channels lie there in concatenations too."""
+    """The axis of the channels in the layout that most convolutions have; concatenations have it too."""
     axes = Counter(v.attrs.data_layout.index("C") for v in values if is_call(v, "relax.nn.conv2d"))
     return axes.most_common(1)[0][0] if axes else 1
 
@@ -140,7 +141,7 @@ class _Reader:
     names: dict[relax.Var, str] = field(default_factory=dict)
 
     def read(self, var: relax.Var, value: relax.Expr | None) -> None:
-        """Add the node of a variable; of a parameter without a value."""
+        """Add the node of a variable; a variable without a value is a parameter."""
         name, number = var.name, 1
         while name in self.nodes:
             number += 1
@@ -162,7 +163,7 @@ class _Reader:
         )
 
     def leaves(self, value: relax.Expr) -> list[str]:
-        """The nodes that an expression reads, in order, with tuples and aliases looked through."""
+        """The nodes that an expression reads, in order; tuples and aliases are replaced by what they stand for."""
         if isinstance(value, relax.Var):
             if value in self.names:
                 return [self.names[value]]
@@ -179,7 +180,7 @@ class _Reader:
         return self.nodes[name].storage or name
 
     def _describe(self, value: relax.Expr) -> tuple[str, dict[str, Any]]:
-        """`op` and `attrs` for the rewriting; the operator's own name where it knows nothing of it."""
+        """`op` and `attrs` of a node, for the rewriting; an operator that it does not know keeps its own name."""
         if not (isinstance(value, Call) and isinstance(value.op, tvm.ir.Op)):
             return "other", {}
         found = self._concat(value) or self._conv(value) or self._elementwise(value)
@@ -232,14 +233,14 @@ class _Reader:
 
 
 def _is_alike(ty: Any, other: Any) -> bool:
-    """Whether two tensors have one shape and type."""
+    """Whether two tensors have the same shape and type."""
     return (
         static_shape(ty) is not None and static_shape(ty) == static_shape(other) and str(ty.dtype) == str(other.dtype)
     )
 
 
 def _bytes_of(ty: Any) -> int:
-    """Bytes of a value, -1 if its shape is not static."""
+    """Bytes of a value of this type; -1 if its shape is not static."""
     if isinstance(ty, TupleType):
         sizes = [_bytes_of(part) for part in ty.fields]
         return -1 if min(sizes, default=0) < 0 else sum(sizes)

@@ -1,8 +1,9 @@
 """Concatenations that copy nothing, in a module of kernels: parts are written at their place in the result.
 
-`place_parts` gives every kernel that touches a part the whole tensor of the concatenation and moves its indices
-(`chameleon.kernels.windows`). In the module that comes of it the parts and the result are variables of one shape **that must lie
-in one piece of memory**: only a planner that knows this may take it. The concatenation's kernel says so (`placed_inputs`).
+`place_parts` changes every kernel that reads or writes a part: the kernel gets the whole tensor of the concatenation,
+and its indices are moved (`chameleon.kernels.windows`). In the new module, the parts and the result are variables of
+one shape **that must lie in one piece of memory**. So only a planner that knows this may plan the module. The kernel
+of the concatenation notes which parts are concerned (`placed_inputs`).
 """
 
 # TVM's reflected attributes have no static types:
@@ -28,23 +29,24 @@ _ATTR = "chameleon.placed_inputs"
 
 
 def placed_inputs(func: Any) -> tuple[int, ...]:
-    """The inputs of a kernel, by position, that lie in its output already."""
+    """The positions of those inputs of a kernel that already lie in its output."""
     attrs = getattr(func, "attrs", None)
     return tuple(int(i) for i in attrs.get(_ATTR, ())) if attrs else ()
 
 
 def placed_concats(mod: IRModule) -> list[str]:
-    """The concatenations of `main`, by variable, some parts of which are in place."""
+    """The names of the variables of those concatenations in `main` that have at least one part in place."""
     return [name for name, call in _Calls(mod).by_name.items() if placed_inputs(call.func)]
 
 
 def placeable_concats(mod: IRModule, kernels: str = "") -> dict[str, tuple[int, ...]]:
-    """The concatenations of `main`, by variable, and the positions of the parts that can be written in place.
+    """The concatenations of `main`, by name of the variable, with the positions of the parts that can be placed.
 
-    A part can if a kernel makes it, only kernels read it, and it lies in no other concatenation.
+    A part can be placed, that is written in place, if a kernel makes it, only kernels read it, and it lies in no other
+    concatenation.
 
     Args:
-        kernels: how the names of the concatenations' kernels begin; by default any.
+        kernels: only concatenations whose kernel has a name that begins like this; by default all.
     """
     calls = _Calls(mod)
     taken: set[Any] = set()
@@ -57,7 +59,10 @@ def placeable_concats(mod: IRModule, kernels: str = "") -> dict[str, tuple[int, 
 
 
 def place_parts(mod: IRModule, concats: Collection[str]) -> IRModule:
-    """The module in which the parts of these concatenations are written in place; see above who may take it."""
+    """Write the parts of these concatenations in place.
+
+    Only a planner that knows which variables must share memory may plan the new module; see the top of this file.
+    """
     calls = _Calls(mod)
     placed: dict[Any, tuple[int, ...]] = {}
     inside: dict[Any, tuple[Any, tuple[int, ...]]] = {}  # part -> the concatenation and the part's place in it
@@ -75,10 +80,10 @@ def place_parts(mod: IRModule, concats: Collection[str]) -> IRModule:
 
 
 def place_where_it_pays(mod: IRModule, score: Callable[[IRModule], Score], max_tries: int = 32) -> IRModule:
-    """The module with the parts of those concatenations in place that lower the peak.
+    """Write the parts of concatenations in place, for those concatenations where that lowers the peak.
 
     Args:
-        score: of a module; its first number is the peak.
+        score: gives the score of a module; its first number is the peak.
         max_tries: how many modules are scored at most.
     """
     needs: dict[str, frozenset[str]] = {name: frozenset() for name in placeable_concats(mod)}
@@ -93,7 +98,11 @@ def place_where_it_pays(mod: IRModule, score: Callable[[IRModule], Score], max_t
 
 @dataclass
 class _Call:
-    """A call of a kernel: the variables behind its arguments, `None` for what is no kernel's result."""
+    """A call of a kernel.
+
+    `arguments` holds the variables behind the arguments of the call, and `None` for each argument that is not the
+    result of a kernel.
+    """
 
     var: Any
     kernel: GlobalVar
@@ -104,7 +113,11 @@ class _Call:
 
 @dataclass
 class _Calls:
-    """The kernel calls of `main`, and which of their results something else than a kernel's argument refers to."""
+    """The kernel calls of `main`.
+
+    `held` has those results that are used for something else than an argument of a kernel. `readers` has, for each
+    result, the calls that read it.
+    """
 
     mod: IRModule
     by_var: dict[Any, _Call] = field(default_factory=dict)
@@ -120,7 +133,7 @@ class _Calls:
         self._hold(main.body.body)
 
     def placeable(self, call: _Call, taken: Collection[Any]) -> list[int]:
-        """Positions of the parts of a concatenation that can be written in place."""
+        """The positions of those parts of a concatenation that can be written in place."""
         if concat_kernel(call.func) is None:
             return []
         return [
@@ -141,7 +154,7 @@ class _Calls:
             self._behind[binding.var] = value.tuple_value
         elif isinstance(value, relax.Var) and value in self._behind:
             self._behind[binding.var] = self._behind[value]
-        elif not isinstance(value, relax.TupleGetItem):  # another element is a workspace
+        elif not isinstance(value, relax.TupleGetItem):  # elements of a tuple other than the first are workspaces
             self._hold(value)
 
     def _call(self, var: Any, value: Call) -> None:
@@ -158,7 +171,10 @@ class _Calls:
             self.readers[source].append(call)
 
     def _hold(self, value: Any) -> None:
-        """Results that an expression refers to are not placed: a view, a tuple or an output of the function."""
+        """Note that the results in this expression cannot be placed.
+
+        The expression is a view, a tuple or the output of the function.
+        """
         if value is not None:
             self.held.update(self._behind[var] for var in relax.analysis.free_vars(value) if var in self._behind)
 
@@ -174,7 +190,7 @@ def _window(var: Any, inside: dict[Any, tuple[Any, tuple[int, ...]]], calls: _Ca
 
 @mutator
 class _Placer(PyExprMutator):
-    """Replaces kernels by those that work on windows, and the types of what they make."""
+    """Replaces kernels by kernels that work on windows, and changes the types of their results accordingly."""
 
     def __init__(
         self, mod: IRModule, calls: _Calls, placed: dict[Any, tuple[int, ...]], windows: dict[Any, Window]
@@ -204,7 +220,7 @@ class _Placer(PyExprMutator):
         self.set_var_remap(binding.var, emit(made, binding.var.name))
 
     def _windows(self, call: _Call) -> dict[int, Window]:
-        """Which parameters of a call's kernel are windows; the output comes after the inputs."""
+        """The parameters, by position, of a call's kernel that are windows; the output comes after the inputs."""
         tensors = [*call.arguments, call.var]
         return {i: self.windows[var] for i, var in enumerate(tensors) if var is not None and var in self.windows}
 

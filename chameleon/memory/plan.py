@@ -4,9 +4,10 @@
     with target:
         executable = tvm.compile(passes(mod), target, relax_pipeline="default_build")
 
-The pass leaves a function whose memory is final: one storage, every tensor at its offset, calls of kernels and nothing else.
-`StaticPlanBlockMemory`, which the default pipeline runs afterwards, finds nothing left to plan: it reuses whole storages only,
-each for tensors of one type, which takes up to twice the memory that a schedule needs.
+The memory of the resulting function is final: there is one storage, every tensor has its offset in it, and all the
+rest are calls of kernels. TVM's default pipeline runs its own planner afterwards, `StaticPlanBlockMemory`, which finds
+nothing left to plan. TVM's planner alone would take up to twice the memory that a schedule needs, because it reuses
+whole storages only, each for tensors of one type.
 """
 
 # TVM's reflected attributes have no static types:
@@ -44,11 +45,11 @@ Solve = Callable[[Graph], Schedule]
 class MemoryOptions:
     """What the pass may do."""
 
-    arena_limit_s: float = 10.0  # for the arena's offsets
-    name: str = "main"  # of the network, for messages
-    hoist: bool = True  # kernels' own workspaces lie in the arena as well
-    in_place: bool = True  # kernels may write over an input that nothing else needs
-    rewrite_kernels: bool = True  # see `rewritten_kernels`
+    arena_limit_s: float = 10.0  # time for the search of the arena's offsets, in seconds
+    name: str = "main"  # the network's name, for messages
+    hoist: bool = True  # the workspaces of kernels lie in the arena as well
+    in_place: bool = True  # kernels may write over an input that nothing else needs any more
+    rewrite_kernels: bool = True  # kernels may be changed, see `rewritten_kernels`
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,12 @@ class MemoryPlan:
     """What the pass decided.
 
     Attributes:
-        graph: of the function before the pass.
-        schedule: the order, its liveness bound `peak_bytes`, and a bound for every order.
-        arena: offsets and size; size and `schedule.peak_bytes` differ by what alignment and fragmentation cost.
-        scratch_bytes: what kernels allocate besides, inside their loops, per thread of the target (see `workspaces`).
+        graph: the graph that was ordered.
+        schedule: the order, its liveness bound `peak_bytes`, and a lower bound that holds for every order.
+        arena: the offsets and the size. The size exceeds `schedule.peak_bytes` by the cost of alignment and
+            fragmentation.
+        scratch_bytes: the memory, in all threads of the target, that kernels still allocate themselves and that is not
+            in the arena (see `chameleon.kernels.scratch`).
     """
 
     graph: Graph = field(repr=False)
@@ -69,7 +72,7 @@ class MemoryPlan:
 
 
 def prepare(mod: IRModule, *, hoist: bool = True) -> IRModule:
-    """The module in the form whose graph counts: reshapes are views; kernels' workspaces are arguments."""
+    """Bring a module into the form that is planned: reshapes are views, and workspaces of kernels are arguments."""
     mod = relax.transform.RewriteDataflowReshape()(mod)
     return hoist_workspaces(mod) if hoist else mod
 
@@ -80,18 +83,18 @@ def plan_memory(
     """Order the function `main` and place its tensors in one arena.
 
     Args:
-        mod: a module of fused kernels, scheduled or not, as `chameleon.kernels.lower.lower` makes it.
-        solve: finds the order.
+        mod: a module of fused kernels, scheduled or not, such as `chameleon.kernels.lower.lower` makes.
+        solve: finds the order of a graph.
 
     Returns:
         The module with its memory planned, and the plan.
 
     Raises:
-        GraphError: if the function has dynamic shapes, control flow or calls that are no kernels.
+        GraphError: if the function has dynamic shapes, control flow, or calls of something that is not a kernel.
     """
     options = options or MemoryOptions()
     mod = prepare(mod, hoist=options.hoist)
-    extract_graph(mod, options.name)  # raises on what cannot be planned, before anything looks for what to change
+    extract_graph(mod, options.name)  # raises if the module cannot be planned, before any kernel is changed
     if options.rewrite_kernels:
         mod = rewritten_kernels(mod, solve, options)
     mod = without_alternatives(mod)
@@ -107,8 +110,10 @@ def plan_memory(
 
 
 def rewritten_kernels(mod: IRModule, solve: Solve, options: MemoryOptions, max_tries: int = 32) -> IRModule:
-    """A prepared module in which, where that lowers the peak, parts of a concatenation are written at their place in it, and
-    convolutions are computed row by row and overwrite their input.
+    """Change the kernels of a prepared module where that lowers the peak.
+
+    There are two changes: parts of a concatenation are written at their place in it, and convolutions are computed row
+    by row and overwrite their input.
 
     Args:
         max_tries: how many sets of concatenations are solved at most.
@@ -120,7 +125,10 @@ def rewritten_kernels(mod: IRModule, solve: Solve, options: MemoryOptions, max_t
 
 
 def peak_score(mod: IRModule, solve: Solve, options: MemoryOptions) -> Score:
-    """The peak of a prepared module's best order, and how many of its steps reach it: for the search of rewrites."""
+    """The score of a prepared module, for the search of rewrites.
+
+    It is the peak of the order that `solve` finds, and how many steps reach this peak.
+    """
     _, graph = _graph_of(mod, options)
     use = footprint(graph, solve(graph).order)
     return use.peak_bytes, int((use.during == use.peak_bytes).sum())
@@ -133,9 +141,9 @@ def _graph_of(mod: IRModule, options: MemoryOptions) -> tuple[Extracted, Graph]:
 
 @tvm.transform.module_pass(opt_level=0, name="MemoryAware")
 class MemoryAware:
-    """Order a network for the least memory and place its tensors in one arena; to be put after `FuseTIR`.
+    """Order a network for the least memory, and place its tensors in one arena; the pass belongs after `FuseTIR`.
 
-    `plan` is the `MemoryPlan` of the module that the pass saw last.
+    `plan` is the `MemoryPlan` of the last module that the pass transformed.
     """
 
     def __init__(self, solve: Solve = schedule, options: MemoryOptions | None = None) -> None:
@@ -143,7 +151,7 @@ class MemoryAware:
         self.plan: MemoryPlan | None = None
 
     def transform_module(self, mod: IRModule, _: tvm.transform.PassContext) -> IRModule:
-        """Called by TVM."""
+        """Plan the memory of a module; TVM calls this."""
         mod, self.plan = plan_memory(mod, self.solve, self.options)
         return mod
 
@@ -154,7 +162,10 @@ def without_in_place(graph: Graph) -> Graph:
 
 
 def stock_plan_bytes(mod: IRModule) -> int:
-    """What TVM's own planner takes for a module of fused kernels: its storages, and the outputs, which it does not plan."""
+    """Bytes that a module of fused kernels takes with TVM's own planner.
+
+    They are the storages of the planner, and the outputs, which the planner does not plan.
+    """
     transform = relax.transform
     passes = [
         transform.RewriteDataflowReshape(),
@@ -190,7 +201,7 @@ def _in_order(mod: IRModule, extracted: Extracted, order: Sequence[str], buffers
 
 
 def _ordered(extracted: Extracted, order: Sequence[str]) -> Iterator[Any]:
-    """The block's bindings: kernels in this order, views as soon as somebody needs them."""
+    """The bindings of the block: kernels in this order, and each view right before the first binding that needs it."""
     by_var = {binding.var: binding for binding in extracted.block.bindings}
     done: set[Any] = set()
 
@@ -212,7 +223,10 @@ def _ordered(extracted: Extracted, order: Sequence[str]) -> Iterator[Any]:
 def _overwriting_kernels(
     mod: IRModule, extracted: Extracted, buffers: Sequence[Buffer]
 ) -> tuple[IRModule, dict[Any, relax.VarBinding]]:
-    """Kernels for the nodes that share a buffer with their input, and the bindings that call them."""
+    """Make kernels that overwrite an input, and the bindings that call them.
+
+    They are made for the nodes that share a buffer with that input.
+    """
     graph = extracted.graph
     mod, replaced, made = IRModule(dict(mod.functions_items()), attrs=mod.attrs), {}, {}
     for buffer in buffers:
@@ -240,7 +254,7 @@ def _has_symbol(func: Any) -> bool:
 def _places(
     extracted: Extracted, order: Sequence[str], buffers: Sequence[Buffer], arena: Arena
 ) -> list[tuple[int, TensorType]]:
-    """Offset and type of every tensor that the calls allocate, in the order of the calls."""
+    """The offset and type of every tensor that the calls allocate, in the order of the calls."""
     begin = {name: arena.offsets[b.name] for b in buffers for name in b.tensors}
     begin |= {b.name: arena.offsets[b.name] for b in buffers if not b.tensors}
     places: list[tuple[int, TensorType]] = []
@@ -256,7 +270,7 @@ def _places(
 
 
 def _lowered(mod: IRModule, places: Sequence[tuple[int, TensorType]], size_bytes: int) -> IRModule:
-    """Calls of kernels with their outputs as arguments, allocated in one storage."""
+    """The module whose kernels get their outputs as arguments, and where all these outputs lie in one storage."""
     transform = relax.transform
     passes = [transform.ToNonDataflow(), transform.RemovePurityChecking(), transform.CallTIRRewrite()]
     mod = tvm.transform.Sequential(passes)(mod)
@@ -265,7 +279,10 @@ def _lowered(mod: IRModule, places: Sequence[tuple[int, TensorType]], size_bytes
 
 @mutator
 class _Placer(PyExprMutator):
-    """Puts the allocations of `main`, in the order in which they stand, at their places in the arena."""
+    """Puts the allocations of `main` at their places in the arena.
+
+    `places` has the places in the order in which the allocations stand in `main`.
+    """
 
     def __init__(self, mod: IRModule, places: Sequence[tuple[int, TensorType]], size_bytes: int) -> None:
         super().__init__(mod)
@@ -277,7 +294,7 @@ class _Placer(PyExprMutator):
         self.builder_.update_func(main, self.visit_expr(self.mod["main"]))
         if self.places:
             raise GraphError(
-                f"{len(self.places)} tensors of the plan were not met in the function; this is a bug of MemoryAware"
+                f"{len(self.places)} tensors of the plan were not found in the function; this is a bug of MemoryAware"
             )
         return self.builder_.get()
 
@@ -285,9 +302,8 @@ class _Placer(PyExprMutator):
         call: Any = super().visit_call_(op)
         if is_call(call, "relax.builtin.alloc_tensor"):
             return self._placed(call)
-        if is_call(
-            call, "relax.reshape"
-        ):  # in its final form: the default pipeline would make it a kernel that copies
+        if is_call(call, "relax.reshape"):
+            # Call the runtime's reshape, which copies nothing. The default pipeline would make a kernel that copies.
             return Call(relax.ExternFunc("vm.builtin.reshape"), call.args, None, [call.ty])
         return call
 
@@ -296,16 +312,17 @@ class _Placer(PyExprMutator):
         offset, ty = self.places.pop()
         dims = tuple(int(d) for d in call.args[0].values)
         if dims != ty.shape:
-            raise GraphError(f"expected an allocation of shape {ty.shape}, met {dims}; this is a bug of MemoryAware")
+            raise GraphError(f"expected an allocation of shape {ty.shape}, got {dims}; this is a bug of MemoryAware")
         if self.arena is None:
             size = relax.ShapeExpr([max(self.size_bytes, 1)])
             self.arena = self.builder_.emit(memory.alloc_storage(size, 0, "global", "uint8"), "arena")
         tensor = self.builder_.emit(memory.alloc_tensor(self.arena, offset, call.args[0], call.args[1]))
-        # The tensor's data would begin at the storage's, its offset apart, which kernels refuse: a view without copy.
+        # The tensor's data pointer is that of the storage, and the offset is in a field of its own. Kernels refuse
+        # such tensors. So make a view whose pointer includes the offset; this copies nothing.
         return memory.ensure_zero_offset(tensor)
 
 
 def _final_kernels(mod: IRModule) -> IRModule:
-    """Kernels that nothing looks into or changes any more."""
+    """Give every kernel its final form, which uses its scratch workspaces; after that it can no longer be analysed."""
     functions = {var: with_scratch(f) if isinstance(f, PrimFunc) else f for var, f in mod.functions_items()}
     return IRModule(functions, attrs=mod.attrs)

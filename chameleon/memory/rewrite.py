@@ -1,16 +1,20 @@
-"""Identity graph rewriting (Ahn 2020, sec. 3.3) on a relax module, before its operators become kernels.
+"""Identity graph rewriting (Ahn 2020, sec. 3.3) on a Relax module, before its operators become kernels.
 
-`find_sites` names the places, `apply_sites` rewrites a chosen set of them; `chameleon.serenity.rewrite.identities` says what the kinds
-are and does the rewriting, on the graph of `chameleon.memory.operator_graph`. `rewrite_module` keeps those that lower the peak of
-the kernels that come of it, whose fusion changes what a rewrite saves.
+`find_sites` finds the places that can be rewritten, and `apply_sites` rewrites a chosen set of them. The rewriting
+itself, and what the kinds of sites are, is in `chameleon.serenity.rewrite.identities`; it works on the graph of
+`chameleon.memory.operator_graph`. `rewrite_module` keeps those rewrites that lower the peak of the resulting kernels.
+It looks at the kernels, because their fusion changes how much a rewrite saves.
 
-Partial convolutions must not be fused with each other: TVM fuses a chain of sums into one kernel, for which all partial results
-are alive at a time. So each of them, with its sum, becomes a function with the attribute `Primitive`, which is a kernel of its
-own to `FuseOps` and `FuseTIR`. The last one of a sum stays with the operators, for the bias and the activation after it to join
-it. A concatenation whose parts are to be written in place is such a function too, else the operators around it would join it.
+**Partial convolutions** must not be fused with each other: TVM would fuse a chain of sums into one kernel, and all
+partial results would be alive at a time. So each partial convolution, together with its sum, becomes a function with
+the attribute `Primitive`. `FuseOps` and `FuseTIR` treat such a function as a kernel of its own. The last partial
+convolution of a sum stays with the other operators, so that the bias and the activation after it can be fused with it.
+A concatenation whose parts are to be written in place becomes such a function too; otherwise the operators around it
+would be fused with it.
 
-The terms of a sum that was given (`accumulate`) are added up the same way, all those in one kernel between which nothing else
-runs: that needs no more memory, and less traffic. Where this is so for all terms the operators stay as they were.
+**Terms of a sum** that the network already has (`accumulate`) are added up in the same way. Terms between which
+nothing else runs are added by one kernel: that needs no more memory, and less traffic. If nothing runs between any of
+the terms, the operators stay as they were.
 """
 
 # TVM's reflected attributes have no static types:
@@ -36,19 +40,22 @@ from chameleon.serenity.rewrite.search import RewriteOptions, Solution, choices,
 from chameleon.serenity.rewrite.sums import TERM, gathered, runs
 
 GUESS_SOLVES = 48
-"""Solves of the graph of operators that may be spent on a set of sites to start from."""
+"""How often the graph of operators may be solved to find a set of sites to start from."""
 
 FIRST_TRIES = 8
-"""Modules that are scored before the search gives up if none has a lower peak."""
+"""The search gives up after it has scored this many modules, if none of them has a lower peak."""
 
 OrderOf = Callable[[Graph], Sequence[str]]
 
 
 def find_sites(mod: IRModule) -> dict[Site, frozenset[Site]]:
-    """The places of `main` where an identity applies, in the order of the data; per site those that it needs.
+    """Find the places of `main` where an identity applies, in the order in which the data flows.
 
-    Sites name variables of `main`, so they mean the same in every copy of the module. There are none in a function with control
-    flow or dynamic shapes.
+    Sites name variables of `main`, so they mean the same in every copy of the module. A function with control flow or
+    dynamic shapes has no sites.
+
+    Returns:
+        For each site, the sites that it needs: it exists only if they are rewritten.
     """
     read = concat_graph(mod)
     return {} if read is None else identities.find_sites(read.graph)
@@ -57,13 +64,15 @@ def find_sites(mod: IRModule) -> dict[Site, frozenset[Site]]:
 def apply_sites(
     mod: IRModule, sites: Collection[Site], order_of: OrderOf | None = None, *, gather: bool = True
 ) -> IRModule:
-    """The module with these sites rewritten; outputs are the same but for rounding.
+    """Rewrite these sites of a module; the outputs stay the same except for rounding.
 
     Args:
-        order_of: an order for the graph of the rewritten operators, such as `lambda g: schedule(g).order`. Operators are
-            emitted in it, and partial results are added up in it: the order of a sum is fixed once it is made of kernels.
-            Without it: as in the module, parts in the order of their concatenation.
-        gather: let terms of a sum wait for the next one where no other step needs more by it, so that they are one kernel.
+        order_of: gives an order for the graph of the rewritten operators, such as `lambda g: schedule(g).order`.
+            Operators are emitted in this order, and partial results are added up in this order: once a sum is made of
+            kernels, its order is fixed. Without `order_of`, operators have the order of the module, and parts the
+            order of their concatenation.
+        gather: let a term of a sum wait for the next term of the same sum, so that one kernel adds both. This is done
+            only where no other step needs more memory because of it.
     """
     read = concat_graph(mod) if sites else None
     if read is None:
@@ -83,8 +92,8 @@ class RewrittenModule:
     """A module with the rewrites that lower its score.
 
     Attributes:
-        mod: the module; the given one if nothing lowers its peak.
-        choice: the sites, the scores before and after, how many sets of sites were tried.
+        mod: the rewritten module; the given module if nothing lowers its peak.
+        choice: the sites, the scores before and after, and how many sets of sites were tried.
     """
 
     mod: IRModule = field(repr=False)
@@ -98,13 +107,14 @@ def rewrite_module(
     kinds: Collection[str] = KINDS,
     max_tries: int = 32,
 ) -> RewrittenModule:
-    """The module with the sites rewritten that lower its peak.
+    """Rewrite those sites of a module that lower its peak.
 
     Args:
-        score: of a rewritten module; its first number is the peak. To be right it makes kernels of the module and solves their
-            graph, which takes time: so the search starts from what pays in the graph of the operators, which costs no kernels.
-        solve: a solver for the graph of the operators; partial results are added up in the order that it finds.
-        kinds: of sites that may be rewritten.
+        score: gives the score of a rewritten module; its first number is the peak. To be exact it has to make kernels
+            of the module and solve their graph, which takes time. So the search starts from the sites that pay in the
+            graph of the operators, which needs no kernels.
+        solve: a solver for the graph of the operators. Partial results are added up in the order that it finds.
+        kinds: the kinds of sites that may be rewritten.
         max_tries: how many modules are scored at most.
     """
     read = concat_graph(mod)
@@ -118,7 +128,7 @@ def rewrite_module(
         return solve(graph).order
 
     groups, moves = kind_groups(needs), neighbourhoods(read.graph, needs)
-    if len({frozenset([site]) | others for site, others in needs.items()}) > 1:  # else there is one set to try
+    if len({frozenset([site]) | others for site, others in needs.items()}) > 1:  # otherwise there is one set to try
         options = RewriteOptions(kinds=tuple(kinds), max_solves=GUESS_SOLVES)
         groups.insert(0, rewrite(read.graph, solve, options).applied)
     scores: dict[frozenset[Site], Score] = {}
@@ -129,7 +139,7 @@ def rewrite_module(
         return scores[chosen]
 
     choice = choose_sites(needs, evaluate, groups, moves, min(max_tries, FIRST_TRIES))
-    if choice.score[0] < choice.before[0]:  # else the peak is where no rewrite reaches, most likely
+    if choice.score[0] < choice.before[0]:  # otherwise the peak is most likely at a place that no rewrite can change
         choice = choose_sites(needs, evaluate, groups, moves, max_tries)
     return RewrittenModule(apply_sites(mod, choice.chosen, order_of), choice)
 
@@ -142,10 +152,10 @@ class _Emitter:
         others = {var: func for var, func in mod.functions_items() if not var.same_as(main)}
         self.mod, self.read, self.after = mod, read, after
         self.builder = relax.BlockBuilder(IRModule(others, attrs=mod.attrs))
-        self.made: dict[str, relax.Expr] = {}  # by node what holds its value
-        self.totals: dict[str, relax.Expr] = {}  # by sum what has been added up so far
+        self.made: dict[str, relax.Expr] = {}  # for each node, the expression that holds its value
+        self.totals: dict[str, relax.Expr] = {}  # for each sum, what has been added up so far
         self.waiting = {name: len(node.inputs) for name, node in after.by_name.items() if node.op == "sum"}
-        self.runs: dict[str, list[list[str]]] = {}  # by sum its terms, those of one kernel in one list
+        self.runs: dict[str, list[list[str]]] = {}  # for each sum, its terms; those of one kernel are in one list
 
     def emit(self, order: Sequence[str]) -> IRModule:
         main, builder = self.mod["main"], self.builder
@@ -184,7 +194,7 @@ class _Emitter:
         return self._kernel("concat_parts", parts, lambda _, *given: relax.op.concat(list(given), self.read.axis))
 
     def _add(self, node: Node) -> relax.Expr:
-        """The next partial convolution of a sum, plus what has been added up."""
+        """The next partial convolution of a sum, plus what has been added up so far."""
         (total,) = self.after.consumers[node.name]
         call = self._part(node)
         self.waiting[total] -= 1
@@ -200,7 +210,7 @@ class _Emitter:
         return self.totals[total]
 
     def _add_term(self, node: Node) -> relax.Expr:
-        """The terms of a sum up to this one, if it is the last of its kernel."""
+        """Add the terms of a sum up to this one, if it is the last of its kernel; otherwise the sum stays as it is."""
         (total,) = self.after.consumers[node.name]
         run = next(run for run in self.runs[total] if node.name in run)
         if node.name == run[-1]:
@@ -208,7 +218,7 @@ class _Emitter:
         return self.totals.get(total, self.made[node.inputs[0]])
 
     def _run_added(self, total: str, run: list[str]) -> relax.Expr:
-        """The sum with some more terms: a kernel, or for the last ones operators."""
+        """Add some more terms to a sum: by a kernel, or by plain operators for the last terms of the sum."""
         known = self.runs[total]
         if len(known) == 1:
             for given in sorted(self.after.by_name[total].attrs["replaces"], key=self.read.graph.steps.index):
@@ -236,7 +246,10 @@ class _Emitter:
         return _Term(self.made[node.inputs[0]], calls)
 
     def _part(self, node: Node) -> relax.Expr:
-        """What operator `of` does to some channels of its input, which are the node's only input."""
+        """The work of the operator that the node's attribute `of` names, on some of the channels that it reads.
+
+        These channels are the only input of the node.
+        """
         call = self.read.values[self.read.variables[node.attrs["of"]]]
         (data,) = (self.made[source] for source in node.inputs)
         start, stop = node.attrs["slice"]
@@ -261,7 +274,7 @@ class _Emitter:
         return _Renamer(self.read, self.made).visit_expr(value)
 
     def _kernel(self, name: str, arguments: Sequence[relax.Expr], body: Callable[..., relax.Expr]) -> relax.Expr:
-        """Call a new function that becomes one kernel; like functions are one."""
+        """Call a new function that becomes one kernel; functions that are equal are added only once."""
         inner = relax.BlockBuilder()
         params = [relax.Var(f"p{i}", argument.ty) for i, argument in enumerate(arguments)]
         with inner.function(name, params, attrs={"Primitive": 1}, private=True):
@@ -274,7 +287,10 @@ class _Emitter:
 
 @mutator
 class _Renamer(PyExprMutator):
-    """Replaces the variables of the given function by those of the new one; tuples are written where they are read."""
+    """Replaces the variables of the given function by those of the new one.
+
+    A variable that the new function does not have, such as one of a tuple, is replaced by its value.
+    """
 
     def __init__(self, read: ConcatGraph, made: dict[str, relax.Expr]) -> None:
         super().__init__()
@@ -290,18 +306,24 @@ class _Renamer(PyExprMutator):
 
 @dataclass(frozen=True)
 class _Term:
-    """A term of a sum: a tensor, and calls of one variable argument, each done to the result of the one before."""
+    """A term of a sum: a tensor, and a chain of calls, each applied to the result of the one before.
+
+    Each call has one argument that is a variable; its other arguments are constants.
+    """
 
     source: relax.Expr
     calls: list[Call]
 
     @property
     def arguments(self) -> list[relax.Expr]:
-        """The tensor and all constants: what a kernel gets, so that terms of other constants have the same one."""
+        """The tensor and all constants: a kernel gets them as arguments.
+
+        So terms that differ only in their constants can use the same kernel.
+        """
         return [self.source, *(call.args[i] for call in self.calls for i in constant_positions(call))]
 
     def on(self, builder: relax.BlockBuilder, value: relax.Expr, *constants: relax.Expr) -> relax.Expr:
-        """The term's value for such arguments."""
+        """The value of the term for this tensor and these constants."""
         left = list(constants)
         for call in self.calls:
             arguments = [
@@ -320,7 +342,7 @@ def _conv_add(
 
 
 def _depthwise_part(call: Call, data: relax.Expr, start: int, stop: int) -> relax.Expr:
-    """A depthwise convolution on some channels, whose outputs come one after the other as well."""
+    """A depthwise convolution on some adjacent channels; their outputs are adjacent channels as well."""
     attrs, kernel = call.attrs, call.args[1]
     axis = attrs.kernel_layout.index("O")
     multiplier = int(kernel.value.shape[axis]) // int(attrs.groups)

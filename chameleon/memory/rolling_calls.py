@@ -1,7 +1,7 @@
-"""Convolutions that are computed row by row, to overwrite their input, where that lowers the peak.
+"""Compute convolutions row by row, so that they can overwrite their input, where that lowers the peak.
 
-It costs time: one row after the other, by one thread, and every row is copied. So `roll_where_it_pays` takes it only for the
-calls that need it.
+This costs time: one thread computes one row after the other, and every row is copied. So `roll_where_it_pays` does it
+only for the calls that need it.
 """
 
 # TVM's reflected attributes have no static types:
@@ -28,14 +28,17 @@ from chameleon.serenity.order.schedule import Schedule
 def roll_where_it_pays(
     mod: IRModule, graph_of: Callable[[IRModule], Graph], solve: Callable[[Graph], Schedule]
 ) -> IRModule:
-    """The module with those calls computed row by row without which its peak would be higher.
+    """Compute calls row by row, but only those without which the peak would be higher.
 
-    All of them are, if that lowers the peak; then, in the order that was found, each that it does without goes back.
+    First, all calls that can be computed row by row are changed. If that does not lower the peak, the module stays as
+    it is. Otherwise the order of the steps is kept, and each call goes back to its usual kernel unless that raises the
+    peak of this order.
 
     Args:
-        mod: a prepared module of kernels (see `chameleon.memory.plan.prepare`), some of which bring along how to
-            compute them row by row.
-        graph_of: its graph, the nodes of its calls in the order of `main`.
+        mod: a prepared module of kernels (see `chameleon.memory.plan.prepare`). Some kernels bring along a second
+            kernel that computes the same row by row.
+        graph_of: gives the graph of a module; the nodes of its calls have the order of `main`.
+        solve: finds the order of a graph.
     """
     calls = _kernel_calls(mod)
     chosen = {
@@ -60,13 +63,13 @@ def roll_where_it_pays(
 
 
 def without_alternatives(mod: IRModule) -> IRModule:
-    """The module once no call will be changed any more."""
+    """Remove the row-by-row kernels that were not used, once no call will be changed any more."""
     functions = {v: without_rolling(f) if isinstance(f, PrimFunc) else f for v, f in mod.functions_items()}
     return IRModule(functions, attrs=mod.attrs)
 
 
 def _with_node(graph: Graph, name: str, workspace_bytes: int, in_place: str) -> Graph:
-    """The graph with one node that needs another workspace and overwrites another input."""
+    """The graph in which one node has this workspace and overwrites this input."""
 
     def changed(node: Node) -> Node:
         return (
@@ -79,7 +82,7 @@ def _with_node(graph: Graph, name: str, workspace_bytes: int, in_place: str) -> 
 
 
 def _kernel_calls(mod: IRModule) -> list[Any]:
-    """The kernels that `main` calls, in the order of the graph's steps; none for those that TVM did not make."""
+    """The kernels that `main` calls, in the order of the graph's steps; `None` for a kernel that TVM did not make."""
     (block,) = mod["main"].body.blocks
     callees = [b.value.args[0] for b in block.bindings if is_kernel_call(b.value)]
     return [mod[callee] if isinstance(callee, GlobalVar) else None for callee in callees]
@@ -92,6 +95,8 @@ def _rolled(mod: IRModule, chosen: Collection[int]) -> IRModule:
 
 @mutator
 class _Roller(PyExprMutator):
+    """Replaces the kernels of the chosen calls by those that compute row by row."""
+
     def __init__(self, mod: IRModule, chosen: Collection[int]) -> None:
         super().__init__(mod)
         self.mod, self.chosen, self.met = mod, chosen, 0

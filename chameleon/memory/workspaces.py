@@ -1,7 +1,8 @@
-"""Memory that kernels allocate for themselves, which Relax does not see: padded copies, results before bias and activation.
+"""Workspaces: memory that kernels allocate for themselves and Relax does not see.
 
-`hoist_workspaces` makes what a kernel allocates once a run an argument of it, so that it is planned with everything else; and
-what it allocates inside its loops as well (`chameleon.kernels.scratch`).
+Examples are padded copies, and results before bias and activation. `hoist_workspaces` makes such memory an argument of
+the kernel, so that it is planned with everything else. It does so for memory that a kernel allocates once in a run,
+and also for memory that a kernel allocates inside its loops (`chameleon.kernels.scratch`).
 """
 
 # TVM's reflected attributes have no static types:
@@ -32,9 +33,9 @@ def n_workspaces(func: PrimFunc) -> int:
 
 
 def threads_of_target() -> int | None:
-    """How many threads run a kernel of the current target: none if it does not say, 0 if it is no CPU.
+    """How many threads run a kernel of the current target: `None` if the target does not say, 0 if it is not a CPU.
 
-    Others keep their tiles in memory of their own.
+    Devices that are not CPUs keep their tiles in memory of their own.
     """
     target = Target.current(allow_none=True)
     if target is None:
@@ -45,15 +46,16 @@ def threads_of_target() -> int | None:
 
 
 def is_tir_call(call: Call) -> bool:
-    """Whether a call is of a kernel that TVM made, without symbolic arguments."""
+    """Whether a call runs a kernel that TVM made, and has no symbolic arguments."""
     return is_call(call, "relax.call_tir") and len(call.args) == 2
 
 
 def hoist_workspaces(mod: IRModule) -> IRModule:
-    """Let kernels get as arguments what they would allocate.
+    """Give kernels, as arguments, the memory that they would allocate.
 
-    A workspace becomes one more output of its `call_tir`, which nobody reads: any pipeline can build the module. What they
-    allocate inside their loops does so only if the current target says how many threads it has.
+    A workspace becomes one more output of its `call_tir`, which nobody reads. So any pipeline can build the module.
+    Memory that kernels allocate inside their loops becomes a workspace only if the current target says how many
+    threads it has.
     """
     hoisted, threads = {}, threads_of_target()
     for var, func in mod.functions_items():
@@ -70,7 +72,7 @@ def hoist_workspaces(mod: IRModule) -> IRModule:
 
 
 def _outer_buffers(func: PrimFunc) -> list[Buffer]:
-    """Buffers that a kernel allocates once a run: no loop holds all accesses to them."""
+    """The buffers that a kernel allocates once in a run: there is no loop that holds all accesses to them."""
     root = func.body.block if isinstance(func.body, SBlockRealize) else None
     if root is None or not root.alloc_buffers:
         return []
@@ -81,7 +83,7 @@ def _outer_buffers(func: PrimFunc) -> list[Buffer]:
 
 
 def _unit_loops(body: Any) -> list[tirx.For]:
-    """The outermost loops, as long as they run once."""
+    """The outermost loops that run only once, up to the first loop that runs more often."""
     found = []
     while isinstance(body, tirx.For) and isinstance(body.extent, IntImm) and int(body.extent) == 1:
         found.append(body)
@@ -90,7 +92,7 @@ def _unit_loops(body: Any) -> list[tirx.For]:
 
 
 def _with_parameters(func: PrimFunc, buffers: list[Buffer], unused: Sequence[Buffer] = ()) -> PrimFunc:
-    """The kernel with parameters for what it allocated at its root, and others that it does not use."""
+    """The kernel with new parameters: for these buffers, which it allocated at its root, and for `unused` ones."""
     if not buffers and not unused:
         return func
     root = func.body.block
@@ -113,7 +115,7 @@ def _with_parameters(func: PrimFunc, buffers: list[Buffer], unused: Sequence[Buf
 
 @mutator
 class _Hoister(PyExprMutator):
-    """Replaces kernels and their calls."""
+    """Replaces kernels by those that get their workspaces as arguments, and changes their calls accordingly."""
 
     def __init__(self, mod: IRModule, hoisted: dict[GlobalVar, tuple[PrimFunc, list[Buffer]]]) -> None:
         super().__init__(IRModule({v: f for v, f in mod.functions_items() if v not in hoisted}, attrs=mod.attrs))

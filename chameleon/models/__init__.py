@@ -1,1 +1,1 @@
-"""From a name or a file to one Relax function."""
+"""Load a network, from a name or a file, as one Relax function."""

@@ -1,4 +1,4 @@
-"""What a model can get wrong, in words for people. Knows no TVM."""
+"""The error of a model that cannot be loaded, with a message for people. Does not need TVM."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ def explained(name: str) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error that says something, at most 300 characters."""
+    """The first line of an error's text that is not empty, at most 300 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:300]

@@ -24,7 +24,13 @@ from chameleon.models.shapes import static_shapes
 
 @dataclass(frozen=True)
 class Imported:
-    """What a frontend made: the module, the inputs' static shapes by name, the outputs' names where the file has them."""
+    """What a frontend of TVM made from a network.
+
+    Attributes:
+        mod: the module.
+        shapes: the static shapes of the inputs, by name.
+        output_names: the names of the outputs; empty if the file does not have them.
+    """
 
     mod: IRModule
     shapes: dict[str, tuple[int, ...]]
@@ -32,18 +38,18 @@ class Imported:
 
 
 def import_zoo(name: str, seed: int, input_shape: Any) -> Imported:
-    """A network of the zoo with random weights."""
+    """Import a network of the zoo, with random weights."""
     network = zoo_network(name, seed, input_shape)
     inputs = tuple(torch.zeros(shape) for shape in network.shapes.values())
     with explained(name), torch.no_grad():
         if input_shape is not None:
-            network.module(*inputs)  # a shape that does not fit fails here; the exporter would log a traceback first
+            network.module(*inputs)  # a wrong shape fails here; the exporter would log a traceback first
         program = torch.export.export(network.module, inputs)
     return _import_program(program, name, None)
 
 
 def import_exported(path: Path, input_shape: Any) -> Imported:
-    """A program written by `torch.export.save`."""
+    """Import a program that `torch.export.save` wrote."""
     return _import_program(load_program(path), path.name, input_shape)
 
 
@@ -51,21 +57,22 @@ def load_program(path: Path) -> torch.export.ExportedProgram:
     """Read a `.pt2` file.
 
     Raises:
-        ModelError: if it is none.
+        ModelError: if the file is not such a program, or cannot be read.
     """
     try:
-        with warnings.catch_warnings(), zipfile.ZipFile(path):  # torch logs a traceback where it is no archive
+        # `ZipFile` fails if the file is no archive; torch would log a traceback.
+        with warnings.catch_warnings(), zipfile.ZipFile(path):
             warnings.simplefilter("ignore")
             return torch.export.load(path)
     except Exception as error:
         raise ModelError(
-            f"{path}: not a program of torch.export.save, cut off, or of another torch than {torch.__version__}: "
-            f"{first_line(error)}"
+            f"{path}: expected a program that torch.export.save wrote, but the file is something else, is cut off, "
+            f"or was written by another torch than {torch.__version__}: {first_line(error)}"
         ) from error
 
 
 def import_onnx(path: Path, input_shape: Any) -> Imported:
-    """A network in ONNX format, weights inside or beside the file."""
+    """Import a network in ONNX format; its weights are inside the file or in files beside it."""
     from tvm.relax.frontend.onnx import from_onnx
 
     from chameleon.models.onnx_files import conversion_error, read_onnx
@@ -102,7 +109,7 @@ def _import_program(program: torch.export.ExportedProgram, name: str, input_shap
 
 
 def _declared_shapes(program: torch.export.ExportedProgram) -> dict[str, list[int | str]]:
-    """The user's inputs with their dimensions, symbols as text."""
+    """The dimensions of the user's inputs, by name; an open dimension is the text of its symbol."""
     users = set(program.graph_signature.user_inputs)
     shapes: dict[str, list[int | str]] = {}
     for node in program.graph.nodes:
@@ -112,7 +119,7 @@ def _declared_shapes(program: torch.export.ExportedProgram) -> dict[str, list[in
 
 
 def _unsupported(name: str, program: torch.export.ExportedProgram, error: Exception) -> str:
-    """Which operator of a program the frontend refuses, and where it stands."""
+    """The message that says which operator of a program TVM's frontend cannot import, and where it is in the code."""
     text = first_line(error)
     words = set(re.findall(r"[\w.]+", text))
     nodes = [n for n in program.run_decompositions().graph.nodes if n.op == "call_function"]

@@ -1,7 +1,8 @@
 """Load a network: a name of pytorchcv's zoo, an ONNX file or a file of `torch.export.save`.
 
-Whatever the source, a `Model` is one Relax function `main` in inference form: static shapes, batch norms folded, weights as
-constants, NCHW as its author wrote it. `chameleon.kernels.lower.lower` chooses layouts.
+Whatever the source, a `Model` is one Relax function `main` in inference form. Its shapes are static, its batch norms
+are folded, and its weights are constants. Its layout is NCHW, as its author wrote it: `chameleon.kernels.lower.lower`
+chooses layouts later.
 """
 
 # TVM's reflected attributes have no static types:
@@ -44,12 +45,12 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model came from: all that is needed to make the same network again."""
+    """The source of a model: all that is needed to make the same network again."""
 
     kind: Literal["zoo", "onnx", "pt2"]
     spec: str  # a zoo name or a path
-    seed: int  # of a zoo network's weights
-    shapes: Mapping[str, tuple[int, ...]] = field(hash=False)  # of the inputs
+    seed: int  # for the random weights of a zoo network
+    shapes: Mapping[str, tuple[int, ...]] = field(hash=False)  # the shapes of the inputs, by name
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,12 @@ class Model:
     """A network ready to be lowered.
 
     Attributes:
-        name: the zoo's name, or the file's name without its suffix.
+        name: the name in the zoo, or the file's name without its suffix.
         mod: a module with the function `main`.
-        fingerprint: a hash of graph and weights: equal in every process, for equal networks.
+        inputs: the inputs, in the order of the parameters of `main`.
+        outputs: the outputs, in the order in which `main` returns them.
+        fingerprint: a hash of the graph and the weights. It is the same in every process, for equal networks.
+        source: where the model came from.
     """
 
     name: str
@@ -75,12 +79,12 @@ def load_model(spec: str, *, seed: int = 0, input_shape: InputShape | None = Non
 
     Args:
         spec: a name of `model_names()`, or a path that ends in `.onnx` or `.pt2`.
-        seed: of the weights of a zoo network, which are random (nothing is downloaded).
-        input_shape: the shape of the only input, or shapes by input name; for files that leave them open.
+        seed: seed for the weights of a zoo network, which are random (nothing is downloaded).
+        input_shape: the shape of the only input, or shapes by input name; needed for files that leave dimensions open.
 
     Raises:
         UsageError: if there is no such model or file.
-        ModelError: if it cannot be read, has dynamic shapes or an unsupported operator.
+        ModelError: if the model cannot be read, has dynamic shapes, or has an operator that TVM does not support.
     """
     path = Path(spec)
     kind = _FILES.get(path.suffix.lower(), "zoo")
@@ -104,7 +108,11 @@ def load_model(spec: str, *, seed: int = 0, input_shape: InputShape | None = Non
 
 
 def input_arrays(model: Model, rng: np.random.Generator) -> list[NDArray[np.generic]]:
-    """Random inputs of a model: normal numbers; zeros and ones where integers are expected, which every vocabulary has."""
+    """Random inputs for a model.
+
+    Floating-point inputs get numbers of the normal distribution. Integer inputs get zeros and ones, because these may
+    be numbers of words, and every vocabulary has words 0 and 1.
+    """
     arrays = []
     for spec in model.inputs:
         if spec.dtype.startswith(("float", "bfloat")):
@@ -117,10 +125,10 @@ def input_arrays(model: Model, rng: np.random.Generator) -> list[NDArray[np.gene
 def _model(name: str, imported: Imported, source: Source) -> Model:
     try:
         mod = inference_form(imported.mod)
-    except Exception as error:  # TVM raises anything from AssertionError to InternalError here
+    except Exception as error:  # TVM raises many kinds of errors here, from AssertionError to InternalError
         reason = str(error).strip().splitlines()[-1][:300]
         raise ModelError(
-            f"{name}: TVM cannot simplify this network, perhaps for a shape that depends on data: {reason}"
+            f"{name}: TVM cannot simplify this network, perhaps because a shape depends on data: {reason}"
         ) from error
     main = mod["main"]
     inputs = tuple(_spec(name, p.name, p.ty) for p in main.params)
@@ -132,7 +140,7 @@ def _model(name: str, imported: Imported, source: Source) -> Model:
 
 
 def fingerprint(mod: IRModule) -> str:
-    """A hash of the graph's text and of the bytes of its constants in the order of their appearance."""
+    """A hash of the graph's text, and of the bytes of its constants in the order in which they appear."""
     digest = hashlib.sha256(mod.script(show_meta=False).encode())
 
     def visit(node: object) -> None:

@@ -15,7 +15,9 @@ from chameleon.models.pytorchcv import zoo_network
 
 
 def write_onnx(source: Source, folder: Path) -> Path:
-    """The path of an ONNX file with the source's network: the file itself, or one written into `folder`.
+    """Return the path of an ONNX file with the source's network.
+
+    If the source is an ONNX file, it is this file. Otherwise the network is written into `folder`.
 
     Raises:
         ModelError: if PyTorch cannot write this network as ONNX.
@@ -35,7 +37,8 @@ def write_onnx(source: Source, folder: Path) -> Path:
         logger.setLevel(logging.ERROR)
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            # The newer exporter needs onnxscript; tracing is enough for a network with static shapes.
+            # Use the older exporter, which traces: the newer one needs onnxscript. Tracing is enough for a network
+            # with static shapes.
             torch.onnx.export(module, inputs, path, dynamo=False)
     except Exception as error:
         raise ModelError(f"{source.spec}: PyTorch cannot write this network as ONNX: {error}") from error
@@ -45,11 +48,14 @@ def write_onnx(source: Source, folder: Path) -> Path:
 
 
 class _Traceable(torch.nn.Module):
-    """An exported program as a module that the tracer takes: it asks modules for `train()`, which programs refuse."""
+    """An exported program as a module that can be traced.
+
+    The tracer calls `train()` on modules, which exported programs refuse.
+    """
 
     def __init__(self, program: torch.export.ExportedProgram) -> None:
         super().__init__()
-        self._run = [program.module().requires_grad_(False)]  # in a list, so that it is no submodule
+        self._run = [program.module().requires_grad_(False)]  # in a list, so that it does not become a submodule
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         return self._run[0](*inputs)

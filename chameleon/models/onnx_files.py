@@ -1,4 +1,4 @@
-"""Read ONNX files, and say in people's words what is wrong with one."""
+"""Read ONNX files, and say in plain words what is wrong with a file that cannot be read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from chameleon.models.shapes import static_shapes
 
 
 def read_onnx(path: Path, input_shape: Any) -> tuple[onnx.ModelProto, dict[str, tuple[int, ...]]]:
-    """The network in a file with static input shapes, and these shapes by input name.
+    """Read the network in a file, and give its inputs static shapes.
+
+    Returns:
+        The network, and the shapes of its inputs by name.
 
     Raises:
         ModelError: if the file is broken, incomplete or has open dimensions that `input_shape` does not fix.
@@ -32,7 +35,12 @@ def read_onnx(path: Path, input_shape: Any) -> tuple[onnx.ModelProto, dict[str, 
 
 
 def conversion_error(path: Path, proto: onnx.ModelProto, said: str, error: Exception) -> str:
-    """Which operators TVM's importer refuses, and the nodes where they stand."""
+    """The message that says which operators TVM's importer refuses, and which nodes have them.
+
+    Args:
+        said: what the importer printed.
+        error: what it raised.
+    """
     message = " ".join(str(error).split())
     blamed = re.findall(r"Error converting operator (\w+)", said)
     kinds = set(blamed) or set(re.findall(r"\w+", message.rpartition(":")[2]))
@@ -47,7 +55,7 @@ def _parse(path: Path) -> onnx.ModelProto:
         proto = onnx.load(path)
     except DecodeError as error:
         raise ModelError(f"{path}: not an ONNX file, or cut off ({error})") from error
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:  # external data that is not there
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:  # a file with weights is missing
         raise ModelError(f"{path}: cannot be read completely: {' '.join(str(error).split())[:300]}") from error
     if not proto.graph.node or not proto.graph.output:
         raise ModelError(f"{path}: not an ONNX file, or one without a network: it has no nodes or no outputs")
@@ -65,15 +73,15 @@ def _parse(path: Path) -> onnx.ModelProto:
 
 
 def _dims(path: Path, value: onnx.ValueInfoProto) -> list[int | str]:
-    """The dimensions of an input; an open one is its name."""
+    """The dimensions of an input; for an open dimension its name, `?` if it has none."""
     if not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
-        raise ModelError(f"{path.name}: input {value.name!r} is no tensor of a known rank, which TVM needs")
+        raise ModelError(f"{path.name}: input {value.name!r} has no known number of dimensions, which TVM needs")
     dims = value.type.tensor_type.shape.dim
     return [d.dim_value if d.dim_value > 0 else (d.dim_param or "?") for d in dims]
 
 
 def _fix_shapes(proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Write static shapes into the inputs and forget the shapes derived from the open ones."""
+    """Write static shapes into the inputs, and remove the shapes that were derived from open dimensions."""
     for value in proto.graph.input:
         for dim, size in zip(value.type.tensor_type.shape.dim, shapes.get(value.name, ()), strict=False):
             dim.dim_value = size
@@ -84,7 +92,7 @@ def _fix_shapes(proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> N
 
 
 def _split_sums(graph: onnx.GraphProto) -> None:
-    """Write each `Sum` as `Add`s: TVM 0.27 imports a sum as stack and reduction, which fuses with nothing."""
+    """Replace each `Sum` by `Add`s: TVM 0.27 imports a `Sum` as stack and reduction, which cannot be fused."""
     nodes = list(graph.node)
     del graph.node[:]
     for node in nodes:

@@ -1,7 +1,8 @@
-"""Fold what is constant in an ONNX graph once its input shapes are: shape arithmetic, and weights that the file computes.
+"""Fold the constant parts of an ONNX graph whose input shapes are static.
 
-TVM's importer keeps a shape that the graph computes as a value of run time, which no kernel can be tuned for; and its
-`FoldConstant` compiles a kernel for each constant expression. Here ONNX's reference evaluator computes them.
+These parts are arithmetic on shapes, and weights that the file computes. There are two reasons to fold them here, with
+ONNX's reference evaluator. TVM's importer would leave a computed shape to the run time, and no kernel can be tuned for
+such a shape. And TVM's `FoldConstant` would compile a kernel for each constant expression.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 ROUNDS = 8
-"""A fold may make further shapes known, which allow further folds."""
+"""The graph is folded at most this often: a fold may make further shapes known, which allow further folds."""
 
 _NEVER = (
     "Random",
@@ -33,7 +34,7 @@ _NEVER = (
 
 
 def fold_constants(proto: onnx.ModelProto) -> None:
-    """Replace, in place, the nodes whose outputs are known by constants."""
+    """Replace the nodes whose outputs are known by constants; `proto` is changed in place."""
     for _ in range(ROUNDS):
         if not _fold_once(proto):
             return
@@ -67,7 +68,7 @@ def _evaluated(
     arrays: dict[str, NDArray[Any]],
     shapes: dict[str, list[int]],
 ) -> list[NDArray[Any]] | None:
-    """The outputs of a node, or `None` where they depend on the network's inputs or cannot be computed here."""
+    """The outputs of a node; `None` if they depend on the network's inputs or cannot be computed here."""
     if (
         node.domain not in ("", "ai.onnx")
         or node.op_type.startswith(_NEVER)
@@ -99,7 +100,11 @@ def _evaluated(
 
 
 def _known_shapes(proto: onnx.ModelProto) -> dict[str, list[int]]:
-    """The static shapes that ONNX can infer; none of them for files beyond its limit of 2 GiB."""
+    """The static shapes of tensors, by name.
+
+    Besides the shapes in the file, there are those that ONNX can infer. ONNX infers none for files beyond its limit of
+    2 GiB.
+    """
     try:
         graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
     except (ValueError, onnx.shape_inference.InferenceError):

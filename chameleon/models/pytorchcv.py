@@ -1,4 +1,7 @@
-"""Networks by name as PyTorch modules with random weights: pytorchcv's zoo and our irregular cells. Knows no TVM."""
+"""Make networks by name, as PyTorch modules with random weights. Does not need TVM.
+
+The names are those of pytorchcv's zoo and of our irregular cells.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,12 @@ from chameleon.models.shapes import shapes_by_name
 
 @dataclass(frozen=True)
 class Network:
-    """A PyTorch module in inference mode and what it takes.
+    """A PyTorch module in inference mode, and the inputs that it takes.
 
     Attributes:
-        name: in the zoo.
-        module: its `forward` takes the inputs in the order of `shapes`.
-        shapes: of the inputs, which are 32-bit floats, by name.
+        name: the name in the zoo.
+        module: the module; its `forward` takes the inputs in the order of `shapes`.
+        shapes: the shapes of the inputs, by name. The inputs are 32-bit floats.
     """
 
     name: str
@@ -31,17 +34,17 @@ class Network:
 
 
 def model_names() -> list[str]:
-    """The names of the zoo, sorted: pytorchcv's and our cells'."""
+    """The sorted names of the zoo: pytorchcv's networks and our cells."""
     return sorted((*_pytorchcv(), *CELLS))
 
 
 def zoo_network(name: str, seed: int, input_shape: Any = None) -> Network:
-    """A network of the zoo; nothing is downloaded.
+    """Make a network of the zoo; nothing is downloaded.
 
     Args:
-        name: of `model_names()`, in small or capital letters.
-        seed: of the weights.
-        input_shape: instead of the usual one, of the only input or by input name.
+        name: a name of `model_names()`, in small or capital letters.
+        seed: seed for the weights.
+        input_shape: replaces the usual shape: the shape of the only input, or shapes by input name.
 
     Raises:
         UsageError: if the name is unknown.
@@ -62,13 +65,13 @@ def zoo_network(name: str, seed: int, input_shape: Any = None) -> Network:
         shape = (1, 3, *(int(d) for d in module.in_size))
     else:
         raise ModelError(
-            f"{name}: the zoo does not say the shape of its input; give one, such as --input-shape 1,3,224,224"
+            f"{name}: the zoo does not say the shape of its input; give one, for instance --input-shape 1,3,224,224"
         )
     return Network(known, module, {"x": tuple(shape)})
 
 
 def _irregular(name: str, seed: int, input_shape: Any) -> Network:
-    """One of our cells; its channels are fixed, height and width are not."""
+    """Make one of our cells; its channels are fixed, its height and width are not."""
     made = cell(name)
     shapes = {key: (1, *shape) for key, shape in made.inputs.items()}
     if input_shape is not None:

@@ -1,4 +1,4 @@
-"""Shapes of a model's inputs: as its file declares them, as people give them. Knows no TVM."""
+"""Shapes of a model's inputs: join those that its file declares with those that people give. Does not need TVM."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from chameleon.models.errors import ModelError
 
 
 def shapes_by_name(model: str, input_shape: Any, names: list[str]) -> dict[str, tuple[int, ...]]:
-    """Given shapes by input name; one without a name belongs to the only input.
+    """Bring the shapes that people gave into the form `{input name: shape}`.
+
+    A shape without a name belongs to the only input.
 
     Raises:
-        UsageError: if there is no such input.
-        ModelError: if it is not said whose shape it is, or it is no shape.
+        UsageError: if there is no input of that name.
+        ModelError: if a shape has no name and there are several inputs, or if it is not a shape.
     """
     if isinstance(input_shape, Mapping):
         for name in input_shape:
@@ -37,7 +39,7 @@ def static_shapes(
     """The inputs' shapes with every open dimension filled from `input_shape`.
 
     Args:
-        declared: per input its dimensions, an int or the name of an open one.
+        declared: the dimensions of each input: an int, or the name of an open dimension.
 
     Raises:
         ModelError: if a dimension stays open or a given shape does not fit.
@@ -47,13 +49,15 @@ def static_shapes(
     for name, dims in declared.items():
         shape = given.get(name, dims)
         if len(shape) != len(dims) or any(isinstance(d, int) and d != s for d, s in zip(dims, shape, strict=True)):
-            raise ModelError(f"{model}: input {name!r} has shape {_text(dims)}, which {_text(shape)} does not fit")
+            raise ModelError(
+                f"{model}: input {name!r} has shape {_text(dims)}; the given shape {_text(shape)} does not fit"
+            )
         open_dims = [f"{i} ({d!r})" for i, d in enumerate(shape) if not isinstance(d, int)]
         if open_dims:
             filled = ",".join(str(d) if isinstance(d, int) else ("1" if i == 0 else "224") for i, d in enumerate(dims))
             raise ModelError(
-                f"{model}: input {name!r} has a dynamic shape {_text(dims)}: dimension {', '.join(open_dims)} is open; "
-                f"fix it, such as with --input-shape {filled}"
+                f"{model}: input {name!r} has a dynamic shape {_text(dims)}: "
+                f"dimension {', '.join(open_dims)} is open; fix it, for instance with --input-shape {filled}"
             )
         shapes[name] = tuple(int(d) for d in shape)
     return shapes
@@ -64,10 +68,10 @@ def _text(dims: Sequence[Any]) -> str:
 
 
 def parse_shape(text: str | Sequence[int]) -> tuple[int, ...]:
-    """An input shape from `1,3,224,224` or a list.
+    """Read an input shape from a text such as `1,3,224,224` or from a list.
 
     Raises:
-        UsageError: if these are no positive whole numbers.
+        UsageError: if these are not positive whole numbers.
     """
     parts = text.replace("x", ",").split(",") if isinstance(text, str) else text
     try:

@@ -1,4 +1,7 @@
-"""Inference form of an imported network: batch norms folded into convolutions, dropouts gone, constants folded."""
+"""Bring an imported network into inference form.
+
+Batch norms are folded into convolutions, dropouts are removed, and constants are folded.
+"""
 
 # TVM's reflected attributes have no static types:
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
@@ -18,10 +21,11 @@ from chameleon.ir import is_call
 
 
 def inference_form(mod: IRModule) -> IRModule:
-    """The same function without what only training needs; weights stay constants in `main`.
+    """Remove from `main` what only training needs; weights stay constants in `main`.
 
-    Batch norms are folded here in numpy and not by TVM's passes: those fold only a convolution without bias, duplicate a
-    convolution that has other readers, and compile one kernel for each constant expression (36 s on a DenseNet).
+    Batch norms are folded here in numpy, and not by TVM's passes, for three reasons. Those passes fold only
+    convolutions without bias. They duplicate a convolution that has other readers. And they compile one kernel for
+    each constant expression (36 s on a DenseNet).
     """
     fold = relax.transform.FoldConstant()
     clean = [relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination()]
@@ -31,7 +35,7 @@ def inference_form(mod: IRModule) -> IRModule:
 
 
 def fold_transposes(mod: IRModule) -> IRModule:
-    """Transposes of constants, done in numpy: `FoldConstant` would compile a kernel for each shape."""
+    """Compute transposes of constants, with numpy: `FoldConstant` would compile a kernel for each shape."""
     return relax.transform.CanonicalizeBindings()(_with_main(mod, _Transposer(mod).visit_expr(mod["main"])))
 
 
@@ -49,7 +53,7 @@ def _fold_batch_norms(mod: IRModule) -> IRModule:
 
 
 def _with_main(mod: IRModule, main: relax.Function) -> IRModule:
-    """A copy with another `main`; the kernels that importers write themselves stay."""
+    """A copy of the module with another `main`; kernels that an importer wrote itself stay."""
     functions = dict(mod.functions_items())
     functions[mod.get_global_var("main")] = main
     return IRModule(functions, attrs=mod.attrs)
@@ -77,7 +81,10 @@ class _Folder(PyExprMutator):
         return super().visit_tuple_getitem_(op)
 
     def _folded(self, call: Call) -> relax.Expr:
-        """`x * scale + shift`, with the scale moved into the weights of the convolution behind `x` where there is one."""
+        """A batch norm of `x` as `x * scale + shift`.
+
+        If `x` is the result of a convolution that can be changed, the scale goes into the weights of the convolution.
+        """
         scale, shift = _scale_and_shift(call)
         conv, bias = self._convolution(call.args[0], call.attrs.axis)
         if conv is None:
@@ -93,7 +100,10 @@ class _Folder(PyExprMutator):
         return relax.op.add(self.builder_.emit(call), relax.const(shift))
 
     def _convolution(self, x: relax.Expr, axis: int) -> tuple[Call | None, NDArray[Any] | float]:
-        """The convolution with constant weights that only `x` reads, and its bias `[channels]` if it has one."""
+        """The convolution with constant weights that makes `x`, and its bias `[channels]`, or zero if it has none.
+
+        The convolution is `None` if there is none, or if others read it, too.
+        """
         value, bias = self._only_read(x), np.zeros(1, dtype="float32")
         if is_call(value, "relax.add") and isinstance(value.args[1], GenericConst):
             constant = value.args[1].value.numpy()
@@ -111,7 +121,10 @@ class _Folder(PyExprMutator):
 
 
 def _scale_and_shift(call: Call) -> tuple[NDArray[Any], NDArray[Any]]:
-    """What a batch norm of constants does to each channel, computed in float64, `[channels]` twice."""
+    """The scale and the shift that a batch norm of constants applies to each channel: `[channels]` each.
+
+    They are computed in float64.
+    """
     gamma, beta, mean, variance = (a.value.numpy() for a in call.args[1:])
     scale = 1.0 / np.sqrt(variance.astype("float64") + float(call.attrs.epsilon))
     scale = scale * gamma if call.attrs.scale else scale
@@ -132,6 +145,7 @@ def _count_readers(func: relax.Function) -> Counter[Any]:
 
 
 def _operands(node: Any) -> list[Any]:
+    """The variables that an expression reads directly."""
     if isinstance(node, Call):
         operands = list(node.args)
     elif isinstance(node, relax.Tuple):

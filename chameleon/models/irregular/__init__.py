@@ -1,6 +1,7 @@
-"""Irregularly wired networks that the papers describe and nobody ships: built from the descriptions, seeded. Knows no TVM.
+"""Irregularly wired networks that papers describe, but that nobody distributes. Does not need TVM.
 
-`chameleon.models.irregular.cells` says what is known of each and what is inferred.
+They are built here from the descriptions, with random parts that a seed fixes. `chameleon.models.irregular.cells` says
+what is known of each network and what is inferred.
 """
 
 from chameleon.models.irregular.catalogue import CELLS, cell

@@ -1,4 +1,7 @@
-"""The names of the irregular cells, and what they stand for. Wirings are seeded by constants here, weights by the caller."""
+"""The names of the irregular cells, and the cells that they stand for.
+
+The seeds of the wirings are constants in this file. The seed of the weights comes from the caller.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from chameleon.errors import unknown
 from chameleon.models.irregular.cells import darts_cell, in_a_row, mixed_cell, swiftnet_cell, ws_cell
 from chameleon.models.irregular.operators import Cell, Shape
 
-# RandWire's stages: channels, height, width. See `chameleon.models.irregular.cells` for what is known of them.
+# The stages of RandWire: channels, height, width. `chameleon.models.irregular.cells` says what is known of them.
 STAGES: Mapping[str, Shape] = {"a": (8, 32, 32), "b": (16, 16, 16), "c": (32, 8, 8)}
 RANDWIRE_NODES = 32
 RANDWIRE = (("cifar10", "a"), ("cifar10", "b"), ("cifar100", "a"), ("cifar100", "b"), ("cifar100", "c"))
@@ -33,7 +36,8 @@ def _ws(n: int) -> Callable[[], Cell]:
     return lambda: ws_cell(f"ws{n}", n, WS_SHAPE, _rng(n))
 
 
-# Per cell of the SwiftNet-like network: number of operators, input, widths, channels of the result.
+# For each cell of the SwiftNet-like network: the number of operators, the shape of the input, the widths of operators,
+# and the channels of the result.
 _SWIFTNET = {
     "a": (21, (3, 64, 64), (4, 8, 12), 8),
     "b": (19, (8, 32, 32), (4, 8, 12), 8),
@@ -56,14 +60,14 @@ CELLS: Mapping[str, Callable[[], Cell]] = {
     **{f"ws{n}": _ws(n) for n in WS_SIZES},
     "ws32-mixed": lambda: mixed_cell("ws32-mixed", 32, MIXED_SHAPE, MIXED_WIDTHS, _rng(32, 1)),
 }
-"""By name; the first nine are those of Ahn 2020's table."""
+"""The cells by name; the first nine are those of the table in Ahn 2020."""
 
 
 def cell(name: str) -> Cell:
-    """The cell of a name.
+    """Make the cell of this name.
 
     Raises:
-        UsageError: if there is none.
+        UsageError: if there is no such cell.
     """
     if name not in CELLS:
         raise unknown("cell", name, CELLS)

@@ -1,4 +1,4 @@
-"""A cell as a PyTorch module, with random weights that are the same for every version of PyTorch."""
+"""Make PyTorch modules of cells, with random weights that are the same for every version of PyTorch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from chameleon.models.irregular.operators import Cell, Operator
 
 
 def cell_module(cell: Cell, rng: np.random.Generator) -> nn.Module:
-    """The cell in inference mode; its `forward` takes the cell's inputs, `[1, channels, height, width]` each, by their names.
+    """Make a module of a cell, in inference mode.
 
-    Weights are drawn with numpy and scaled so that activations keep their size from layer to layer; batch norms have
-    statistics that are not 0 and 1, so that folding them is put to the test.
+    The `forward` of the module takes the inputs of the cell by their names, `[1, channels, height, width]` each.
+
+    Weights are drawn with numpy. They are scaled so that activations keep their size from layer to layer. The
+    statistics of batch norms are not 0 and 1, so that wrong folding of batch norms shows.
     """
     with torch.random.fork_rng(devices=[]):  # constructors draw weights of their own
         module = _FORWARD[tuple(cell.inputs)](cell)
@@ -33,7 +35,7 @@ class CellModule(nn.Module):
         self.operators = nn.ModuleDict({op.name: _MAKE[op.kind](cell, op) for op in cell.operators})
 
     def run(self, values: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The result of the cell for its inputs, by name."""
+        """The result of the cell for these inputs, which are given by name."""
         for op in self.cell.operators:
             values[op.name] = self.operators[op.name](*(values[name] for name in op.inputs))
         return values[self.cell.output]
@@ -54,7 +56,10 @@ _FORWARD: dict[tuple[str, ...], type[CellModule]] = {("x",): _OneInput, ("s0", "
 
 
 class WeightedSum(nn.Module):
-    """Sum of the inputs with weights in (0, 1) (Xie 2019: the sigmoid of a learned number, here kept after the sigmoid)."""
+    """Sum of the inputs with weights in (0, 1).
+
+    In Xie 2019 a weight is the sigmoid of a learned number. Here the result of the sigmoid is kept.
+    """
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -69,11 +74,11 @@ class WeightedSum(nn.Module):
         return total
 
     def weight(self, i: int) -> float:
-        """The weight of input i: a constant at inference."""
+        """The weight of input `i`: a constant at inference."""
         return self._weights[i]
 
     def freeze(self) -> None:
-        """Compute the weights once; they must not be traced."""
+        """Compute the weights once, as plain numbers, so that the sigmoid is not part of the traced network."""
         self._weights = [float(w) for w in torch.sigmoid(self.logits)]
 
 
@@ -102,7 +107,7 @@ class Concat(nn.Module):
 
 
 class RandWireNode(nn.Sequential):
-    """Weighted sum - ReLU - separable convolution - batch norm (Xie 2019, sec. 3.1)."""
+    """A node of RandWire: weighted sum, ReLU, separable convolution, batch norm (Xie 2019, sec. 3.1)."""
 
     def __init__(self, n_inputs: int, in_channels: int, op: Operator) -> None:
         super().__init__(*_separable(in_channels, op.channels, op))
@@ -116,7 +121,7 @@ class RandWireNode(nn.Sequential):
 
 
 def _separable(in_channels: int, out_channels: int, op: Operator, stride: int | None = None) -> list[nn.Module]:
-    """ReLU - depthwise - pointwise - batch norm."""
+    """The layers of a separable convolution: ReLU, depthwise convolution, pointwise convolution, batch norm."""
     stride = op.stride if stride is None else stride
     padding = op.dilation * (op.kernel - 1) // 2
     depthwise = nn.Conv2d(
@@ -127,7 +132,7 @@ def _separable(in_channels: int, out_channels: int, op: Operator, stride: int | 
 
 
 def _sep_conv(cell: Cell, op: Operator) -> nn.Module:
-    """DARTS's: the separable convolution twice, the stride in the first (Liu 2019)."""
+    """The `sep_conv` of DARTS: two separable convolutions, the first with the stride (Liu 2019)."""
     c = cell.shapes[op.inputs[0]][0]
     return nn.Sequential(*_separable(c, c, op), *_separable(c, op.channels, op, stride=1))
 
@@ -157,11 +162,11 @@ _MAKE: dict[str, Callable[[Cell, Operator], nn.Module]] = {
 
 
 def _draw_weights(module: nn.Module, rng: np.random.Generator) -> None:
-    """Fill all parameters and statistics, in the order of the modules."""
+    """Fill all parameters and statistics with random numbers, in the order of the modules."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             fan_in = math.prod(layer.weight.shape[1:])
-            gain = 2.0 if layer.groups > 1 else 1.0  # a depthwise convolution stands behind a ReLU here
+            gain = 2.0 if layer.groups > 1 else 1.0  # in these cells a depthwise convolution follows a ReLU
             _fill(layer.weight, rng.normal(0, math.sqrt(gain / fan_in), layer.weight.shape))
         elif isinstance(layer, nn.BatchNorm2d):
             n = layer.num_features

@@ -1,7 +1,7 @@
-"""A cell of an irregularly wired network as data: its operators as they were published, and what each makes.
+"""Describe a cell of an irregularly wired network as data: its operators as they were published, and their tensors.
 
-From one `Cell` come the PyTorch module (`chameleon.models.irregular.modules`) and the graph for the memory-aware scheduler
-(`cell_graph`), so that both are of the same network.
+Two things are made from one `Cell`: the PyTorch module (`chameleon.models.irregular.modules`), and the graph for the
+memory-aware scheduler (`cell_graph`). So both describe the same network.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Shape = tuple[int, int, int]
 """Channels, height, width of a tensor; the batch is 1."""
 
 FLOAT_BYTES = 4
-# What a kind is called in the graph (`chameleon.serenity.rewrite.identities` says what it makes of that), and, where its name does
-# not say so, what it computes besides. Norms are batch norms.
+# For each kind: its `op` in the graph, and attributes that say what it computes if the name does not. A norm is a
+# batch norm. `chameleon.serenity.rewrite.identities` says what the values of `op` mean for the rewriting.
 _OPS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "randwire": ("randwire", {"computes": "weighted sum, relu, separable convolution, norm"}),
     "mean": ("mean", {}),
@@ -42,13 +42,13 @@ class Operator:
     """One published operator, which makes one tensor.
 
     Attributes:
-        name: unique in its cell.
-        kind: what it computes.
+        name: a name that is unique in the cell.
+        kind: what the operator computes.
         inputs: names of operators or of the cell's inputs.
-        channels: of its output; 0 where the inputs say it (`mean`, `relu`, `add`, `concat`, `depthwise_relu`).
-        kernel: size of the convolution's window.
-        stride: of the (first) convolution.
-        dilation: of the convolution.
+        channels: channels of the output; 0 if the inputs fix them (`mean`, `relu`, `add`, `concat`, `depthwise_relu`).
+        kernel: height and width of the convolution's window.
+        stride: stride of the convolution; of the first one if there are several.
+        dilation: dilation of the convolution.
     """
 
     name: str
@@ -65,10 +65,10 @@ class Cell:
     """Operators in the order in which the published code runs them.
 
     Attributes:
-        name: of the cell.
-        inputs: per input its shape.
-        operators: each after its inputs.
-        output: the operator whose tensor is the result.
+        name: the name of the cell.
+        inputs: the shape of each input, by name.
+        operators: the operators; each comes after those that it reads.
+        output: the name of the operator whose tensor is the result.
     """
 
     name: str
@@ -78,7 +78,10 @@ class Cell:
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:
-        """The shape of every tensor, inputs included; convolutions are padded so that only strides change height and width."""
+        """The shape of every tensor, by name, with the inputs.
+
+        Convolutions are padded so that only strides change height and width.
+        """
         shapes = dict(self.inputs)
         for op in self.operators:
             channels, height, width = shapes[op.inputs[0]]
@@ -90,10 +93,11 @@ class Cell:
 
 
 def cell_graph(cell: Cell) -> Graph:
-    """The cell as the paper counts it: a node for every published operator, tensors of 32-bit floats, no workspaces.
+    """The graph of a cell as the paper counts it: a node for every published operator, tensors of 32-bit floats.
 
-    What an operator needs inside (the padded input of a convolution, the tensor between the two halves of a separable one) is
-    not counted here: it depends on who compiles it, and `chameleon.deploy` counts it there.
+    There are no workspaces. An operator may need memory inside, such as the padded input of a convolution, or the
+    tensor between the two halves of a separable convolution. This is not counted here, because it depends on the
+    compiler. `chameleon.memory` counts it on the compiled kernels.
     """
     nodes = [Node(name, (), _bytes(shape), op="input") for name, shape in cell.inputs.items()]
     nodes += [
@@ -108,7 +112,7 @@ def _bytes(shape: Shape) -> int:
 
 
 def _attrs(cell: Cell, op: Operator) -> dict[str, Any]:
-    """What the rewriting and a reader want to know; what is as usual is left out."""
+    """The attributes that the rewriting and a human reader need; usual values (stride 1, dilation 1) are left out."""
     attrs = dict(_OPS[op.kind][1])
     if op.kind == "concat":
         attrs["channels"] = [cell.shapes[name][0] for name in op.inputs]
