@@ -1,1 +1,1 @@
-"""One module a host: where people already tune. Importing this package imports no TVM."""
+"""Chameleon inside the tools that people already tune with (hosts). Importing this package imports no TVM."""

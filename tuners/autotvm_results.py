@@ -1,4 +1,4 @@
-"""What AutoTVM's builders and runners answered, as trials; and what to think of a device that stops answering."""
+"""Turns the answers of AutoTVM's builders and runners into trials, and notices when a device stops answering."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Outcome:
     Attributes:
         trial: for the searcher.
         error: one of `ERRORS`.
-        silent: whether nothing shows that the device was there: it never answered, or the connection broke. A kernel that
-            hangs or crashes looks the same.
+        silent: whether nothing shows that the device was there: it never answered, or the connection broke. It looks
+            the same when a kernel hangs or crashes.
     """
 
     trial: Trial
@@ -50,14 +50,15 @@ class Outcome:
 
     @property
     def built(self) -> bool:
-        """Whether it was up to the device."""
+        """Whether the build succeeded, so that the rest was up to the device."""
         return self.error not in _BUILDING
 
 
 def outcome_of(config: Sequence[int], result: Any) -> Outcome:
     """The outcome that a `MeasureResult` reports for a configuration `[n_knobs]`.
 
-    A failure's costs are exceptions, with a traceback before them from TVM 0.9 on, and 1e9 where they were read from a log.
+    The costs of a failure are exceptions; from TVM 0.9 on, a traceback comes before them. If the result was read from
+    a log, the cost of a failure is 1e9.
     """
     config = tuple(int(d) for d in config)
     number = int(result.error_no)
@@ -77,7 +78,7 @@ def outcome_of(config: Sequence[int], result: Any) -> Outcome:
 def message_of(costs: Any) -> str:
     """What went wrong, in one line, from a failure's nested (traceback, exception) pairs.
 
-    TVM puts its message below a long trace of its own, and AutoTVM cuts the exception's text before it gets there.
+    TVM puts its message below a long trace of its own. AutoTVM cuts the exception's text off before that message.
     """
     parts = list(_parts(costs))
     if not parts or isinstance(parts[-1], (int, float)):
@@ -100,22 +101,23 @@ def _parts(costs: Any) -> Iterator[Any]:
 
 
 def measured_pair(task: Any, config: Any, seconds: float) -> tuple[Any, Any]:
-    """AutoTVM's record of a configuration that ran."""
+    """AutoTVM's record of a configuration that ran: its `MeasureInput` and `MeasureResult`."""
     measure = importlib.import_module("tvm.autotvm.measure")
     return measure.MeasureInput(task.target, task, config), measure.MeasureResult((seconds,), 0, 0.0, time.time())
 
 
 @dataclass
 class Outages:
-    """Tells a device that is gone from configurations that make it fail.
+    """Decides whether runs failed because the device is gone or because of their configurations.
 
-    AutoTVM reports a server that died as runs that failed or took too long, like kernels that crash or hang. Such outcomes
-    are held back until the device answers again. If so many in a row are unlikely, given how often running has failed before,
-    the first may be what brought the device down, and the others say nothing about their configurations. Until it has
-    answered once, a device is not blamed.
+    AutoTVM reports a server that died as runs that failed or took too long. Kernels that crash or hang are reported in
+    the same way. So such outcomes are held back until the device answers again. Then the length of the row is compared
+    with how often runs have failed before. If so long a row is unlikely, the device is to blame: the first run of the
+    row may have brought it down, and the other runs say nothing about their configurations. A device that has not
+    answered even once is not blamed.
 
     Args:
-        unlikely: the probability below which a row of failures is no coincidence.
+        unlikely: a row of failures with a probability below this is not taken for a coincidence.
     """
 
     unlikely: float = 0.001
@@ -126,12 +128,12 @@ class Outages:
     @property
     def suspected(self) -> bool:
         """Whether the device seems to be gone."""
-        share = (1 + self._failed) / (2 + self._run)  # of runs that fail, by Laplace's rule
+        share = (1 + self._failed) / (2 + self._run)  # share of the runs that fail, by Laplace's rule
         answered = self._run > self._failed
         return answered and len(self.held) > 1 and len(self.held) * math.log(share) < math.log(self.unlikely)
 
     def settle(self, outcome: Outcome) -> tuple[list[Outcome], list[Outcome]]:
-        """Takes the next outcome; which ones may be learnt from now, and which ones the device is to blame for."""
+        """Takes the next outcome; returns those to learn from now, and those that the device is to blame for."""
         if not outcome.built:
             return [outcome], []
         if outcome.silent:
@@ -142,7 +144,7 @@ class Outages:
         return [*known, outcome], lost
 
     def close(self) -> tuple[list[Outcome], list[Outcome]]:
-        """Decides about what is held back, now that the device has answered or was replaced."""
+        """Decides about the outcomes held back, once the device has answered or was replaced; returns as `settle`."""
         guilty = 1 if self.suspected else len(self.held)
         known, lost, self.held = self.held[:guilty], self.held[guilty:], []
         self._run += len(known)

@@ -1,4 +1,4 @@
-"""The state of an AutoTVM tuner as a JSON file: data only, nothing in it is ever executed."""
+"""Saves the state of an AutoTVM tuner in a JSON file, and reads it. The file is data: nothing in it is executed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KIND = "autotvm-tuner"
 
 
 def write_state(path: Path, task: Any, searcher: str, state: Mapping[str, Any]) -> None:
-    """Writes `state`, with whose it is; the file is complete or not there, whatever happens meanwhile."""
+    """Writes `state` and the task and searcher that it belongs to. A half-written file is never left at `path`."""
     document = {"chameleon": VERSION, "kind": KIND, "task": _identity(task), "searcher": searcher, "state": state}
     scratch = path.with_name(path.name + ".new")
     scratch.write_text(json.dumps(document, default=lambda array: array.tolist()))
@@ -25,7 +25,7 @@ def write_state(path: Path, task: Any, searcher: str, state: Mapping[str, Any]) 
 
 
 def read_state(path: Path, task: Any, searcher: str, space: KnobSpace) -> dict[str, Any]:
-    """The state in a file, if it is one of this task, searcher and space.
+    """Reads the state in a file and checks that it belongs to this task, searcher and space.
 
     Raises:
         UsageError: if the file cannot be read or belongs to something else.
@@ -47,10 +47,13 @@ def read_state(path: Path, task: Any, searcher: str, space: KnobSpace) -> dict[s
                 f"{path}: expected {key} {value}, got {found[key]}; load it into the tuner that it was saved from"
             )
     if fingerprint != space.fingerprint():
-        raise UsageError(f"{path}: the template's knobs have changed since (another version of TVM?); tune anew")
+        raise UsageError(
+            f"{path}: the template's knobs have changed since this state was saved (another version of TVM?); "
+            "start the tuning again"
+        )
     return state
 
 
 def _identity(task: Any) -> list[Any]:
-    """What JSON makes of the name, the workload and the target."""
+    """The task's workload, which includes its name, and its target, in the form that JSON gives back."""
     return json.loads(json.dumps([frozen(task.workload), str(task.target)]))

@@ -1,8 +1,9 @@
-"""AutoTVM's configuration spaces as the engine's knobs, and configurations to and from AutoTVM's.
+"""Turns AutoTVM's configuration spaces into the engine's knobs, and configurations from one form to the other.
 
-AutoTVM numbers a configuration with its first knob fastest; the number is the only thing that both sides share. A
-`multi_filter` becomes the space's free predicate, asked for one configuration at a time: AutoTVM itself evaluates it for
-the whole range before it answers anything. Nothing here imports tvm before a configuration is made.
+AutoTVM gives each configuration a number, in which the first knob changes fastest. This number is the only thing that
+both sides share. A `multi_filter` becomes the space's free predicate. Here it is asked about one configuration at a
+time; AutoTVM itself evaluates it for the whole range before it answers anything. Nothing here imports tvm before a
+configuration is made.
 """
 
 from __future__ import annotations
@@ -19,22 +20,22 @@ from numpy.typing import NDArray
 from chameleon.search import Digits, Knob, KnobSpace, option, split_of
 
 ONLY = "only"
-"""The knob of a template that has none: a space of one point."""
+"""Name of the one knob of a template without knobs: a space of one point."""
 
 
 class ConfigKnobs:
     """One `autotvm.task.space.ConfigSpace` as a `KnobSpace`.
 
-    Digits are positions in the knobs' lists as AutoTVM has them, knobs in its order.
+    Digits are positions in AutoTVM's lists of the knobs' values; the knobs are in AutoTVM's order.
 
     Args:
-        config_space: of a task that was created, so that its knobs are known.
+        config_space: that of a task which was created, so that its knobs are known.
     """
 
     def __init__(self, config_space: Any) -> None:
         self._config_space = config_space
         self._spaces: dict[str, Any] = dict(config_space.space_map)
-        self._filter = getattr(config_space, "_shared_filter", None)  # of `multi_filter`, from TVM 0.11 on
+        self._filter = getattr(config_space, "_shared_filter", None)  # set by `multi_filter`, from TVM 0.11 on
         self._verdicts: dict[bytes, bool] = {}
         knobs = [knob_of(name, space) for name, space in self._spaces.items()] or [option(ONLY, [None])]
         self.space = KnobSpace(knobs, valid=self._valid if self._filter else None)
@@ -45,7 +46,7 @@ class ConfigKnobs:
         return sum(int(d) * w for d, w in zip(digits, self._weights, strict=True))
 
     def digits(self, index: int) -> Digits:
-        """The digits `[n_knobs]` of AutoTVM's number of a configuration.
+        """The digits `[n_knobs]` of the configuration with AutoTVM's number `index`.
 
         Raises:
             IndexError: if the space has no such number.
@@ -63,14 +64,14 @@ class ConfigKnobs:
     def config(self, digits: Sequence[int] | Digits) -> Any:
         """The `ConfigEntity` of a configuration `[n_knobs]`.
 
-        Not by `ConfigSpace.get`, which evaluates a `multi_filter` on the whole range.
+        It is not made by `ConfigSpace.get`, since that evaluates a `multi_filter` on the whole range.
         """
         make = importlib.import_module("tvm.autotvm.task.space").ConfigEntity
         space = self._config_space
         return make(self.index(digits), space.code_hash, self.entities(digits), getattr(space, "_constraints", []))
 
     def find(self, config: Any) -> Digits | None:
-        """The digits `[n_knobs]` of a `ConfigEntity`, such as one from a log; None if this space has no equal one."""
+        """The digits `[n_knobs]` of a `ConfigEntity`, such as one from a log; None if this space has no equal."""
         wanted = {name: plain(config[name]) for name in config}
         if set(wanted) != set(self._spaces):
             return None
@@ -84,11 +85,12 @@ class ConfigKnobs:
         return None if None in found else np.array(found or [0], dtype=np.int64)
 
     def nearest(self, config: Any) -> Digits | None:
-        """The digits `[n_knobs]` of the configuration most like one of another task; None if they have no knob in common.
+        """The digits `[n_knobs]` of the configuration here that is most like `config`, which is of another task.
 
-        Knobs are matched by name. Of a split the inner factors count, in doublings, since it is the size of tiles that suits a
-        machine; the outermost is what the loop's extent leaves. An option that is not among this space's values goes to the
-        nearest number, else to the first value.
+        Knobs are matched by name; the result is None if there is no name in common. For a split the inner factors are
+        compared, in doublings: they give the sizes of tiles, which have to suit the machine. The outermost factor is
+        only what the loop's extent leaves. If an option's value is not in this space, the nearest number is taken, or
+        else the first value.
         """
         theirs = {name: plain(config[name]) for name in config}
         if not set(theirs) & set(self._spaces):
@@ -110,7 +112,10 @@ class ConfigKnobs:
 
 
 def knob_of(name: str, space: Any) -> Knob:
-    """The engine's knob of one of AutoTVM's: what a split, an order or annotations are shows in features and moves."""
+    """The engine's knob for one of AutoTVM's.
+
+    Splits, orders of loops and annotations get features and moves that suit their kind.
+    """
     entities = [space[i] for i in range(len(space))]
     values = [plain(e) for e in entities]
     if all(hasattr(e, "size") for e in entities):
@@ -123,7 +128,7 @@ def knob_of(name: str, space: Any) -> Knob:
 
 
 def plain(entity: Any) -> Any:
-    """What an entity says, as plain comparable data."""
+    """The value of one of AutoTVM's entities as plain data that can be compared."""
     if hasattr(entity, "size"):
         return tuple(int(s) for s in entity.size)
     if hasattr(entity, "perm"):
@@ -145,7 +150,7 @@ def _nearest(knob: Knob, value: Any) -> int:
 
 
 def _nearest_split(values: Sequence[tuple[int, ...]], size: Any) -> int:
-    """The position in `values` whose inner factors and tile sizes differ least from those of `size`, in doublings."""
+    """The position in `values` of the split nearest to `size`, by inner factors and tile sizes, in doublings."""
     if not isinstance(size, tuple) or len(size) != len(values[0]):
         return 0
 
@@ -158,10 +163,10 @@ def _nearest_split(values: Sequence[tuple[int, ...]], size: Any) -> int:
 
 
 def _factorisations(sizes: Sequence[tuple[int, ...]], extent: int) -> list[tuple[int, ...]]:
-    """Sizes with an outermost factor such that all have the same product, so that prime factors can move between levels.
+    """The sizes with an outermost factor that makes all products equal, so that prime factors can move between levels.
 
-    AutoTVM leaves the outermost factor open (-1), and where a split has a tail the others do not divide the extent: then the
-    product is their least common multiple, not the extent.
+    AutoTVM leaves the outermost factor open (-1). The product is the loop's extent. But where a split has a tail, the
+    other factors do not divide the extent: then the product is the least common multiple of the inner products.
     """
     inner = [math.prod(s[1:]) for s in sizes]
     whole = extent if extent > 0 and not any(extent % p for p in inner) else math.lcm(*inner)
@@ -169,7 +174,7 @@ def _factorisations(sizes: Sequence[tuple[int, ...]], extent: int) -> list[tuple
 
 
 def _order(name: str, perms: Sequence[tuple[int, ...]]) -> Knob:
-    """Orders of loops, described by the place of every loop; a move swaps two neighbours."""
+    """A knob for orders of loops; its features are the place of every loop, and a move swaps two neighbours."""
     places = np.argsort(np.array(perms, dtype=np.int64).reshape(len(perms), -1), axis=1)
 
     def swapped(perm: tuple[int, ...], i: int) -> tuple[int, ...]:
@@ -180,7 +185,7 @@ def _order(name: str, perms: Sequence[tuple[int, ...]]) -> Knob:
 
 
 def _annotations(name: str, anns: Sequence[tuple[Any, ...]]) -> Knob:
-    """Annotations of loops, one-hot loop by loop; a move gives one loop another annotation."""
+    """A knob for annotations of loops; its features are one-hot for each loop, and a move changes one loop's."""
     known = sorted({a for row in anns for a in row}, key=str)
     hot = [[float(a == k) for a in row for k in known] for row in anns]
     columns = [[(*r[:i], k, *r[i + 1 :]) for r in anns] for i in range(len(anns[0])) for k in known]
@@ -190,7 +195,7 @@ def _annotations(name: str, anns: Sequence[tuple[Any, ...]]) -> Knob:
 def _sequences(
     name: str, values: Sequence[Any], features: NDArray[np.float32], columns: Sequence[Sequence[Any]]
 ) -> Knob:
-    """An option whose values are sequences, with moves to the values named in `columns`, where they exist."""
+    """An option whose values are sequences; its moves lead to the values named in `columns`, where they exist."""
     base = option(name, values)
     here = np.arange(len(values))
     position: Mapping[Any, int] = {v: i for i, v in reversed(list(enumerate(values)))}

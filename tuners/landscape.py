@@ -1,18 +1,20 @@
-"""Recorded landscapes: every configuration of a space with the time it took, to stand in for the hardware.
+"""Recorded landscapes: every configuration of a space with the time that it took. They stand in for the hardware.
 
-Four formats are read, plain or gzip, told apart by what is in the file and never by its name:
+Four formats are read, plain or gzip. They are told apart by what is in the file, never by its name:
 
 - T4 (https://github.com/odgaard/TuningSchema, `results-schema.json`): a JSON object with `results`;
 - the cache files of Kernel Tuner: a JSON object with `tune_params_keys` and `cache`;
-- our own JSON lines: first a header, then one trial a line, the digits pointing into the header's values::
+- our own JSON lines: first a header, then one trial a line; its digits are positions in the header's values::
 
     {"chameleon": 1, "kind": "landscape", "name": "conv", "knobs": [{"name": "x", "kind": "option", "values": [1, 2]}]}
     {"config": [1], "status": "ok", "seconds": 1e-3, "message": ""}
 
-- JSON lines of AutoTVM config entities: `{"knobs": digits, "entity": [[name, kind, value]...], "mean": seconds, "error"}`.
+- JSON lines of AutoTVM config entities:
+  `{"knobs": digits, "entity": [[name, kind, value]...], "mean": seconds, "error"}`.
 
-One rule for all: a configuration that is not listed breaks a constraint known beforehand, so it is outside of the space and
-free; one that is listed as failed had to be tried to know, so it costs a measurement, whatever the reason recorded.
+One rule holds for all. A configuration that is not listed breaks a constraint that is known beforehand: it is outside
+of the space, and free. A configuration that is listed as failed had to be tried to find this out: it costs a
+measurement, whatever the recorded reason.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ _FORMATS = "T4 JSON, a Kernel Tuner cache or landscape JSON lines, plain or gzip
 
 
 class LandscapeError(ChameleonError):
-    """A file that cannot be replayed; the message says what is wrong with it and what to do."""
+    """A file that cannot be replayed. The message says what is wrong with it and what to do."""
 
 
 class LandscapeWarning(UserWarning):
@@ -50,7 +52,7 @@ class LandscapeWarning(UserWarning):
 
 
 class Entry(NamedTuple):
-    """What a landscape holds of one configuration; `seconds` is NaN unless `status` is `OK`."""
+    """What a landscape holds for one configuration; `seconds` is NaN unless `status` is `OK`."""
 
     seconds: float
     status: Status
@@ -59,14 +61,14 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Landscape:
-    """A space all of whose configurations are on record.
+    """A space with the recorded outcome of each of its configurations.
 
     Attributes:
         name: the file's name without its extensions.
-        space: its `listed` configurations `[m, n_knobs]` are the only ones, in lexicographic order of their digits.
+        space: its only configurations are the `listed` ones `[m, n_knobs]`, in lexicographic order of their digits.
         seconds: time of each listed configuration, `[m]`, NaN where it failed.
         statuses: how each listed configuration ended, `m` of them.
-        messages: why it failed, empty where it did not.
+        messages: why each listed configuration failed; empty where it did not.
         configs: the listed configurations, `[m, n_knobs]`.
     """
 
@@ -83,7 +85,10 @@ class Landscape:
         if listed is None:
             raise ValueError("a landscape needs a space with listed configurations, got one without: pass listed=...")
         if not len(listed) == len(self.seconds) == len(self.statuses) == len(self.messages):
-            raise ValueError(f"one time, status and message per listed configuration expected, for {len(listed)}")
+            raise ValueError(
+                f"expected a time, a status and a message for each of the {len(listed)} listed configurations, got "
+                f"{len(self.seconds)} times, {len(self.statuses)} statuses and {len(self.messages)} messages"
+            )
         object.__setattr__(self, "configs", listed)
         object.__setattr__(self, "_rows", {key: row for row, key in enumerate(self.space.keys(listed))})
 
@@ -96,7 +101,7 @@ class Landscape:
         return float(np.nanmin(self.seconds))
 
     def measure(self, configs: Digits) -> list[Trial]:
-        """Look up `[n, n_knobs]`; what is not listed comes back as `INVALID`, which is free."""
+        """Look up the configurations `[n, n_knobs]`; an unlisted one comes back as `INVALID`, which is free."""
         return [self._trial(config) for config in np.asarray(configs, dtype=np.int64)]
 
     def _trial(self, config: Digits) -> Trial:
@@ -138,7 +143,7 @@ def save_landscape(landscape: Landscape, path: Path | str) -> None:
 
 
 def landscape_header(name: str, space: KnobSpace) -> dict[str, Any]:
-    """The first line of our own format; whoever records may add fields, which reading a landscape ignores."""
+    """The first line of our own format. A program that records may add fields; they are ignored when it is read."""
     knobs = [{"name": k.name, "kind": k.kind, "values": k.values} for k in space.knobs]
     return {"chameleon": FORMAT_VERSION, "kind": "landscape", "name": name, "knobs": knobs}
 
@@ -151,7 +156,9 @@ def write_lines(lines: Iterable[Mapping[str, Any]], path: Path | str) -> None:
 
 
 def read_lines(path: Path | str) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file, plain or gzip, all fields kept; a last line cut short is skipped with a warning.
+    """The objects of a JSON-lines file, plain or gzip, with all their fields.
+
+    If the last line is cut short, it is skipped with a warning.
 
     Raises:
         LandscapeError: if the file cannot be read or a line is no JSON object.
@@ -182,7 +189,7 @@ def _read_text(path: Path) -> str:
 
 
 def _close_kernel_tuner_cache(path: Path, text: str, error: json.JSONDecodeError) -> Any:
-    """Kernel Tuner appends to its cache and closes it at the end: a run that was stopped leaves it open."""
+    """Reads a cache of Kernel Tuner that lacks its closing braces, as a run that was stopped leaves it."""
     try:
         document = json.loads(text.rstrip().removesuffix(",") + "}}")
     except json.JSONDecodeError:
@@ -217,7 +224,10 @@ def _from_t4(path: Path, document: Mapping[str, Any]) -> Landscape:
 
 
 def _t4_entry(result: Mapping[str, Any], unit: str) -> Entry:
-    """A listed `constraints` counts as a failed build: it is listed, so it costs a measurement."""
+    """The entry for one result of T4.
+
+    A result with the invalidity `constraints` counts as a failed build: it is listed, so it costs a measurement.
+    """
     verdict = result.get("invalidity") or "correct"
     time = next((m for m in result.get("measurements", ()) if m["name"] == "time"), None)
     if verdict != "correct":
@@ -245,7 +255,7 @@ def _from_kernel_tuner(path: Path, document: Mapping[str, Any]) -> Landscape:
 
 
 def _entry(time: Any, unit_s: float) -> Entry:
-    """A number is a time; a string is the name Kernel Tuner gives to a failure, such as `CompilationFailedConfig`."""
+    """The entry for a time, or for Kernel Tuner's name of a failure (a string), such as `CompilationFailedConfig`."""
     if isinstance(time, str):
         build = "compil" in time.lower() or "invalid" in time.lower()
         status = Status.TIMEOUT if "timeout" in time.lower() else Status.BUILD_ERROR if build else Status.RUN_ERROR
@@ -297,7 +307,7 @@ def _trial(path: Path, number: int, line: Mapping[str, Any], knobs: Sequence[Kno
 
 
 def _parse_lines(path: Path, text: str) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; a last line cut short, as a killed writer leaves it, is skipped."""
+    """The objects of a JSON-lines file; a last line that is cut short, as a killed writer leaves it, is skipped."""
     raw = [(i, line) for i, line in enumerate(text.splitlines(), start=1) if line.strip()]
     lines = []
     for number, line in raw:
@@ -317,7 +327,7 @@ def _parse_lines(path: Path, text: str) -> list[dict[str, Any]]:
 
 
 def _from_entities(path: Path, lines: Sequence[Mapping[str, Any]]) -> Landscape:
-    """AutoTVM entities: a split's factors are known up to the outermost (-1), which the extent gives back."""
+    """Reads AutoTVM entities. A split lacks its outermost factor (-1), which follows from the loop's extent."""
     configs: list[list[int]] = []
     entries: list[Entry] = []
     values: list[dict[int, Any]] = [{} for _ in lines[0]["entity"]]
@@ -353,7 +363,7 @@ def _landscape(
     configs: Sequence[Mapping[str, Any]],
     entries: Sequence[Entry],
 ) -> Landscape:
-    """From named values: one option knob a name, with the values that occur, numbers in rising order."""
+    """A landscape from named values: each name becomes an option knob with the values that occur, numbers rising."""
     knobs, columns = [], []
     for name in names:
         try:
@@ -377,7 +387,10 @@ def _ordered(recorded: Iterable[Any], occurring: set[Any]) -> list[Any]:
 def _assemble(
     path: Path, knobs: Sequence[Knob], configs: Sequence[Sequence[int]], entries: Sequence[Entry]
 ) -> Landscape:
-    """Sort by digits, so that a file's format and order change nothing, and keep the first of repeated configurations."""
+    """Makes the landscape, sorted by digits, so that a file's format and order change nothing.
+
+    Of repeated configurations the first is kept.
+    """
     if not any(e.status is Status.OK for e in entries):
         raise LandscapeError(f"{path}: nothing to find: none of its {len(entries)} configurations has a valid time")
     digits = np.array(configs, dtype=np.int64).reshape(len(configs), len(knobs))

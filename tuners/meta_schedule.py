@@ -2,8 +2,8 @@
 
     ms.tune_tir(mod, target, work_dir, max_trials_global=200, strategy=ChameleonStrategy(seed=0))
 
-It works in `tune_tir`, `relax_integration.tune_relax` and `tune_tasks`, with any builder, runner, database and scheduler.
-MetaSchedule's own cost model is not used: the searcher brings its own.
+It works in `tune_tir`, `relax_integration.tune_relax` and `tune_tasks`, with any builder, runner, database and
+scheduler. MetaSchedule's own cost model is not used, since the searcher has one.
 """
 
 from __future__ import annotations
@@ -52,14 +52,15 @@ class _Run:
 class ChameleonStrategy(PySearchStrategy):
     """Searches MetaSchedule's design spaces with one of Chameleon's searchers.
 
-    MetaSchedule clones a strategy for every task. The clones draw from independent random generators, spawned in the
-    order of the cloning, and report their failures to the strategy they were cloned from.
+    MetaSchedule clones a strategy for every task. Each clone has its own random generator; the generators are spawned
+    in the order in which the clones are made. The clones count their failures in the strategy that they were cloned
+    from.
 
     Args:
         searcher: a name from `chameleon.search.SEARCHERS`.
         seed: of all randomness of the search; the same seed and the same measured times give the same search.
-        max_refusals: how many configurations TVM may refuse in a row, at no cost, before a task is given up.
-        early_stopping: stop a task after so many trials without a better one; None: use up the budget.
+        max_refusals: a task is given up after TVM has refused this many configurations in a row; refusals are free.
+        early_stopping: stop a task after this many trials without a better one; None: use up the budget.
         options: settings of the searcher by component, such as `explorer={"walkers": 128}`.
 
     Attributes:
@@ -84,9 +85,8 @@ class ChameleonStrategy(PySearchStrategy):
             raise ValueError(
                 f"bounds must be at least 1, got max_refusals={max_refusals}, early_stopping={early_stopping}"
             )
-        make_searcher(
-            searcher, KnobSpace([option("any", [0])]), np.random.default_rng(0), **options
-        )  # names are right
+        # Made only to check the names of the searcher and of its options.
+        make_searcher(searcher, KnobSpace([option("any", [0])]), np.random.default_rng(0), **options)
         self._arguments = {
             "searcher": searcher,
             "seed": seed,
@@ -111,10 +111,10 @@ class ChameleonStrategy(PySearchStrategy):
         return copy
 
     def _initialize_with_tune_context(self, context: ms.TuneContext) -> None:
-        """Keep what is needed of the context, not the context itself, which holds this strategy."""
+        """Keep the needed parts of the context. The context itself is not kept, since it holds this strategy."""
         generator = context.space_generator
         if context.mod is None or generator is None:
-            raise ValueError("a TuneContext with `mod` and `space_generator` is needed to search; got one without")
+            raise ValueError("the search needs a TuneContext with `mod` and `space_generator`; got one without")
         self._mod, self._task_name, self._postprocs = context.mod, context.task_name, tuple(generator.postprocs or ())
         self._target = str(context.target)
 
@@ -126,7 +126,7 @@ class ChameleonStrategy(PySearchStrategy):
         database: ms.Database | None = None,
         cost_model: ms.CostModel | None = None,
     ) -> None:
-        """Open the search of one task; what the database holds of it is told to the searcher first."""
+        """Open the search of one task, and tell the searcher what the database holds for this task."""
         if self._run is not None or self._mod is None:
             state = "is being tuned already" if self._run else "has no TuneContext"
             raise RuntimeError(
@@ -143,7 +143,7 @@ class ChameleonStrategy(PySearchStrategy):
             self._run.best_s = min((t.seconds for t in history if t.seconds), default=float("inf"))
 
     def post_tuning(self) -> None:
-        """Close the search, and log in one line what came of it."""
+        """Close the search, and log its result in one line."""
         if self._run is None:
             return
         run, self._run = self._run, None
@@ -158,7 +158,7 @@ class ChameleonStrategy(PySearchStrategy):
         )
 
     def generate_measure_candidates(self) -> list[MeasureCandidate] | None:
-        """The next schedules to measure; None when the budget, the space or the patience is used up."""
+        """The next schedules to measure; None when the budget or space is used up, or at an early stop."""
         run = self._running()
         n = min(run.batch, run.max_trials - run.issued)
         if n <= 0 or run.stopped:
@@ -179,7 +179,7 @@ class ChameleonStrategy(PySearchStrategy):
     def notify_runner_results(
         self, measure_candidates: Sequence[MeasureCandidate], results: Sequence[ms.runner.RunnerResult]
     ) -> None:
-        """Tell the searcher how the candidates of the last batch did; results come in their order."""
+        """Tell the searcher the results of the last batch; they are in the order of its candidates."""
         run = self._running()
         if len(results) != len(run.pending):
             raise ValueError(
@@ -208,12 +208,12 @@ class ChameleonStrategy(PySearchStrategy):
 
 
 def args_info_of(schedule: Schedule) -> list[ms.arg_info.ArgInfo]:
-    """The arguments of a finished schedule: post-processing may have given a constant weight another layout."""
+    """The arguments of a finished schedule, where post-processing may have given a constant weight another layout."""
     return ms.arg_info.ArgInfo.from_entry_func(schedule.mod, remove_preproc=True)
 
 
 def _history(database: ms.Database, mod: IRModule, target: str, traces: TraceSpace) -> list[Trial]:
-    """What a database knows of this workload on this target, the best record of each configuration."""
+    """What a database holds for this workload on this target: the best record of each configuration."""
     if not database.has_workload(mod):
         return []
     workload = database.commit_workload(mod)

@@ -1,4 +1,4 @@
-"""What a builder or runner answered, as a trial. The answers are MetaSchedule's; nothing here imports TVM."""
+"""Turns the answers of MetaSchedule's builders and runners into trials. Nothing here imports TVM."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import numpy as np
 from chameleon.search import Status, Trial
 
 FAILED_S = 1e9
-"""MetaSchedule writes a failure into its database as a run time of 1e10 seconds; nothing real takes this long."""
+"""Run times from this on, in seconds, mean a failure.
+
+MetaSchedule writes a failure into its database as a run time of 1e10 seconds; nothing real takes this long.
+"""
 
 MESSAGE_LENGTH = 2000
 """Characters of a failure's message that are kept."""
@@ -20,9 +23,10 @@ _STOCK_TIMEOUT = re.compile(r"\btimeout, killed after|session has expired|Timeou
 
 
 def failure_reason(error_msg: str | None) -> str:
-    """The reason a builder or runner gives: `timeout`, `out-of-memory`, `crash`, `build_error`, `run_error`; `ok` for none.
+    """Why a candidate failed, from the message of its builder or runner.
 
-    Understands the messages of TVM's own builder and runners as well.
+    The result is `timeout`, `out-of-memory`, `crash`, `build_error` or `run_error`; it is `ok` where there is no
+    message. The messages of TVM's own builder and runners are understood as well.
     """
     if error_msg is None:
         return "ok"
@@ -42,7 +46,7 @@ def failure_status(error_msg: str | None, *, building: bool = False) -> Status:
 
     Args:
         error_msg: `BuilderResult.error_msg` or `RunnerResult.error_msg`.
-        building: whether it came from a builder, where the message does not tell (a crash).
+        building: whether the message came from a builder; it counts where the message does not tell (a crash).
     """
     reason = failure_reason(error_msg)
     if reason == "ok":
@@ -65,7 +69,7 @@ def failed_trial(
 def timed_trial(
     config: tuple[int, ...], run_secs: Sequence[float], timings: Mapping[str, float] | None = None
 ) -> Trial:
-    """A trial with the mean of its run times in seconds, or a failed one if they say so."""
+    """A trial with the mean of its run times in seconds; a failed trial if that mean is not a usable time."""
     mean = float(np.mean(run_secs)) if len(run_secs) else 0.0
     if not 0 < mean < FAILED_S:
         return failed_trial(config, f"run_error: no usable run time: {list(run_secs)}", timings)

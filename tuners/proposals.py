@@ -1,4 +1,4 @@
-"""From a searcher's configurations to schedules worth measuring, each schedule once."""
+"""Turns a searcher's configurations into schedules worth measuring; each schedule is measured once."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ Config = tuple[int, ...]
 
 
 class Proposals:
-    """What a searcher proposes, less what TVM refuses and what is the same schedule under other digits.
+    """What a searcher proposes, without what TVM refuses and without a schedule that came before under other digits.
 
-    A refusal costs no measurement: it is told to the searcher at once (`Status.INVALID`) and another configuration is
-    asked for. TVM moves compute locations that do not fit, so several configurations can be one schedule: it is
-    measured once, under its canonical digits, and the outcome is told for all of them.
+    A refusal costs no measurement: the searcher is told at once (`Status.INVALID`) and is asked for another
+    configuration. TVM moves compute locations that do not fit, so several configurations can give the same schedule.
+    This schedule is measured once, under its canonical digits. The searcher is told the outcome for all of these
+    configurations.
 
     Args:
         max_refusals: how many configurations in a row may give nothing to measure before `next` gives up.
@@ -34,14 +35,15 @@ class Proposals:
         self._searcher = searcher
         self._max_refusals = max_refusals
         self._outcomes: dict[Config, Trial] = {}
-        self._aliases: dict[Config, list[Config]] = {}  # of canonical digits that are being measured
+        # for the canonical digits of each schedule that is being measured: the configurations that give it
+        self._aliases: dict[Config, list[Config]] = {}
         self._told: set[Config] = set()
 
     def next(self, n: int) -> list[tuple[Config, Schedule]]:
         """Up to `n` canonical configurations with their finished schedules.
 
-        As many as the searcher asks for at once, since it thinks in small batches at first. Empty when the space is
-        exhausted, or when `max_refusals` configurations in a row were refused (`refusals` says why).
+        They are as many as the searcher gives at once, since its first plans are small. There are none when the space
+        is exhausted, or when `max_refusals` configurations in a row gave nothing to measure (`refusals` says why).
         """
         found: list[tuple[Config, Schedule]] = []
         wanted, in_vain = n, 0
@@ -58,7 +60,7 @@ class Proposals:
         return found
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Take the outcomes of canonical configurations, asked for or not (history).
+        """Take the outcomes of canonical configurations, whether they were asked for or not (history).
 
         Raises:
             ValueError: if one was told before, or is not of this space.
@@ -73,7 +75,7 @@ class Proposals:
         self._tell(told)
 
     def _candidate(self, config: Config) -> tuple[Config, Schedule] | None:
-        """The schedule of a configuration, or None where it is refused, measured, or being measured already."""
+        """The schedule of a configuration, or None if it is refused, or was measured or is being measured already."""
         try:
             schedule, digits = self._traces.replay(config)
             canonical = tuple(int(d) for d in digits)

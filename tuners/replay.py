@@ -1,4 +1,4 @@
-"""Replay a searcher on a recorded landscape: the same loop as on hardware, with the record as the answer."""
+"""Replays a searcher on a recorded landscape: the same loop as on hardware, but the record gives the outcomes."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ __all__ = [
 ]
 
 REFUSALS_PER_TRIAL = 100
-"""How many free refusals per budgeted trial end a run, so that no searcher proposes nonsense for ever."""
+"""A run ends after this many free refusals for each trial of the budget, so that no searcher goes on for ever."""
 
 
 class AskTell(Protocol):
-    """What a replay needs of a searcher."""
+    """The part of a searcher that a replay needs."""
 
     def ask(self, n: int) -> Digits: ...
 
@@ -51,8 +51,8 @@ class ReplayRun:
     """One searcher's run on one landscape.
 
     Attributes:
-        seconds: time of each trial in the order made, `[n]`, NaN where it failed; `n` is at most the budget.
-        fraction: best time on record / best found so far, `[n]`, 0 until something valid was found.
+        seconds: time of each trial, in their order, `[n]`; NaN where it failed. `n` is at most the budget.
+        fraction: best time on record / best time found so far, after each trial, `[n]`; 0 until a trial succeeds.
         engine_s: seconds spent in the searcher (ask and tell), all trials together.
         refused: proposals outside of the landscape, which are free.
     """
@@ -67,7 +67,7 @@ class ReplayRun:
 
     @property
     def trials(self) -> int:
-        """Trials actually made: fewer than the budget where the space was exhausted."""
+        """How many trials were made; fewer than the budget if the space was exhausted."""
         return len(self.seconds)
 
     def fraction_at(self, n: int) -> float:
@@ -75,7 +75,7 @@ class ReplayRun:
         return float(self.fraction[min(n, self.trials) - 1]) if self.trials and n > 0 else 0.0
 
     def trials_to(self, fraction: float) -> float:
-        """How many trials reached `fraction` of the best, infinity if none did."""
+        """How many trials it took to reach `fraction` of the best; infinity if it was not reached."""
         reached = np.flatnonzero(self.fraction >= fraction)
         return float(reached[0] + 1) if len(reached) else float("inf")
 
@@ -87,7 +87,7 @@ def replay(
 
     Args:
         trials: the budget.
-        batch: at most so many configurations are asked for at once; the searcher's plan may hand out fewer.
+        batch: at most this many configurations are asked for at once; the searcher's plan may hand out fewer.
         options: handed to the searcher.
 
     Raises:
@@ -101,10 +101,13 @@ def replay(
 
 
 def drive(landscape: Landscape, searcher: AskTell, trials: int, batch: int) -> tuple[NDArray[np.float64], float, int]:
-    """The loop: a listed configuration costs one trial, failed or not; one that is not listed is refused and free.
+    """Runs the loop of ask, look up and tell until the budget is spent.
+
+    A listed configuration costs one trial, failed or not. A configuration that is not listed is refused and free.
 
     Returns:
-        The time of each trial `[n]`, NaN where it failed; seconds spent in the searcher; how many proposals were refused.
+        The time of each trial `[n]`, NaN where it failed; the seconds spent in the searcher; the number of refused
+        proposals.
 
     Raises:
         ValueError: on a budget or batch below 1.
@@ -135,7 +138,10 @@ def drive(landscape: Landscape, searcher: AskTell, trials: int, batch: int) -> t
 
 
 def best_so_far(seconds: NDArray[np.float64], best_seconds: float) -> NDArray[np.float64]:
-    """`best_seconds` over the running minimum of `[n]` times with NaN for failures; 0 before the first success, `[n]`."""
+    """The fraction after each trial, `[n]`: `best_seconds` divided by the least of the times `[n]` so far.
+
+    A failed trial has the time NaN. The fraction is 0 before the first success.
+    """
     return best_seconds / np.minimum.accumulate(np.where(np.isnan(seconds), np.inf, seconds))
 
 
@@ -148,10 +154,12 @@ def replay_all(
     jobs: int | None = None,
     done: Callable[[], None] = lambda: None,
 ) -> list[ReplayRun]:
-    """Every searcher on every landscape with the seeds 0 to `seeds - 1`, in that order, whatever finishes first.
+    """Replays every searcher on every landscape with the seeds 0 to `seeds - 1`.
+
+    The runs are returned in that order, whichever finishes first.
 
     Args:
-        jobs: worker processes of one thread each; by default one a core. What is found does not depend on it.
+        jobs: how many worker processes, of one thread each; by default one a core. The results do not depend on it.
         done: called after each finished run.
 
     Raises:
@@ -168,7 +176,7 @@ def replay_all(
                 pool.submit(replay, landscape, name, trials=trials, seed=seed) for landscape, name, seed in tasks
             ]
             return _collect(futures, done)
-        except BaseException as error:  # Ctrl-C included: nobody waits for runs whose result is not wanted
+        except BaseException as error:  # Ctrl-C included: nobody wants the other runs' results any more
             pool.shutdown(wait=False, cancel_futures=True)
             holder.close()
             if isinstance(error, BrokenProcessPool):
@@ -184,7 +192,10 @@ def _collect(futures: Sequence[Future[ReplayRun]], done: Callable[[], None]) -> 
 
 
 def _prepare_worker(life: Connection) -> None:
-    """One thread, the engine's libraries loaded before anything is timed, and an end when the parent ends or gives up."""
+    """Prepares a worker process: one thread, and the engine's libraries loaded before anything is timed.
+
+    The process ends when its parent ends or gives up.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_exit_with, args=(life,), daemon=True).start()
     torch, _, threadpoolctl = (importlib.import_module(name) for name in ("torch", "sklearn.cluster", "threadpoolctl"))
@@ -194,5 +205,5 @@ def _prepare_worker(life: Connection) -> None:
 
 
 def _exit_with(life: Connection) -> None:
-    life.poll(None)  # nothing is ever sent: it returns when the other end is closed, by hand or by the parent's death
+    life.poll(None)  # nothing is ever sent: this returns when the parent closes the other end, or dies
     os._exit(1)

@@ -1,7 +1,7 @@
-"""Which configurations of a GPU's trace ask for more or fewer threads than are allowed, known without a replay.
+"""Tells, without a replay, which configurations of a GPU's trace ask for more or fewer threads than are allowed.
 
-Most random tilings are refused by `VerifyGPUCode`, after a replay and all post-processors; how many threads a tiling
-asks for is a product of tile factors, which the trace tells.
+`VerifyGPUCode` refuses most random tilings, but only after a replay and all post-processors. The number of threads
+that a tiling asks for is a product of tile factors. The trace says which factors these are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ LIMITS = {"meta_schedule.thread_extent_low_inclusive": "low", "meta_schedule.thr
 
 @dataclass(frozen=True)
 class ThreadLimit:
-    """The number of threads in one sketch: `constant` times tile factors (knob's column, part), and its bounds."""
+    """The number of threads in one sketch, and its bounds.
+
+    The number is `constant` times all tile `factors`; each of these is named by its knob's column and its part.
+    """
 
     factors: tuple[tuple[int, int], ...]
     constant: int
@@ -29,7 +32,7 @@ class ThreadLimit:
     high: int
 
     def holds(self, configs: Digits, knobs: Sequence[Knob]) -> NDArray[np.bool_]:
-        """Whether `[n, n_knobs]` keep to the bounds, `[n]`."""
+        """Which of the configurations `[n, n_knobs]` keep to the bounds, `[n]`."""
         threads = np.full(len(configs), self.constant, dtype=np.int64)
         for column, part in self.factors:
             threads *= np.array([v[part] for v in knobs[column].values], dtype=np.int64)[configs[:, column]]
@@ -39,14 +42,14 @@ class ThreadLimit:
 def thread_limit(
     rows: Sequence[Any], columns: Mapping[int, int], tiles: Mapping[int, Sequence[int]]
 ) -> ThreadLimit | None:
-    """The limit of a trace in JSON, None where it binds no threads by tiling, or more than once.
+    """The limit of a trace in JSON; None if it does not bind threads by tiling, or does so more than once.
 
     Args:
-        rows: the instructions.
-        columns: the knob of each searched instruction, by position.
-        tiles: the generator's own factors of every tile, by position; they hold where there is no knob.
+        rows: the instructions of the trace.
+        columns: the column of the knob of each searched instruction, by the instruction's position.
+        tiles: the generator's own factors of every tile, by position; they apply where there is no knob.
     """
-    factor: dict[str, tuple[int | None, int]] = {}  # variable: knob's column and part, or None and the factor
+    factor: dict[str, tuple[int | None, int]] = {}  # by variable: its knob's column and part, or None and the factor
     loops: dict[str, list[tuple[int | None, int]]] = {}
     bound: list[list[tuple[int | None, int]] | None] = []
     limits: dict[str, int] = {}

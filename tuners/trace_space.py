@@ -1,18 +1,24 @@
-"""MetaSchedule's design spaces as a knob space: decisions of a trace to digits and back.
+"""Turns MetaSchedule's design spaces into a knob space: the decisions of a trace become digits, and digits decisions.
 
-A design space of MetaSchedule is a trace with sampling instructions; their decisions are the knobs. `SamplePerfectTile`
-becomes a split, `SampleCategorical` an option, `SampleComputeLocation` a location, and which of the design spaces is
-taken becomes the leading knob `sketch`. A configuration is replayed as decisions on the trace of its sketch; then
-MetaSchedule's post-processors run, and may refuse it, which costs no measurement.
+A design space of MetaSchedule is a trace with sampling instructions. The decisions of these instructions are the
+knobs: `SamplePerfectTile` becomes a split, `SampleCategorical` an option, `SampleComputeLocation` a location. If there
+are several design spaces, the choice among them becomes the leading knob `sketch`. To get the schedule of a
+configuration, the trace of its sketch is replayed with the configuration's decisions. Then MetaSchedule's
+post-processors run. They may refuse the configuration, which costs no measurement.
 
 Sharing. The sketches of an operator are variants of one structure, so most of their instructions mean the same. Two
-instructions of different sketches share a knob when they have the same values (kind, extent, parts and bound of a tile;
-candidates; range of locations) and the same role: the block and loop they act on, as written in the trace
-(`conv2d_nchw.3` is the fourth loop of that block; `root/unroll_explicit` an annotation), and the same order where one
-role occurs more than once. An instruction with only one possible decision gets no knob.
+instructions of different sketches share a knob if three things are equal:
 
-Canonical digits. TVM moves a compute location that does not fit (such as a loop of extent one) to the next outer one
-that does. `replay` reads the decisions back, so configurations that give the same schedule have the same canonical digits.
+- their values: kind, extent, parts and bound of a tile; candidates; range of locations;
+- their role: the block and loop that they act on, as written in the trace. `conv2d_nchw.3` is the fourth loop of that
+  block; `root/unroll_explicit` is an annotation;
+- their order, where one role occurs more than once.
+
+An instruction with only one possible decision gets no knob.
+
+Canonical digits. A compute location may not fit, such as a loop of extent one. TVM then moves it to the next outer one
+that fits. `replay` reads the decisions back, so configurations that give the same schedule have the same canonical
+digits.
 """
 
 from __future__ import annotations
@@ -36,24 +42,24 @@ from tuners.thread_limits import ThreadLimit, thread_limit
 from tuners.tune_context import tune_context
 
 INLINE, ROOT, DEEPEST = -2, -1, 1 << 20
-"""TVM's codes of a compute location: inlined, at the root, and one deeper than any loop nest (it takes the deepest)."""
+"""TVM's codes for compute locations: inlined, at the root, and deeper than any loop nest (TVM takes the deepest)."""
 
 SAMPLERS = ("SamplePerfectTile", "SampleCategorical", "SampleComputeLocation")
 
 
 class Refused(Exception):
-    """A configuration that gives no schedule: refused by the replay of its trace or by a post-processor."""
+    """A configuration gives no schedule: the replay of its trace or a post-processor refused it."""
 
 
 @dataclass(frozen=True)
 class _Sketch:
-    """One design space: its trace, and which instruction belongs to which knob.
+    """One design space: its trace, and which of its instructions belongs to which knob.
 
     Attributes:
         instructions: the whole trace.
-        defaults: the decisions it was generated with, by instruction.
-        sampling: positions in `instructions` of those that have a knob.
-        columns: for each of these the position of its knob in the space.
+        defaults: the decisions that it was generated with, by instruction.
+        sampling: the positions in `instructions` of the instructions that have a knob.
+        columns: for each of these instructions, the position of its knob in the space.
     """
 
     instructions: tuple[Any, ...]
@@ -66,8 +72,8 @@ class TraceSpace:
     """The knob space of one workload on one target, and the schedules of its configurations.
 
     Args:
-        mod: a module with one function `main`, as MetaSchedule's tasks have.
-        target: what it is tuned for; CPU targets need `num-cores`.
+        mod: a module with one function, `main`, as MetaSchedule's tasks have it.
+        target: what the workload is tuned for; CPU targets need `num-cores`.
         space_generator: MetaSchedule's generator or its name.
         seed: of the generator's own sampling; it does not change the space.
 
@@ -91,7 +97,7 @@ class TraceSpace:
     def from_design_spaces(
         cls, mod: IRModule, schedules: Sequence[Schedule], postprocs: Sequence[ms.Postproc]
     ) -> TraceSpace:
-        """The space of design spaces that were generated elsewhere (a running tuner hands them over)."""
+        """Makes the space from design spaces that were generated elsewhere (a running tuner hands them over)."""
         space = cls.__new__(cls)
         space._build(mod, schedules, postprocs)
         return space
@@ -101,7 +107,8 @@ class TraceSpace:
             raise ValueError("the space generator gave no design space: nothing in this module can be scheduled")
         self.mod = mod
         self._postprocs = tuple(postprocs)
-        # The generator's order depends on its rules, which on x86 depend on what was imported before; digits must not.
+        # The generator's order depends on its rules. On x86 these depend on what was imported before. The digits must
+        # not depend on that, so the traces are sorted.
         traces = dict(sorted(((_signature(t), t) for t in map(_trace, schedules)), key=lambda pair: pair[0]))
         shared = _SharedKnobs()
         specs = [self._specs(trace) for trace in traces.values()]
@@ -132,7 +139,7 @@ class TraceSpace:
         return ok
 
     def _specs(self, trace: Trace) -> list[tuple[int, str, tuple[Any, ...]]]:
-        """The searched instructions of a trace: position, role, and what `_knob` needs to make its knob."""
+        """The searched instructions of a trace: position, role, and what `_knob` needs to make the knob."""
         rows = trace.as_json(remove_postproc=True)[0]
         roles, deepest, found = _roles(rows), self._deepest_locations(trace), []
         for position, decision in _decisions(trace).items():
@@ -148,10 +155,11 @@ class TraceSpace:
         return [entry for entry in found if len(_knob("", entry[2]).values) > 1]
 
     def _deepest_locations(self, trace: Trace) -> dict[int, tuple[int, int]]:
-        """The outermost and the innermost location each `SampleComputeLocation` can take, by position in the trace.
+        """The outermost and innermost location that each `SampleComputeLocation` can take, by position in the trace.
 
-        Which loops may be computed at depends on the tiles: loops of extent one are skipped. Tiles spread evenly leave
-        the fewest of those, the generator's own and innermost ones are tried as well.
+        At which loops a block may be computed depends on the tiles, since loops of extent one are skipped. Tiles that
+        are spread evenly leave the fewest loops of extent one. The generator's own tiles, and tiles with everything at
+        the outer or at the inner level, are tried as well.
         """
         insts, found = list(trace.insts), {}
         where = [i for i, inst in enumerate(insts) if inst.kind.name == "SampleComputeLocation"]
@@ -173,7 +181,7 @@ class TraceSpace:
         return {i: found.get(i, (ROOT, ROOT)) for i in where}
 
     def replay(self, config: Sequence[int] | Digits) -> tuple[Schedule, Digits]:
-        """The schedule of one configuration `[n_knobs]` before post-processing, and its canonical digits `[n_knobs]`.
+        """Makes the schedule of a configuration `[n_knobs]`, not post-processed, and its canonical digits `[n_knobs]`.
 
         Raises:
             Refused: if the trace does not apply with these decisions.
@@ -200,11 +208,11 @@ class TraceSpace:
     def post_process(self, schedule: Schedule, digits: Digits) -> Schedule:
         """Run MetaSchedule's post-processors on a replayed schedule, in place.
 
-        Some of them draw random numbers (thread extents of unbound blocks): they are seeded from the canonical digits
-        `[n_knobs]`, so that a configuration always gives the same schedule.
+        Some of them draw random numbers (thread extents of unbound blocks). Their random generator is seeded from the
+        canonical digits `[n_knobs]`, so that a configuration always gives the same schedule.
 
         Raises:
-            Refused: if one of them does; the message names it.
+            Refused: if a post-processor refuses the schedule; the message names the post-processor.
         """
         schedule.seed(_tvm_seed(zlib.crc32(np.ascontiguousarray(digits, dtype="<i8").tobytes())))
         schedule.enter_postproc()
@@ -212,7 +220,7 @@ class TraceSpace:
             name = type(postproc).__name__
             try:
                 accepted = postproc.apply(schedule)
-            except Exception as error:  # whatever a pass throws, the configuration is unusable and the tuning goes on
+            except Exception as error:  # whatever it raises, the configuration is useless; tuning goes on
                 raise Refused(f"{name}: {_first_line(error)}") from error
             if not accepted:
                 raise Refused(name)
@@ -227,13 +235,13 @@ class TraceSpace:
         return self.post_process(*self.replay(config))
 
     def digits(self, source: Trace | Schedule) -> Digits | None:
-        """The digits `[n_knobs]` of a trace, such as one from a database; None if it is not of this space."""
+        """The digits `[n_knobs]` of a trace, such as one from a database; None if the trace is not of this space."""
         trace = _trace(source) if isinstance(source, Schedule) else source
         sketch = self._sketch_of.get(_signature(trace))
         return None if sketch is None else self._read(sketch, _decisions(trace))
 
     def _read(self, sketch: int, decisions: dict[int, Any]) -> Digits | None:
-        """Digits `[n_knobs]` from decisions by position in the trace; None where one is no value of its knob."""
+        """Digits `[n_knobs]` from decisions by position in the trace; None if one is not a value of its knob."""
         row = np.zeros(self.space.n_knobs, dtype=np.int64)
         if self._leading:
             row[0] = sketch
@@ -251,7 +259,7 @@ class TraceSpace:
         schedule = Schedule(self.mod, seed=1, error_render_level="none")
         try:
             Trace(list(instructions), decisions).apply_to_schedule(schedule, remove_postproc=True)
-        except Exception as error:  # a primitive that does not apply throws one of several types of the C++ side
+        except Exception as error:  # if a primitive does not apply, TVM's C++ side throws one of several types
             raise Refused(f"replay: {_first_line(error)}") from error
         return schedule
 
@@ -264,7 +272,7 @@ class _SharedKnobs:
         self._known: dict[str, list[tuple[tuple[Any, ...], int]]] = {}
 
     def place(self, entries: Sequence[tuple[str, tuple[Any, ...]]]) -> list[int]:
-        """The positions of the knobs of one sketch's instructions, new knobs made where none fits."""
+        """The positions of the knobs of one sketch's instructions; makes a new knob where none fits."""
         taken: list[int] = []
         for role, spec in entries:
             same_role = self._known.setdefault(role, [])
@@ -288,7 +296,10 @@ def _knob(name: str, spec: tuple[Any, ...]) -> Knob:
 
 
 def _roles(rows: Sequence[Any]) -> list[str]:
-    """For each instruction of a trace in JSON, what it acts on: the origin of its input, or of what consumes its output."""
+    """The role of each instruction of a trace in JSON: what it acts on.
+
+    This is the origin of its input, or of what uses its output.
+    """
     origin: dict[str, str] = {}
     roles = []
     for position, (kind, inputs, attrs, outputs) in enumerate(rows):
@@ -328,7 +339,7 @@ def _extent(role: str, decision: Sequence[Any]) -> int:
 
 
 def _spread(factors: Sequence[int], how: str) -> list[int]:
-    """The same extent tiled evenly over the levels, or all of it at the outer or the inner one."""
+    """A tile of the same extent, spread evenly over the levels, or with all of it at the outer or the inner level."""
     extent = int(np.prod(factors, dtype=object))
     tile = [1] * len(factors)
     if how != "even":
@@ -370,18 +381,21 @@ def _trace(schedule: Schedule) -> Trace:
 
 
 def _decisions(trace: Trace) -> dict[int, Any]:
-    """The decisions of a trace by position."""
+    """The decisions of a trace, by the position of their instruction."""
     taken = trace.decisions
     return {i: taken[inst] for i, inst in enumerate(trace.insts) if inst in taken}
 
 
 def _signature(trace: Trace) -> str:
-    """The instructions of a trace without decisions and post-processing, as text: equal for the same sketch."""
+    """The instructions of a trace as text, without decisions and post-processing; the same for the same sketch."""
     return json.dumps(_numbers(trace.as_json(remove_postproc=True)[0]))
 
 
 def _numbers(value: Any) -> Any:
-    """The same nested lists with plain numbers: a number is a TVM node in a fresh trace and plain in a loaded one."""
+    """The same nested lists with plain numbers.
+
+    In a fresh trace a number is a TVM node; in a loaded trace it is plain.
+    """
     if isinstance(value, list):
         return [_numbers(v) for v in value]
     return value if value is None or isinstance(value, str) else _number(value)

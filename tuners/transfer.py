@@ -1,6 +1,6 @@
-"""What AutoTVM's records of earlier tuning say about a task: its own trials, and where to start from what its kin did best.
+"""Finds out what AutoTVM's records of earlier tuning say about a task. Nothing here imports tvm.
 
-Nothing here imports tvm.
+There are the task's own trials, and the records of its kin. The best configurations of the kin are starting points.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Record = tuple[Any, Any]  # AutoTVM's MeasureInput and MeasureResult
 
 @dataclass(frozen=True)
 class Kin:
-    """What is on record of one other workload of the same template, or of the same one on another target.
+    """The records of one other workload of the same template, or of the same workload on another target.
 
     Attributes:
-        distance: between its workload and the task's, in doublings of sizes.
-        configs: AutoTVM's configurations that ran, fastest first.
-        seconds: of each, `[n]`.
+        distance: between its workload and the task's workload, in doublings of sizes.
+        configs: the configurations that ran, as AutoTVM has them, fastest first.
+        seconds: the run time of each of them, `[n]`.
     """
 
     distance: float
@@ -38,10 +38,10 @@ class Kin:
 
 @dataclass(frozen=True)
 class Past:
-    """Records by what they are worth to a task.
+    """Records, sorted by what they are worth to a task.
 
     Attributes:
-        own: trials of the same workload on the same target, each configuration once.
+        own: trials of the same workload on the same target; each configuration occurs once.
         kin: the other workloads of its template, nearest first.
         foreign: how many records belong to neither.
     """
@@ -52,7 +52,7 @@ class Past:
 
 
 def past_of(task: Any, knobs: ConfigKnobs, records: Iterable[Record]) -> Past:
-    """Sorts `records` by task; failures of kin are left out, and so are failures that look like the device's own."""
+    """Sorts `records` by task. Failures of kin are left out, and so are failures that look like the device's fault."""
     workload, target = frozen(task.workload), str(task.target)
     own: list[Outcome] = []
     groups: dict[tuple[Any, str], list[tuple[float, Any]]] = {}
@@ -72,9 +72,10 @@ def past_of(task: Any, knobs: ConfigKnobs, records: Iterable[Record]) -> Past:
 
 
 def starting_points(knobs: ConfigKnobs, kin: Sequence[Kin], most: int) -> list[Digits]:
-    """The configurations of this space nearest to what ran fastest elsewhere, `most` at most, `[n_knobs]` each, all different.
+    """The configurations of this space that are nearest to what ran fastest elsewhere, `[n_knobs]` each.
 
-    They come in rounds: the best of every kin, the nearest kin first, then the second best, and so on.
+    They are all different, and at most `most`. They come in rounds: first the best of every kin, nearest kin first;
+    then the second best of every kin; and so on.
     """
     found: dict[Config, Digits] = {}
     for place in range(most):
@@ -88,9 +89,10 @@ def starting_points(knobs: ConfigKnobs, kin: Sequence[Kin], most: int) -> list[D
 
 
 def beliefs(knobs: ConfigKnobs, kin: Sequence[Kin], most: int) -> tuple[Digits, NDArray[np.float64]]:
-    """What ran elsewhere as configurations of this space `[n, n_knobs]`, and how fast relative to the best there, `[n]`.
+    """What ran elsewhere, as configurations of this space `[n, n_knobs]`, and its throughput `[n]`.
 
-    Of all kin together `most` at most, evenly spread over good and bad ones.
+    The throughput is relative to the best one there. At most `most` configurations are taken from all kin together.
+    They are spread evenly over good and bad ones.
     """
     rows, throughput = [], []
     for group in kin:
@@ -104,7 +106,7 @@ def beliefs(knobs: ConfigKnobs, kin: Sequence[Kin], most: int) -> tuple[Digits, 
 
 
 def distance(one: Any, other: Any) -> float:
-    """How much two workloads differ, in doublings of their sizes; infinite where they differ in something else."""
+    """How much two workloads differ, in doublings of their sizes; infinite if they differ in anything else."""
     a, b = list(_leaves(one)), list(_leaves(other))
     if len(a) != len(b):
         return math.inf
@@ -118,7 +120,7 @@ def distance(one: Any, other: Any) -> float:
 
 
 def frozen(value: Any) -> Any:
-    """Nested sequences as tuples, so that a workload compares equal to its copy from a log."""
+    """The value with all nested sequences as tuples, so that a workload compares equal to its copy from a log."""
     if isinstance(value, Mapping):
         return tuple(sorted((str(k), frozen(v)) for k, v in value.items()))
     return tuple(frozen(v) for v in value) if isinstance(value, (list, tuple)) else value
@@ -149,7 +151,7 @@ def _settled(outcomes: Iterable[Outcome]) -> Iterator[Trial]:
 
 
 def _best_of_each(trials: Iterable[Trial]) -> tuple[Trial, ...]:
-    """The fastest trial of each configuration, a failure where there is no success."""
+    """The fastest trial of each configuration; a failed trial if it never succeeded."""
     best: dict[Config, Trial] = {}
     for trial in trials:
         known = best.get(trial.config)

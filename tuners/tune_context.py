@@ -1,8 +1,9 @@
-"""A MetaSchedule context without the import of every tensor intrinsic.
+"""Makes a MetaSchedule context without importing every tensor intrinsic, which takes long.
 
-`ms.TuneContext()` imports `tvm.s_tir.tensor_intrin`, which parses some sixty kernels of all kinds of hardware: 16 s of
-CPU time and more, in every process that only wants the design spaces of a float convolution. Here the context is made
-first; the intrinsics are imported only where the schedule rules of the target ask for them.
+`ms.TuneContext()` imports `tvm.s_tir.tensor_intrin`. This module parses some sixty kernels for all kinds of hardware,
+which takes 16 s of CPU time and more. Every process pays for it, even one that only wants the design spaces of a float
+convolution. Here the context is made first. The intrinsics are imported only if the schedule rules of the target ask
+for them.
 """
 
 from __future__ import annotations
@@ -19,17 +20,20 @@ from tvm.target import Target
 Generator = ms.SpaceGenerator.SpaceGeneratorType
 
 X86_INTRINSICS = "dot_16x4"
-"""The int8 dot products that the rules for x86 with VNNI or AVX-512 register; no other data type can use them."""
+"""Part of the names of the int8 dot products that the rules for x86 with VNNI or AVX-512 register.
+
+No other data type can use them.
+"""
 
 
 def tune_context(mod: IRModule, target: Target, space_generator: Generator, seed: int) -> ms.TuneContext:
-    """A context to generate design spaces with; it gives the same spaces as `ms.TuneContext`.
+    """Makes a context for generating design spaces; it gives the same spaces as `ms.TuneContext`.
 
-    On x86 the rules differ from the plain ones of `llvm` by the int8 dot products alone, so a workload without int8
-    arguments takes the plain ones.
+    The rules for x86 differ from the plain rules of `llvm` only in the int8 dot products. So a workload without int8
+    arguments gets the plain rules.
 
     Args:
-        seed: of the generator's sampling, from 1 to 2^31 - 1.
+        seed: seed of the generator's sampling, from 1 to 2^31 - 1.
     """
     try:
         return _without_import(mod, target, space_generator, seed)
@@ -43,7 +47,7 @@ def tune_context(mod: IRModule, target: Target, space_generator: Generator, seed
 
 
 def _without_import(mod: IRModule, target: Target, space_generator: Generator, seed: int) -> ms.TuneContext:
-    """What `TuneContext.__init__` does, less its import."""
+    """Does what `TuneContext.__init__` does, without its import."""
     generator = (
         space_generator
         if isinstance(space_generator, ms.SpaceGenerator)

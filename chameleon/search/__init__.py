@@ -1,4 +1,4 @@
-"""The search engine: ask for configurations, measure them anywhere, tell the outcome. It never imports tvm."""
+"""The search engine: ask it for configurations, measure them anywhere, tell it the outcome. It never imports tvm."""
 
 from chameleon.search.searcher import (
     SEARCHERS,

@@ -1,4 +1,8 @@
-"""Adaptive exploration: a PPO agent that walks the knobs, rewarded by the cost model (Ahn 2020, sec. 3.2)."""
+"""Adaptive exploration: an agent that looks for configurations which the cost model rates high (Ahn 2020, sec. 3.2).
+
+The agent learns by PPO, a method of reinforcement learning. It moves many walkers through the space. In a step, a
+walker changes some of its knobs. Its reward is the score that the cost model gives to the new configuration.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +23,16 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """The agent's settings; (paper: ...) where ours differ."""
+    """The agent's settings. Where ours differ from the paper's, a comment says so: (paper: ...)."""
 
     walkers: int = 64  # walkers that step together (paper: 128 episodes)
     steps: int = 24  # steps of a rollout (paper: at most 500)
-    elite: float = 0.5  # share of walkers that start at the best measured configurations (paper: none)
-    pool: int = (
-        2048  # random configurations scored first; a quarter of the walkers start at the best of them (paper: none)
-    )
-    rollouts: int = 6  # rollouts at most, each followed by one PPO update, in one exploration
-    watched: int = 16  # an exploration goes on while the mean score of so many best candidates
-    least_gain: float = 0.005  # grows by this share from one rollout to the next
+    elite: float = 0.5  # share of the walkers that start at the best measured configurations (paper: none)
+    # random configurations that are scored first; a quarter of the walkers start at the best of them (paper: none)
+    pool: int = 2048
+    rollouts: int = 6  # most rollouts in one exploration; a PPO update follows each of them
+    watched: int = 16  # the mean score of this many best candidates decides whether an exploration goes on
+    least_gain: float = 0.005  # it stops when that mean grows by less than this share in a rollout
     hidden: int = 64  # tanh units in each of the two layers of both nets (paper: 20)
     changes: float = 1.5  # knobs that an untrained walker changes in a step, on average (paper: two thirds of all)
     learning_rate: float = 3e-3  # Adam (paper: 1e-3)
@@ -38,24 +41,24 @@ class AgentConfig:
     clip: float = 0.2  # (paper: 0.3)
     entropy: float = 0.01  # (paper: 0.1)
     value_coefficient: float = 0.5  # (paper: 1.0)
-    epochs: int = 1  # passes over a rollout in its update (paper: 3)
-    minibatches: int = 4  # pieces of a pass
+    epochs: int = 1  # how often an update goes through its rollout (paper: 3)
+    minibatches: int = 4  # pieces that each of these passes is cut into
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """What the walkers did, time first."""
+    """What the walkers did in one rollout; the first axis of each array is time."""
 
     observations: Floats  # [steps, walkers, n_features]
     actions: NDArray[np.int64]  # [steps, walkers, n_knobs]
     log_probs: Floats  # [steps, walkers]
     values: Floats  # [steps + 1, walkers]
-    visited: Digits  # [steps, walkers, n_knobs], where each action led
-    active: NDArray[np.bool_]  # [steps, walkers, n_knobs], knobs that could be acted on
+    visited: Digits  # [steps, walkers, n_knobs], the configuration that each action led to
+    active: NDArray[np.bool_]  # [steps, walkers, n_knobs], which knobs the walker could change
 
 
 class Observer:
-    """Turns configurations into what the policy sees: knob features in -1..1, 0 for inactive knobs."""
+    """Turns configurations into what the policy sees: knob features scaled to -1..1, 0 for inactive knobs."""
 
     def __init__(self, space: KnobSpace) -> None:
         self._space = space
@@ -69,17 +72,19 @@ class Observer:
         self.width = space.n_knobs * widest
 
     def __call__(self, configs: Digits) -> Floats:
-        """`[n, n_knobs]` to `[n, n_features]`."""
+        """What the policy sees of the configurations `[n, n_knobs]`, `[n, n_features]`."""
         seen = self._table[self._offsets + configs] * self._space.mask(configs)[..., None]
         return seen.reshape(len(configs), self.width)
 
 
 def gae(rewards: Floats, values: Floats, discount: float, lam: float) -> Floats:
-    """Generalised advantage estimation (Schulman 2016, eq. 16) on rollouts without an end.
+    """Estimates how much better each action was than expected.
+
+    This is generalised advantage estimation (Schulman 2016, eq. 16). No episode ends within a rollout.
 
     Args:
         rewards: `[steps, walkers]`.
-        values: `[steps + 1, walkers]`, the last row for the state after the last step.
+        values: `[steps + 1, walkers]`; the last row is for the state after the last step.
 
     Returns:
         Advantages `[steps, walkers]`.
@@ -94,9 +99,10 @@ def gae(rewards: Floats, values: Floats, discount: float, lam: float) -> Floats:
 
 
 class Policy:
-    """Policy and value nets with their optimiser: a choice for every knob at once.
+    """The agent's two neural nets, policy and value, with their optimiser.
 
-    Weights come from the `rng` given, so torch's global generator is neither read nor changed.
+    The policy net chooses an action for every knob at once. The value net says what a state is worth. The first
+    weights are drawn from the `rng` given, so torch's global generator is neither read nor changed.
     """
 
     def __init__(
@@ -126,7 +132,7 @@ class Policy:
         return [self._torch.tensor(t, requires_grad=True) for t in tensors]
 
     def _log_probs(self, observations: Any) -> Any:
-        """Of all actions, `[n, n_knobs, n_actions]`."""
+        """The log-probabilities of all actions of all knobs, `[n, n_knobs, n_actions]`."""
         torch, p = self._torch, self.parameters
         h = torch.tanh(torch.tanh(observations @ p[0] + p[1]) @ p[2] + p[3])
         logits = (h @ p[4] + p[5]).reshape(-1, *self._shape).masked_fill(self._impossible, -1e9)
@@ -168,7 +174,10 @@ class Policy:
                 self._step(list(torch.autograd.grad(loss, self.parameters)))
 
     def _step(self, gradients: list[Any]) -> None:
-        """One Adam step on the clipped gradients; in torch's functional form, since its class imports all of torch.compile."""
+        """Makes one Adam step on the clipped gradients.
+
+        It uses torch's functional form of Adam, since torch's class for it imports all of torch.compile.
+        """
         from torch.optim.adam import adam
 
         torch = self._torch
@@ -217,7 +226,7 @@ class Policy:
 
 
 def _lazy_bias(n_actions: NDArray[np.int64], width: int, changes: float) -> Floats:
-    """Logits `[n_knobs, width]` with which an untrained walker changes `changes` knobs a step."""
+    """First biases of the logits `[n_knobs, width]`: with them an untrained walker changes `changes` knobs a step."""
     movable = max(int((n_actions > 1).sum()), 1)
     stay = 1 - min(changes / movable, 2 / 3)
     bias = np.zeros((len(n_actions), width), dtype=np.float32)
@@ -227,7 +236,7 @@ def _lazy_bias(n_actions: NDArray[np.int64], width: int, changes: float) -> Floa
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch on one thread inside the block: these nets are too small for more."""
+    """Keeps torch on one thread inside the block: these nets are too small to gain from more."""
     import torch
 
     before = torch.get_num_threads()
@@ -241,8 +250,9 @@ def one_thread() -> Iterator[None]:
 class Agent:
     """One policy for the whole search, and many walkers that it moves.
 
-    We differ from the paper: moves are those of `Knob.moves` (for splits: one prime factor between two levels) rather than
-    +-1 in a list; a step into an invalid configuration leaves the walker where it is; an episode lasts as long as a rollout.
+    We differ from the paper in three points. Moves are those of `Knob.moves` (for a split: one prime factor goes from
+    one level to another), not +-1 in a list. A step into an invalid configuration leaves the walker where it is. An
+    episode lasts as long as a rollout.
     """
 
     def __init__(self, space: KnobSpace, config: AgentConfig, rng: np.random.Generator) -> None:
@@ -256,15 +266,17 @@ class Agent:
     def explore(
         self, score: Score, starts: Digits, known: set[bytes], rng: np.random.Generator
     ) -> tuple[Digits, NDArray[np.float64]]:
-        """Walks from some of `starts` `[m, n_knobs]` and learns.
+        """Walks from some of `starts` `[m, n_knobs]`, and learns on the way.
 
         Args:
-            score: predicted throughput of `[n, n_knobs]`, `[n]`; asked once for the starts and once for a whole rollout.
+            score: gives the predicted throughput `[n]` of configurations `[n, n_knobs]`. It is called once for the
+                starts and once for each whole rollout.
             starts: the best measured configurations in the first `elite` places, then random ones.
-            known: keys of configurations that are taken.
+            known: keys of configurations that are taken already; none of them is returned.
 
         Returns:
-            What was met and is not `known`, once each, best first, `[m, n_knobs]`, and the scores `[m]`.
+            The configurations that were met and are not `known`, each once, best first, `[m, n_knobs]`, and their
+            scores `[m]`.
         """
         start_scores = score(starts)
         found, scores = ranked(starts, start_scores, known)
@@ -291,7 +303,7 @@ class Agent:
         return starts[rows[np.arange(self._config.walkers) % len(rows)]]
 
     def rollout(self, starts: Digits, rng: np.random.Generator) -> Rollout:
-        """All walkers step together, `steps` times."""
+        """Lets all walkers step together, `steps` times, and records what they did."""
         points, steps = starts, []
         for _ in range(self._config.steps):
             seen, active = self._observe(points), self._moves.space.mask(points)

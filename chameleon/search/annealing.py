@@ -1,4 +1,4 @@
-"""Parallel simulated annealing on the cost model: AutoTVM's explorer."""
+"""Simulated annealing on the cost model, many chains in parallel: AutoTVM's explorer."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ class AnnealingConfig:
     """AutoTVM's settings (Chen 2018)."""
 
     chains: int = 128  # parallel chains, kept from one plan to the next
-    steps: int = 500  # steps at most in one exploration
-    patience: int = 50  # steps without a better candidate before it stops early
+    steps: int = 500  # most steps in one exploration
+    patience: int = 50  # steps without a better candidate before an exploration stops early
     temperature: float = 1.0  # at the start; falls linearly to 0
-    keep: int = 64  # best-scored configurations that are handed on
+    keep: int = 64  # how many of the best-scored configurations an exploration returns
 
 
 class Annealer:
-    """128 chains that each change one knob a step and accept by Metropolis' rule; the chains persist across plans."""
+    """Explores with many chains, each of which changes one knob in a step.
+
+    Metropolis' rule decides whether a chain accepts its change. The chains are kept from one plan to the next.
+    """
 
     def __init__(self, space: KnobSpace, config: AnnealingConfig) -> None:
         self.elite = 0
@@ -40,11 +43,15 @@ class Annealer:
     def explore(
         self, score: Score, starts: Digits, known: set[bytes], rng: np.random.Generator
     ) -> tuple[Digits, NDArray[np.float64]]:
-        """The best-scored configurations met that are not `known`, best first, `[m <= keep, n_knobs]`, and the scores `[m]`.
+        """Runs all chains and returns the best-scored configurations that they met.
 
         Args:
-            score: predicted throughput of `[n, n_knobs]`, `[n]`.
-            starts: valid configurations for the chains that do not exist yet, `[chains, n_knobs]`.
+            score: gives the predicted throughput `[n]` of configurations `[n, n_knobs]`.
+            starts: valid configurations for the chains to start at, `[chains, n_knobs]`; used only the first time.
+            known: keys of configurations that are taken already; none of them is returned.
+
+        Returns:
+            Configurations that are not `known`, best first, `[m <= keep, n_knobs]`, and their scores `[m]`.
         """
         config = self._config
         points = starts if self._chains is None else self._chains
@@ -83,7 +90,7 @@ class _Heap:
         self._least = -np.inf
 
     def offer(self, configs: Digits, scores: NDArray[np.float64]) -> bool:
-        """Whether any of `configs` `[n, n_knobs]` enters."""
+        """Takes those of `configs` `[n, n_knobs]` that score well enough; returns whether there were any."""
         entered = False
         for i in np.flatnonzero(scores > self._least):
             key = configs[i].tobytes()

@@ -1,4 +1,4 @@
-"""The cost model: predicts relative throughput from the knobs."""
+"""The cost model: predicts from a configuration's knobs its throughput, relative to the best."""
 
 from __future__ import annotations
 
@@ -11,25 +11,29 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class CostModelConfig:
-    """Gradient-boosted trees (XGBoost), several on resampled data for a sense of what is not known."""
+    """Settings of the cost model: an ensemble of gradient-boosted trees (XGBoost).
+
+    Each member learns from resampled data. Where the members disagree, little is known.
+    """
 
     members: int = 4  # models in the ensemble, each on its own bootstrap sample
-    trees: int = 60  # boosting rounds of each
+    trees: int = 60  # boosting rounds of each member
     max_depth: int = 4  # depth of a tree (AutoTVM: 3)
     eta: float = 0.2  # shrinkage (AutoTVM: 0.3)
     min_child_weight: float = 1.0  # least weight in a leaf
-    column_share: float = 0.7  # features that a tree may use
-    newest: int = 2000  # at most this many trials are learnt from: the best and the newest
+    column_share: float = 0.7  # share of the features that a tree may use
+    newest: int = 2000  # most trials to learn from: of more, the best and the newest
 
 
 class CostModel:
-    """An ensemble of XGBoost regressors on throughput relative to the best (Ahn 2020, sec. 3.1; Chen 2018).
+    """An ensemble of XGBoost regressors that predict throughput relative to the best (Ahn 2020, sec. 3.1; Chen 2018).
 
-    We differ in the ensemble: its spread tells where the model guesses.
+    We differ from the papers in that we use an ensemble: its spread tells where the model guesses.
     """
 
     def __init__(self, config: CostModelConfig) -> None:
-        import xgboost  # here rather than at the first fit: its second of import falls beside a host's other preparations
+        # The import takes a second. Here, not at the first fit, it can run beside the host's other preparations.
+        import xgboost
 
         self._xgboost = xgboost
         self._config = config
@@ -40,7 +44,7 @@ class CostModel:
         return bool(self._boosters)
 
     def fit(self, features: NDArray[np.float32], targets: NDArray[np.float64], seed: int) -> None:
-        """Learns `targets` `[n]` from `features` `[n, f]`; a pure function of its arguments."""
+        """Learns to predict `targets` `[n]` from `features` `[n, f]`; the result depends on the arguments alone."""
         xgboost, config = self._xgboost, self._config
         rng = np.random.default_rng(seed)
         self._boosters = []
@@ -61,6 +65,6 @@ class CostModel:
             self._boosters.append(xgboost.train(params, data, config.trees))
 
     def predict(self, features: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and spread of the ensemble, both `[n]`."""
+        """Mean and standard deviation of the members' predictions for `features` `[n, f]`, both `[n]`."""
         each = np.array([b.inplace_predict(features) for b in self._boosters], dtype=np.float64)
         return each.mean(axis=0), each.std(axis=0)

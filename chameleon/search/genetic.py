@@ -13,24 +13,26 @@ from chameleon.search.space import Digits
 
 @dataclass(frozen=True)
 class GeneticConfig:
-    """The settings of AutoTVM's GATuner, but for the population."""
+    """Settings of the genetic algorithm: those of AutoTVM's GATuner, except for the population."""
 
-    population: int = 32  # children of a generation, and parents drawn from (AutoTVM: 100)
-    elite: int = 3  # the best always stay among the parents
-    mutation: float = 0.1  # probability that a gene becomes random
+    population: int = 32  # children in a generation; parents come from the last one (AutoTVM: 100)
+    elite: int = 3  # this many of the best are always among the possible parents
+    mutation: float = 0.1  # probability that a gene (a knob's digit) becomes random
 
 
 class Genetic:
-    """Generations of children of the fittest: parents by fitness, one crossover point, random mutation.
+    """Makes generations of children from the fittest configurations.
 
-    The state is the history itself: parents are the newest generation and the elite of all.
+    Fitter parents are drawn more often. A child has the first knobs of one parent and the rest of another (one
+    crossover point); then some of its knobs become random (mutation). The history is all the state there is: the
+    possible parents are the newest generation and the best of all.
     """
 
     def __init__(self, config: GeneticConfig) -> None:
         self.config = config
 
     def generation(self, history: History, moves: Moves, rng: np.random.Generator) -> Digits:
-        """Children `[m, n_knobs]`, valid, repeats of known ones possible."""
+        """New children `[m, n_knobs]`; all are valid, some may be known already."""
         config = self.config
         fitness = history.throughput()
         elite = np.argsort(-fitness, kind="stable")[: config.elite]

@@ -1,4 +1,4 @@
-"""What has been told so far."""
+"""What a searcher has been told so far."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from chameleon.search.trial import Status, Trial
 
 @dataclass(frozen=True)
 class Prior:
-    """What is believed of configurations from elsewhere, such as measurements of a similar workload.
+    """What is believed about configurations because of measurements elsewhere, such as those of a similar workload.
 
     Attributes:
         configs: `[n, n_knobs]`, repeats possible.
-        throughput: relative to the best there, `[n]` in 0..1.
+        throughput: of each configuration, relative to the best one there, `[n]` in 0..1.
     """
 
     configs: Digits
@@ -30,7 +30,7 @@ class Prior:
 
 
 class History:
-    """All trials of one space in the order they were told, with array views for the learners."""
+    """All trials of one space in the order they were told, also as arrays for the learners."""
 
     def __init__(self, space: KnobSpace) -> None:
         self.space = space
@@ -78,12 +78,12 @@ class History:
 
     @property
     def configs(self) -> Digits:
-        """`[n, n_knobs]`."""
+        """The configurations of all trials, `[n, n_knobs]`."""
         return np.array([t.config for t in self.trials], dtype=np.int64).reshape(len(self), self.space.n_knobs)
 
     @property
     def seconds(self) -> NDArray[np.float64]:
-        """`[n]`, NaN where a trial failed or was refused."""
+        """The run times of all trials, `[n]`; NaN where a trial failed or was refused."""
         return np.array([np.nan if t.seconds is None else t.seconds for t in self.trials], dtype=np.float64)
 
     @property
@@ -97,6 +97,9 @@ class History:
         return int((~self.refused).sum())
 
     def throughput(self) -> NDArray[np.float64]:
-        """Throughput relative to the best, `[n]` in 0..1; failures and refusals are 0 (Ahn 2020: never dropped)."""
+        """Throughput of all trials relative to the best, `[n]` in 0..1; failures and refusals are 0.
+
+        As in Ahn 2020, failures are never dropped.
+        """
         best = self.best.seconds if self.best and self.best.seconds else 1.0
         return np.nan_to_num(best / self.seconds, nan=0.0)

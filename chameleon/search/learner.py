@@ -1,4 +1,4 @@
-"""From the history to a score for any configuration."""
+"""The learner: gives a score to any configuration, learnt from the history."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Floats = NDArray[np.float64]
 class Learner:
     """Keeps the cost model fitted to the history.
 
-    Throughput is learnt from what was measured, failures being zero; whether a configuration is refused or fails at all is
-    learnt apart, from all trials, and scales the prediction. The fits are pure functions of the history and of a seed drawn
-    once, so nothing of them needs saving.
+    There are two models. One learns throughput from the measured trials; a failure counts as zero. The other learns
+    from all trials whether a configuration succeeds, or fails or is refused. The prediction is the product of the two.
+    A fit depends only on the history and on a seed that is drawn once, so no fitted model needs saving.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Learner:
         return mean * chance, spread * chance
 
     def second_look(self, history: History, configs: Digits) -> Floats:
-        """Expected relative throughput of `[n, n_knobs]` by a model that sees the host's features as well, `[n]`."""
+        """Expected relative throughput of `[n, n_knobs]` by a model that also sees the host's features, `[n]`."""
         if self._second_fitted != len(history):
             rows = self._rows(history)
             self._second.fit(self._rich(history.configs[rows]), history.throughput()[rows], self._seed)
@@ -76,7 +76,10 @@ class Learner:
         self._fitted, self._prior = len(history), history.prior
 
     def _rows(self, history: History) -> NDArray[np.int64]:
-        """Positions of the measured trials to learn from: all, or half the best and half the newest of many."""
+        """Positions of the measured trials to learn from.
+
+        If there are more than `newest` trials: the best `newest / 2` of them and the newest `newest / 2`.
+        """
         rows = np.flatnonzero(~history.refused)
         half = self._config.newest // 2
         if len(rows) <= self._config.newest:
@@ -85,7 +88,7 @@ class Learner:
         return np.union1d(best, rows[-half:])
 
     def _rich(self, configs: Digits) -> NDArray[np.float32]:
-        """Knob features and the host's, the latter computed once per configuration, `[n, f]`."""
+        """The knobs' features and the host's, `[n, f]`; the host's are computed once for each configuration."""
         keys = KnobSpace.keys(configs)
         missing = [i for i, key in enumerate(keys) if key not in self._host_features]
         if missing and self._featurize:

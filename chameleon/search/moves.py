@@ -1,4 +1,4 @@
-"""Small moves in a space, for whole matrices of configurations at once."""
+"""Small moves in a space, made for a whole matrix of configurations at once."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from chameleon.search.space import Digits, KnobSpace
 class Moves:
     """The moves of all knobs of a space in one table, so that many walkers step together.
 
-    Action 0 leaves a knob alone, action `j` is the j-th column of its `moves`. Whoever moves to another sketch gets random
-    digits for the knobs that become active.
+    Action 0 leaves a knob alone; action `j` is the j-th column of the knob's `moves`, counted from 1. When a move
+    leads to another sketch, the knobs that become active get random digits.
     """
 
     def __init__(self, space: KnobSpace) -> None:
@@ -28,12 +28,12 @@ class Moves:
             self.table[start : start + knob.cardinality, 1 : 1 + knob.moves.shape[1]] = knob.moves
 
     def step(self, configs: Digits, actions: NDArray[np.int64], rng: np.random.Generator) -> Digits:
-        """Where `actions` `[n, n_knobs]` lead; a configuration that the move would make invalid stays as it is."""
+        """The configurations that `actions` `[n, n_knobs]` lead to; one that would become invalid stays as it is."""
         moved = self.table[self.offsets + configs, actions]
         return self.legal(configs, moved, rng)
 
     def legal(self, configs: Digits, moved: Digits, rng: np.random.Generator) -> Digits:
-        """`moved` made canonical where it is a valid configuration, else the row of `configs`, `[n, n_knobs]`."""
+        """The rows of `moved`, made canonical, where they are valid, else those of `configs`, `[n, n_knobs]`."""
         before, after = self.space.mask(configs), self.space.mask(moved)
         entered = after & ~before
         if entered.any():
@@ -42,7 +42,7 @@ class Moves:
         return np.where(self.space.is_valid(moved)[:, None], moved, configs)
 
     def mutate(self, configs: Digits, rng: np.random.Generator) -> Digits:
-        """One random active knob of each configuration gets another random value (AutoTVM's neighbourhood)."""
+        """Gives one random active knob of each configuration another random value (AutoTVM's neighbourhood)."""
         can = self.space.mask(configs) & (self.space.cardinalities > 1)
         knob = np.argmax(np.where(can, rng.random(configs.shape), -1.0), axis=1)
         rows = np.arange(len(configs))
@@ -53,7 +53,10 @@ class Moves:
         return self.legal(configs, moved, rng)
 
     def around(self, configs: Digits, rng: np.random.Generator) -> Digits:
-        """All valid configurations one small move of one knob away from any of `configs`, `[m, n_knobs]`, repeats possible."""
+        """All valid configurations that one small move of one knob leads to from any of `configs`, `[m, n_knobs]`.
+
+        Repeats are possible.
+        """
         if not len(configs):
             return configs
         found = [configs[:0]]
@@ -67,7 +70,7 @@ class Moves:
 
 
 def first_rows(configs: Digits, known: Container[bytes] = ()) -> NDArray[np.int64]:
-    """Positions of the first appearance of each row of `[n, n_knobs]` whose key is not `known`, in order."""
+    """Positions of the rows of `[n, n_knobs]` that are not `known`, in order; of equal rows only the first."""
     seen: set[bytes] = set()
     keep = []
     for i, key in enumerate(KnobSpace.keys(configs)):
@@ -85,7 +88,7 @@ def unique_rows(configs: Digits, known: Container[bytes] = ()) -> Digits:
 def ranked(
     configs: Digits, scores: NDArray[np.float64], known: Container[bytes]
 ) -> tuple[Digits, NDArray[np.float64]]:
-    """`configs` `[n, n_knobs]` that are not `known`, once each, best score first, and their scores."""
+    """Those of `configs` `[n, n_knobs]` that are not `known`, once each, best score first, and their scores."""
     order = np.argsort(-scores, kind="stable")
     order = order[first_rows(configs[order], known)]
     return configs[order], scores[order]

@@ -1,4 +1,4 @@
-"""What to measure next: the parts of the engine, composed."""
+"""Planners: they decide what to measure next, and are put together from the other parts of the engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from chameleon.search.space import ENUMERABLE, Digits, KnobSpace
 Floats = NDArray[np.float64]
 
 _DRAWS = 1 << 18
-"""So many random draws without a new valid configuration mean that a space too large to list has none left."""
+"""Most random draws in the search for new configurations.
+
+A space that is too large to list counts as exhausted if so many draws find none.
+"""
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,15 @@ class View:
 
     space: KnobSpace
     history: History
-    known: set[bytes]  # keys of all that was told, asked or is planned
+    known: set[bytes]  # keys of all configurations that were told, asked for or planned
     rng: np.random.Generator
-    wanted: int  # configurations that the host asked for just now
+    wanted: int  # how many configurations the host has just asked for
 
     def draw(self, n: int) -> Digits:
-        """Up to `n` different valid configurations that are not known, uniform; fewer only when no more can be found."""
+        """Draws up to `n` different valid configurations that are not known, uniformly.
+
+        They are fewer than `n` only when no more can be found.
+        """
         found = np.empty((0, self.space.n_knobs), dtype=np.int64)
         drawn, size = 0, max(2 * n, 64)
         while len(found) < n and drawn < min(_DRAWS, 16 * self.space.size):
@@ -47,7 +53,10 @@ class View:
         return found[:n]
 
     def starts(self, elite: int, n: int) -> Digits:
-        """Valid configurations to explore from, `[elite + n, n_knobs]`: the best measured, each in turn, then random ones."""
+        """Valid configurations to explore from, `[elite + n, n_knobs]`.
+
+        The first `elite` are the best measured ones (at most 16 different, repeated in turn); random ones follow.
+        """
         order = np.argsort(-self.history.throughput(), kind="stable")
         measured = self.history.configs[order]
         best = measured[np.arange(elite) % min(elite, len(measured), 16)] if elite and len(measured) else measured[:0]
@@ -63,7 +72,7 @@ class Planner(Protocol):
     """Proposes the next batch."""
 
     def plan(self, view: View) -> Digits:
-        """Configurations to measure next, best first, `[m, n_knobs]`; invalid or known ones are dropped by the caller."""
+        """Configurations to measure next, best first, `[m, n_knobs]`; the caller drops invalid and known ones."""
         ...
 
     def state(self) -> dict[str, Any]: ...
@@ -72,7 +81,7 @@ class Planner(Protocol):
 
 
 class RandomPlanner:
-    """Uniform draws without replacement."""
+    """Draws configurations uniformly, never the same one twice."""
 
     def plan(self, view: View) -> Digits:
         return view.draw(64)
@@ -85,7 +94,7 @@ class RandomPlanner:
 
 
 class GridPlanner:
-    """Every configuration in the order of the space."""
+    """Takes every configuration in the order of the space."""
 
     def __init__(self) -> None:
         self._next = 0
@@ -106,7 +115,7 @@ class GridPlanner:
 
 
 class GeneticPlanner:
-    """Generations of the genetic algorithm, the first one random."""
+    """Plans the generations of the genetic algorithm; the first one is random."""
 
     def __init__(self, space: KnobSpace, config: GeneticConfig) -> None:
         self._moves = Moves(space)
@@ -127,10 +136,10 @@ class GeneticPlanner:
 
 
 class Explorer(Protocol):
-    """Looks for good predictions: the agent or the annealer."""
+    """Looks for configurations that the cost model rates high: the agent or the annealer."""
 
-    elite: int  # starting points wanted at the best measured configurations
-    starts: int  # random ones wanted
+    elite: int  # how many starting points among the best measured configurations it wants
+    starts: int  # how many random starting points it wants
 
     def explore(
         self, score: Score, starts: Digits, known: set[bytes], rng: np.random.Generator
@@ -154,14 +163,17 @@ def _explored(explorer: Explorer, score: Score, view: View) -> tuple[Digits, Flo
 
 @dataclass(frozen=True)
 class GreedyConfig:
-    """AutoTVM's picker."""
+    """Settings of AutoTVM's picker, epsilon-greedy."""
 
     plan: int = 64  # configurations measured between two fits of the model
     epsilon: float = 0.05  # share of random ones among them
 
 
 class GreedyPlanner:
-    """AutoTVM's model-based tuner: the first plan is random, then the best predicted, with a few random ones (Chen 2018)."""
+    """AutoTVM's model-based tuner (Chen 2018).
+
+    The first plan is random. Later plans hold the configurations with the best predictions, and a few random ones.
+    """
 
     def __init__(self, space: KnobSpace, learner: Learner, explorer: Explorer, config: GreedyConfig) -> None:
         self._space, self._learner, self._explorer, self._config = space, learner, explorer, config
@@ -182,7 +194,7 @@ class GreedyPlanner:
 
 
 class AdaptivePlanner:
-    """Chameleon's: candidates of the explorer, clustered; what is measured represents its cluster."""
+    """Chameleon's planner: it clusters the explorer's candidates and measures one configuration for each cluster."""
 
     def __init__(
         self,
@@ -223,8 +235,9 @@ class AdaptivePlanner:
     def _pick(self, view: View, candidates: Digits, scores: Floats) -> Digits:
         points = sampling.normalised(self._space.features(candidates, self._clustered))
         config = self._config
+        # About as many as the host asks for: a host that measures a few at a time gets each of them from a fresh plan.
         most = int(np.clip(view.history.measured // config.growth, config.least, max(config.least, view.wanted)))
-        most = min(most, config.most)  # a host that measures a few at a time gets each of them from a fresh plan
+        most = min(most, config.most)
         labels = sampling.clusters(
             points, range(config.least, most + 1, config.least), config.knee, int(view.rng.integers(1 << 31))
         )

@@ -1,4 +1,4 @@
-"""Which candidates are worth measuring: adaptive sampling with synthesis (Ahn 2020, sec. 3.3), or epsilon-greedy."""
+"""Chooses which candidates to measure: adaptive sampling with synthesis (Ahn 2020, sec. 3.3), or epsilon-greedy."""
 
 from __future__ import annotations
 
@@ -16,22 +16,25 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """Adaptive sampling."""
+    """Settings of adaptive sampling."""
 
-    candidates: int = 256  # the best-scored candidates that are clustered
-    least: int = 8  # clusters tried at least, and the step between numbers tried
-    most: int = 64  # clusters at most
-    finalists: int = 64  # of these, how many get a second look with the host's features, where there are such
-    growth: int = 4  # and at most this fraction of the trials measured so far, and about what the host asks for
+    candidates: int = 256  # how many of the best-scored candidates are clustered
+    least: int = 8  # fewest clusters; also the step from one number of clusters to the next
+    most: int = 64  # most clusters
+    finalists: int = 64  # how many candidates get a second look with the host's features, where the host has any
+    growth: int = 4  # most clusters as well: measured trials / growth; and about as many as the host asks for
     first: int = 16  # trials measured before the cost model is trusted
-    around: int = 3  # best measured configurations whose neighbours are candidates as well
+    around: int = 3  # the neighbours of this many best measured configurations are candidates as well
     optimism: float = 1.5  # score = mean + optimism * spread
-    largest: int | None = None  # cluster by so many knobs of most values only, as the papers' code (2); None: by all
-    knee: float = 2.5  # stop at the first k whose loss is no better than the previous one divided by this
+    largest: int | None = None  # cluster by this many knobs, those with most values (papers' code: 2); None: by all
+    knee: float = 2.5  # stop at the first k whose loss is no better than the loss before it, divided by this
 
 
 def knee(losses: Sequence[float], ratio: float) -> int:
-    """The position in `losses` at which more clusters stop paying: the first with `loss >= previous / ratio`, else the last."""
+    """The position in `losses` from which more clusters help too little.
+
+    It is the first one with `loss >= previous / ratio`, or else the last.
+    """
     for i in range(1, len(losses)):
         if losses[i] >= losses[i - 1] / ratio:
             return i
@@ -39,7 +42,7 @@ def knee(losses: Sequence[float], ratio: float) -> int:
 
 
 def normalised(features: NDArray[np.float32]) -> Floats:
-    """Columns of `[n, f]` with mean 0 and deviation 1; constant columns and inactive knobs (NaN) become 0."""
+    """Scales the columns of `[n, f]` to mean 0 and deviation 1; constant columns and inactive knobs (NaN) become 0."""
     x = features.astype(np.float64)
     known = np.isfinite(x)
     count = np.maximum(known.sum(axis=0), 1)
@@ -50,7 +53,7 @@ def normalised(features: NDArray[np.float32]) -> Floats:
 
 
 def clusters(points: Floats, sizes: Sequence[int], ratio: float, seed: int) -> NDArray[np.int64]:
-    """The cluster of each of `points` `[n, f]`, `[n]`: k-means, k chosen among `sizes` by the knee rule."""
+    """The cluster of each of `points` `[n, f]`, `[n]`, by k-means; the knee rule chooses k among `sizes`."""
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
@@ -69,9 +72,9 @@ def clusters(points: Floats, sizes: Sequence[int], ratio: float, seed: int) -> N
 
 
 def snap(labels: NDArray[np.int64], scores: Floats) -> NDArray[np.int64]:
-    """For each cluster the position of its best-scored member, best cluster first.
+    """The position of the best-scored member of each cluster, best cluster first.
 
-    We differ from the paper, which takes the configuration nearest to the centroid.
+    We differ from the paper: it takes the configuration nearest to the centroid.
     """
     order = np.argsort(-scores, kind="stable")
     _, first = np.unique(labels[order], return_index=True)
@@ -85,20 +88,22 @@ def distances(points: Floats, labels: NDArray[np.int64]) -> Floats:
 
 
 def mode(configs: Digits) -> Digits:
-    """The most frequent digit of every knob of `[n, n_knobs]`, `[n_knobs]`; the lowest of equals."""
+    """The most frequent digit of every knob of `[n, n_knobs]`, `[n_knobs]`; of equally frequent ones the lowest."""
     return np.array([np.bincount(column).argmax() for column in configs.T], dtype=np.int64)
 
 
 def synthesise(
     picks: Digits, groups: Sequence[Digits], bad: NDArray[np.bool_], space: KnobSpace, known: set[bytes]
 ) -> Digits:
-    """Replaces each `bad` pick by the mode of its group of candidates, where that is valid, new and not picked already.
+    """Replaces each `bad` pick by the mode of its group of candidates (sample synthesis).
+
+    A pick stays as it is where that mode is invalid, known or picked already.
 
     Args:
         picks: `[k, n_knobs]`.
-        groups: for each pick the candidates that it stands for, `[g, n_knobs]`.
-        bad: which picks are expected to fail, `[k]`.
-        known: keys of configurations that are taken.
+        groups: for each pick, the candidates that it stands for, `[g, n_knobs]`.
+        bad: which picks to replace, such as those that are expected to fail, `[k]`.
+        known: keys of configurations that are taken already.
     """
     taken = known | set(KnobSpace.keys(picks))
     out = picks.copy()
@@ -112,7 +117,7 @@ def synthesise(
 
 
 def epsilon_greedy(ranked: Digits, n: int, epsilon: float, random: Digits, rng: np.random.Generator) -> Digits:
-    """`n` of `ranked` `[m, n_knobs]` from the top, each place taken by a `random` one with probability `epsilon`."""
+    """The top `n` of `ranked` `[m, n_knobs]`, but each place goes to a `random` one with probability `epsilon`."""
     dice = rng.random(n) < epsilon
     top, other = iter(ranked), iter(random)
     rows = [next(other if roll else top, None) for roll in dice]

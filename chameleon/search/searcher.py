@@ -1,4 +1,4 @@
-"""Searchers by name, all with the same ask and tell."""
+"""The searchers, which are made by name; all have the same `ask` and `tell`."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class UnknownSearcherError(UsageError, ValueError):
 
 
 class Searcher:
-    """Ask for configurations, measure them anywhere, tell the outcome.
+    """Proposes configurations, and learns from the outcomes: ask, measure anywhere, tell.
 
-    Asks are served from a plan, so that they may be smaller or larger than the batches in which the engine thinks.
-    It holds no clock, no file and no host.
+    The planner makes a plan, which is a whole batch of configurations. `ask` takes its answers from this plan, so the
+    caller's batches need not be as large as the planner's. A searcher holds no clock, no file and no host.
 
     Args:
         space: what may be asked.
@@ -66,7 +66,9 @@ class Searcher:
         return self._history.best
 
     def ask(self, n: int) -> Digits:
-        """Up to `n` configurations to measure, `[m, n_knobs]`, `m >= 1` unless the space is exhausted; never one twice.
+        """Up to `n` configurations to measure, `[m, n_knobs]`; `m >= 1` unless the space is exhausted.
+
+        No configuration is handed out twice.
 
         Raises:
             ValueError: if `n < 1`.
@@ -79,7 +81,7 @@ class Searcher:
         return np.array(rows, dtype=np.int64).reshape(len(rows), self.space.n_knobs)
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Takes outcomes, of asked configurations or of others (history), in any order.
+        """Takes outcomes in any order, of configurations that were asked for or of others (history).
 
         Raises:
             ValueError: if a configuration is not of this space or was told before; then nothing is taken.
@@ -91,14 +93,14 @@ class Searcher:
             self._queue.pop(key, None)
 
     def believe(self, configs: Digits, throughput: NDArray[np.float64]) -> None:
-        """Lets the cost model learn from configurations measured elsewhere; they may still be asked for.
+        """Lets the cost model learn from configurations that were measured elsewhere; `ask` may still return them.
 
         Args:
-            configs: `[n, n_knobs]`, valid or not, repeats possible; they replace what was believed before.
-            throughput: of each relative to the best there, `[n]` in 0..1.
+            configs: `[n, n_knobs]`, valid or not, repeats possible. They replace what was believed before.
+            throughput: of each configuration, relative to the best one there, `[n]` in 0..1.
 
         Raises:
-            ValueError: if they do not fit together or the space.
+            ValueError: if the two do not fit together, or do not fit the space.
         """
         configs, throughput = np.asarray(configs, dtype=np.int64), np.asarray(throughput, dtype=np.float64)
         inside = configs.shape == (len(throughput), self.space.n_knobs) and (configs >= 0).all()
@@ -124,7 +126,7 @@ class Searcher:
         self.exhausted = not len(plan)
 
     def state(self) -> dict[str, Any]:
-        """All that is needed to continue identically: plain values and arrays."""
+        """All that is needed to continue in exactly the same way, as plain values and arrays."""
         return {
             "version": 1,
             "space": self.space.fingerprint(),
@@ -140,7 +142,7 @@ class Searcher:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continues where `state` was taken from a searcher of the same name, options and space.
+        """Continues from a `state` that a searcher of the same name, options and space gave.
 
         Raises:
             ValueError: if the state belongs to another space.
@@ -170,7 +172,7 @@ class Recipe:
 
     Attributes:
         about: one line for people.
-        options: its components, each with its configuration's defaults.
+        options: the settings of its components, by name, with the default values.
         build: makes the planner.
     """
 
@@ -197,7 +199,7 @@ def _adaptive(synthesis: bool) -> Callable[..., Planner]:
 
 
 _EXPLORERS = (AgentConfig, AnnealingConfig)
-"""Either explores for any planner: whose configuration is given takes the recipe's place."""
+"""The explorers' configurations. Any planner takes either explorer: the one given replaces the recipe's."""
 
 _AGENT_SAMPLER = {"explorer": AgentConfig(), "sampler": SamplerConfig(), "model": CostModelConfig()}
 
@@ -210,7 +212,7 @@ SEARCHERS: Mapping[str, Recipe] = {
         _greedy,
     ),
     "annealing+adaptive": Recipe(
-        "parallel annealing + adaptive sampling",  # it plans four times as often, on a quarter of the steps
+        "parallel annealing + adaptive sampling",  # it plans four times as often, with a quarter of the steps
         {"explorer": AnnealingConfig(steps=125, keep=256), "sampler": SamplerConfig(), "model": CostModelConfig()},
         _adaptive(False),
     ),
@@ -232,12 +234,13 @@ SEARCHERS: Mapping[str, Recipe] = {
 def make_searcher(
     name: str, space: KnobSpace, rng: np.random.Generator, *, featurize: Featurize | None = None, **options: Any
 ) -> Searcher:
-    """A searcher by name.
+    """Makes a searcher by name.
 
     Args:
         name: one of `SEARCHERS`.
-        featurize: host features of `[n, n_knobs]`, `[n, f]`, for a second look at the finalists.
-        options: settings by component, such as `explorer={"walkers": 128}`, or a component's configuration.
+        featurize: gives the host's features `[n, f]` of configurations `[n, n_knobs]`, for a second look at the
+            finalists.
+        options: for a component, its settings, such as `explorer={"walkers": 128}`, or its configuration.
 
     Raises:
         UnknownSearcherError: on a name, component or setting that does not exist.
@@ -249,7 +252,7 @@ def make_searcher(
 
 
 def _configured(name: str, recipe: Recipe, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe's components with `options` in place."""
+    """The settings of the recipe's components, changed by `options`."""
     parts = dict(recipe.options)
     for part, given in options.items():
         if part not in parts:
@@ -283,8 +286,8 @@ class EarlyStopping:
     """Tells when a search has stopped improving.
 
     Args:
-        patience: trials without a better one after which to stop.
-        min_trials: never stop before so many.
+        patience: stop after this many trials without a better one.
+        min_trials: never stop before this many trials.
     """
 
     def __init__(self, patience: int, min_trials: int = 0) -> None:
@@ -294,7 +297,7 @@ class EarlyStopping:
         self._count = 0
 
     def update(self, trials: Sequence[Trial]) -> bool:
-        """Takes measured trials (refusals do not count); whether it is time to stop."""
+        """Takes measured trials (refusals do not count) and returns whether it is time to stop."""
         for trial in trials:
             if trial.status is Status.INVALID:
                 continue

@@ -1,7 +1,9 @@
 """The space of configurations: knobs, digits and indices.
 
-A configuration is a row of digits, one a knob (`[n_knobs]`); many are a matrix (`[n, n_knobs]`, int64).
-The mixed-radix number of a row is its index, a Python int, since real spaces exceed 2^64.
+A configuration is a row of digits, one for each knob (`[n_knobs]`). A digit is a position in the list of the knob's
+values. Many configurations are a matrix (`[n, n_knobs]`, int64). A row of digits can be read as one number in mixed
+radix (each digit has its own base). This number is the configuration's index, a Python int, since real spaces exceed
+2^64.
 """
 
 from __future__ import annotations
@@ -22,20 +24,21 @@ Digits = NDArray[np.int64]
 Predicate = Callable[[Digits], NDArray[np.bool_]]
 
 ENUMERABLE = 1 << 18
-"""Spaces whose digit rows number at most this may be listed one by one."""
+"""Spaces with at most this many configurations may be listed one by one."""
 
 
 @dataclass(frozen=True)
 class Knob:
-    """One choice of a schedule, with its values in a sensible order.
+    """One choice in a schedule, with its values in a sensible order.
 
     Attributes:
         name: unique in its space.
-        kind: `split` (a factorisation), `option` (anything), `location` (where to compute).
+        kind: `split` (a factorisation of a loop's extent), `option` (anything), `location` (where to compute).
         values: what each digit stands for.
         features: what the values mean to a cost model, `[cardinality, n_features]` float32.
-        moves: where each small move leads from each digit, itself where the move does not apply, `[cardinality, n_moves]`.
-            A column means the same everywhere: one option up, or one factor 2 moved from level 0 to level 3 of a split.
+        moves: the digit that each small move leads to from each digit, `[cardinality, n_moves]`; the same digit where
+            the move does not apply. A column is one kind of move, the same for all digits. Examples: to the next
+            option, or (in a split) one factor 2 from level 0 to level 3.
     """
 
     name: str
@@ -50,15 +53,15 @@ class Knob:
 
     @cached_property
     def neighbours(self) -> tuple[tuple[int, ...], ...]:
-        """For each digit, the digits one small move away (a symmetric relation)."""
+        """For each digit, the digits that one small move leads to (a symmetric relation)."""
         return tuple(tuple(sorted({int(j) for j in row} - {i})) for i, row in enumerate(self.moves))
 
 
 def split(name: str, extent: int, parts: int, max_innermost: int | None = None) -> Knob:
-    """A loop of `extent` split into `parts` nested loops, all exact factorisations, outermost first.
+    """A knob that splits a loop of `extent` into `parts` nested loops: all exact factorisations, outermost loop first.
 
     Args:
-        max_innermost: bound on the last factor, if any.
+        max_innermost: upper bound on the last factor, if there is one.
 
     Raises:
         ValueError: if the extent or the number of parts is below 1.
@@ -70,7 +73,7 @@ def split(name: str, extent: int, parts: int, max_innermost: int | None = None) 
 
 
 def split_of(name: str, values: Sequence[Sequence[int]]) -> Knob:
-    """A split whose factorisations are given (a host that lists them itself, with its own policy)."""
+    """A split whose factorisations are given, for a host that lists them itself by its own rules."""
     factors = tuple(tuple(int(x) for x in v) for v in values)
     logs = np.log2(np.array(factors, dtype=np.float64).reshape(len(factors), -1))
     inner = np.cumsum(logs[:, ::-1], axis=1)[:, 1:]  # running products from the inside: the size of each inner tile
@@ -78,9 +81,10 @@ def split_of(name: str, values: Sequence[Sequence[int]]) -> Knob:
 
 
 def option(name: str, values: Sequence[Any]) -> Knob:
-    """An ordered list of alternatives; numbers are described by their size as well as by their position.
+    """A knob that is an ordered list of alternatives.
 
-    Of integers the power of two that divides them counts as well: vectors, warps and cache lines come in such sizes.
+    The features of a value are its position and, for numbers, its size. For integers the largest power of two that
+    divides them is a feature as well, since vectors, warps and cache lines come in such sizes.
     """
     numeric = bool(values) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
     position = np.arange(len(values), dtype=np.float32)[:, None]
@@ -95,7 +99,7 @@ def option(name: str, values: Sequence[Any]) -> Knob:
 
 
 def location(name: str, values: Sequence[Any]) -> Knob:
-    """Places where a block may be computed, ordered from the outermost inwards."""
+    """A knob that lists the places where a block may be computed, from the outermost to the innermost."""
     position = np.arange(len(values), dtype=np.float32)[:, None]
     return Knob(name, "location", tuple(values), position, _line_moves(len(values)))
 
@@ -103,14 +107,15 @@ def location(name: str, values: Sequence[Any]) -> Knob:
 class KnobSpace:
     """All configurations of a list of knobs.
 
-    With `sketches`, the first knob selects a sketch and the entry of that digit names the knobs that are active in it;
-    an inactive knob's digit is 0 in a canonical configuration, and only canonical configurations count.
+    With `sketches`, the first knob selects a sketch: the entry of `sketches` at its digit names the knobs that are
+    active in that sketch. A configuration is canonical if the digits of all inactive knobs are 0. Only canonical
+    configurations count.
 
     Args:
         knobs: at least one; names are unique.
         sketches: for each value of the first knob, the positions of the active knobs (the first is always active).
-        valid: a free predicate `[n, n_knobs] -> [n]`: constraints known without measuring.
-        listed: `[m, n_knobs]` the only configurations that exist, where a host can list them.
+        valid: a predicate `[n, n_knobs] -> [n]` for the constraints that are known without measuring; it is free.
+        listed: the only configurations that exist, `[m, n_knobs]`, where a host can list them.
 
     Raises:
         ValueError: on empty or repeated knobs, knobs without values, or sketches that do not fit the first knob.
@@ -164,7 +169,7 @@ class KnobSpace:
         return sum(math.prod(int(c) for c in self.cardinalities[1:][row[1:]]) for row in self.active)
 
     def fingerprint(self) -> str:
-        """A short hash of knobs and sketches: two spaces with the same one read each other's digits."""
+        """A short hash of knobs and sketches: where it is the same for two spaces, the same digits mean the same."""
         text = json.dumps([[k.name, k.kind, [str(v) for v in k.values]] for k in self.knobs] + self.active.tolist())
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -192,7 +197,7 @@ class KnobSpace:
         return self.active[configs[:, 0]]
 
     def is_valid(self, configs: Digits) -> NDArray[np.bool_]:
-        """Which of `[n, n_knobs]` are canonical configurations that may be measured, `[n]`."""
+        """Which rows of `[n, n_knobs]` are canonical configurations that may be measured, `[n]`."""
         configs = np.asarray(configs, dtype=np.int64)
         inside = np.all((configs >= 0) & (configs < self.cardinalities), axis=1)
         safe = np.where(inside[:, None], configs, 0)
@@ -210,7 +215,7 @@ class KnobSpace:
         return [r.tobytes() for r in rows]
 
     def sample(self, n: int, rng: np.random.Generator) -> Digits:
-        """`n` canonical configurations drawn uniformly, repeats possible, the predicate not consulted, `[n, n_knobs]`."""
+        """Draws `n` canonical configurations uniformly, `[n, n_knobs]`; repeats possible; `valid` is not asked."""
         if self.listed is not None:
             return self.listed[rng.integers(len(self.listed), size=n)]
         configs = rng.integers(self.cardinalities, size=(n, self.n_knobs))
@@ -222,7 +227,7 @@ class KnobSpace:
         return self.canonical(configs)
 
     def rows(self, start: int, stop: int) -> Digits:
-        """The canonical configurations number `start` to `stop` (exclusive), `[m, n_knobs]`, the predicate not consulted."""
+        """The canonical configurations number `start` to `stop` (exclusive), `[m, n_knobs]`; `valid` is not asked."""
         stop = min(stop, self.size)
         if self.listed is not None:
             return self.listed[start:stop]
@@ -240,12 +245,14 @@ class KnobSpace:
         return np.vstack(parts)
 
     def enumerate(self) -> Iterator[Digits]:
-        """Every canonical configuration, `[n_knobs]` each, the predicate not consulted."""
+        """Every canonical configuration, `[n_knobs]` each; `valid` is not asked."""
         for start in range(0, self.size, 4096):
             yield from self.rows(start, start + 4096)
 
     def features(self, configs: Digits, of: Sequence[int] | None = None) -> NDArray[np.float32]:
-        """What a cost model sees of `[n, n_knobs]`: per knob what its value means, `[n, n_features]`; inactive is NaN.
+        """What a cost model sees of `[n, n_knobs]`: the features of each knob's value, `[n, n_features]`.
+
+        The features of inactive knobs are NaN.
 
         Args:
             of: positions of the knobs to describe; all by default.
@@ -258,13 +265,13 @@ class KnobSpace:
         return np.hstack(parts).astype(np.float32)
 
     def values(self, config: Sequence[int] | Digits) -> dict[str, Any]:
-        """One configuration for people: knob name to value, inactive knobs left out."""
+        """One configuration for people to read: the value of each knob by name, without the inactive knobs."""
         row = np.asarray(config, dtype=np.int64)[None]
         return {k.name: k.values[int(d)] for k, d, a in zip(self.knobs, row[0], self.mask(row)[0], strict=True) if a}
 
 
 def _mixed_radix(start: int, stop: int, cards: Sequence[int]) -> Digits:
-    """The digits of the numbers `start..stop-1`, the last knob fastest, `[stop - start, n_knobs]`."""
+    """The digits of the numbers `start..stop-1`, `[stop - start, n_knobs]`; the last knob changes fastest."""
     small = stop < 1 << 62
     numbers = np.arange(stop - start, dtype=np.int64 if small else object) + start
     out = np.empty((stop - start, len(cards)), dtype=np.int64)
@@ -275,7 +282,7 @@ def _mixed_radix(start: int, stop: int, cards: Sequence[int]) -> Digits:
 
 
 class _Lookup:
-    """Which rows belong to a list of rows, vectorised where the mixed-radix numbers fit into 64 bits."""
+    """Tells which rows are in a list of rows; vectorised where the mixed-radix numbers fit into 64 bits."""
 
     def __init__(self, rows: Digits, cardinalities: Digits) -> None:
         self._fits = math.prod(int(c) for c in cardinalities) < 1 << 62
@@ -303,7 +310,10 @@ def _factorisations(extent: int, parts: int) -> list[tuple[int, ...]]:
 
 
 def _prime_moves(factors: tuple[tuple[int, ...], ...]) -> Digits:
-    """Moves of one prime factor from one level to another, `[n, n_moves]`; +-1 as well if a factorisation has no such move."""
+    """Moves of one prime factor from one level to another, `[n, n_moves]`.
+
+    If a factorisation has no such move, there are also the moves by +-1 in the list.
+    """
     position = {f: i for i, f in enumerate(factors)}
     primes = sorted({p for f in factors for x in f for p in _primes(x)})
     columns = [
@@ -318,7 +328,7 @@ def _prime_moves(factors: tuple[tuple[int, ...], ...]) -> Digits:
 
 
 def _moved(factors: tuple[int, ...], a: int, b: int, prime: int) -> tuple[int, ...]:
-    """The factors with one `prime` moved from level `a` to level `b`; nothing (an empty tuple) if `a` has none."""
+    """The factors after one `prime` has moved from level `a` to level `b`; an empty tuple if `a` has no such prime."""
     if factors[a] % prime:
         return ()
     moved = list(factors)
@@ -338,6 +348,6 @@ def _primes(n: int) -> set[int]:
 
 
 def _line_moves(n: int) -> Digits:
-    """One down, one up in the list, `[n, 2]`."""
+    """The moves one down and one up in the list, `[n, 2]`."""
     line = np.arange(n, dtype=np.int64)
     return np.stack([np.maximum(line - 1, 0), np.minimum(line + 1, n - 1)], axis=1)

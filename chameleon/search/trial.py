@@ -1,4 +1,4 @@
-"""What came of measuring one configuration."""
+"""A trial: the outcome of measuring one configuration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Status(str, Enum):
-    """How a trial ended. Everything but `OK` carries no seconds."""
+    """How a trial ended. Only a trial that ended `OK` has seconds."""
 
     OK = "ok"
     INVALID = "invalid"  # refused before anything was built: free
@@ -23,7 +23,7 @@ class Trial:
     """One measured (or refused) configuration.
 
     Attributes:
-        config: the configuration's digits, one per knob.
+        config: the configuration's digits, one for each knob.
         status: how it ended.
         seconds: mean run time in seconds; given exactly when `status` is `OK`.
         message: why it failed, for people.
@@ -42,13 +42,14 @@ class Trial:
         ok = self.status is Status.OK
         if ok and not (self.seconds is not None and 0 < self.seconds < float("inf")):
             raise ValueError(
-                f"an ok trial needs finite seconds > 0, got {self.seconds!r}; a failure has another status"
+                f"a trial with status 'ok' needs finite seconds > 0, got {self.seconds!r}; "
+                "give a failed trial another status"
             )
         if not ok and self.seconds is not None:
             raise ValueError(f"a trial with status {self.status.value!r} has no seconds, got {self.seconds!r}")
 
     def to_json(self) -> dict[str, Any]:
-        """The trial as one line of a records file holds it (docs/records.md)."""
+        """The trial as it stands in one line of a records file (docs/records.md)."""
         line: dict[str, Any] = {"config": list(self.config), "status": self.status.value}
         if self.seconds is not None:
             line["seconds"] = self.seconds
@@ -63,7 +64,7 @@ class Trial:
         """The inverse of `to_json`; other fields of the line are ignored.
 
         Raises:
-            ValueError: if the line is no trial: a field is missing or has a wrong type.
+            ValueError: if the line is not a trial: a field is missing or has a wrong type.
         """
         try:
             return cls(

@@ -1,4 +1,7 @@
-"""What an order of a graph costs. Shares no code with the solvers: it checks them."""
+"""What an order of a graph costs in memory.
+
+This module shares no code with the solvers, because it is used to check them.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,11 @@ from chameleon.serenity.graph import Graph, GraphError
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes in use over a schedule of n steps.
+    """The bytes in use over a schedule of n steps.
 
     Attributes:
-        during: `[n]`, while each step runs: its inputs, output and workspace and all that later steps need.
+        during: `[n]`, while each step runs: its inputs, its output, its workspace, and everything that later steps
+            need.
         after: `[n + 1]`, before the first step and after every step.
     """
 
@@ -26,20 +30,20 @@ class Footprint:
 
     @property
     def peak_bytes(self) -> int:
-        """The most that is in use at any time."""
+        """The most bytes in use at any time."""
         return int(max(self.during.max(initial=0), self.after.max(initial=0)))
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """A piece of memory and the steps that it is needed for.
+    """A piece of memory and the steps that need it.
 
     Attributes:
-        name: of the node that owns it; its `workspace_name` for a workspace.
+        name: the name of the node that owns it. For a workspace it is the `workspace_name` of its node.
         size_bytes: its size.
         start: the first step that needs it.
         stop: one past the last step that needs it.
-        tensors: the nodes whose tensors lie in it, those computed in place included; empty for a workspace.
+        tensors: the nodes whose tensors lie in it, including those computed in place; empty for a workspace.
     """
 
     name: str
@@ -50,7 +54,7 @@ class Buffer:
 
 
 def validate(graph: Graph, order: Sequence[str]) -> None:
-    """Check that an order runs every step of a graph once, after its inputs.
+    """Check that an order runs every step of a graph exactly once, and after its inputs.
 
     Raises:
         GraphError: if it does not; the message names the node.
@@ -74,7 +78,9 @@ def validate(graph: Graph, order: Sequence[str]) -> None:
 
 
 def lifetimes(graph: Graph, order: Sequence[str]) -> list[Buffer]:
-    """The memory that a schedule needs, in the order of its first use; tensors computed in place share one buffer.
+    """List the buffers that a schedule needs, sorted by their first use.
+
+    Tensors computed in place share one buffer.
 
     Raises:
         GraphError: if the order is not valid.
@@ -96,17 +102,19 @@ def lifetimes(graph: Graph, order: Sequence[str]) -> list[Buffer]:
 
 
 def footprint(graph: Graph, order: Sequence[str]) -> Footprint:
-    """Bytes in use before, during and after every step (see `chameleon.serenity.graph` for what counts).
+    """Count the bytes in use before, during and after every step.
+
+    The module `chameleon.serenity.graph` says what is counted.
 
     Raises:
         GraphError: if the order is not valid.
     """
     n = len(order)
-    during, after = np.zeros(n + 2, np.int64), np.zeros(n + 2, np.int64)  # differences, summed up below
+    during, after = np.zeros(n + 2, np.int64), np.zeros(n + 2, np.int64)  # changes per step, summed up below
     for b in lifetimes(graph, order):
         during[b.start] += b.size_bytes
         during[b.stop] -= b.size_bytes
-        if b.tensors:  # after[t] is before step t
+        if b.tensors:  # after[t] is the time just before step t
             given = any(name in graph.inputs for name in b.tensors)
             kept = any(name in graph.outputs for name in b.tensors)
             after[0 if given else b.start + 1] += b.size_bytes
@@ -115,7 +123,9 @@ def footprint(graph: Graph, order: Sequence[str]) -> Footprint:
 
 
 def peak_bytes(graph: Graph, order: Sequence[str]) -> int:
-    """The least memory in which a schedule runs, its liveness bound.
+    """The most bytes in use at any time in this order.
+
+    The order cannot run in less memory than this. The number is also called its liveness bound.
 
     Raises:
         GraphError: if the order is not valid.
@@ -124,14 +134,14 @@ def peak_bytes(graph: Graph, order: Sequence[str]) -> int:
 
 
 def _touches(graph: Graph, order: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
-    """For every owner of memory the first and the last step that need it."""
+    """For every node that owns memory, find the first and the last step that need this memory."""
     at = {name: t for t, name in enumerate(order)} | dict.fromkeys(graph.inputs, 0)
     end = max(len(order) - 1, 0)
     first, last = {}, {}
     for owner, members in graph.members.items():
         readers = [reader for name in members for reader in graph.consumers[name]]
         if owner in graph.inputs and not readers and owner not in graph.outputs:
-            continue  # nobody wants it
+            continue  # a graph input that nobody reads is not counted
         first[owner] = min(at[name] for name in members)
         kept = any(name in graph.outputs for name in members)
         last[owner] = end if kept else max(at[name] for name in (*members, *readers))
@@ -139,7 +149,11 @@ def _touches(graph: Graph, order: Sequence[str]) -> tuple[dict[str, int], dict[s
 
 
 def _in_place(graph: Graph, order: Sequence[str]) -> dict[str, str]:
-    """Which owners of memory take over whose, in this order."""
+    """Find which owners of memory take over the memory of another owner in this order.
+
+    Returns:
+        Owner -> the owner whose memory it takes over.
+    """
     bound = {graph.owner(name) for name in (*graph.inputs, *graph.outputs)}
     merged: dict[str, str] = {}
     done = set(graph.inputs)
@@ -150,9 +164,8 @@ def _in_place(graph: Graph, order: Sequence[str]) -> dict[str, str]:
             continue
         own, source = graph.owner(name), graph.owner(taken)
         readers = [r for m in graph.members[source] for r in graph.consumers[m]]
-        fresh = done.isdisjoint(
-            m for m in graph.members[own] if m != name
-        )  # no tensor in its memory was written before
+        # fresh: no other tensor in the node's own memory has been written yet
+        fresh = done.isdisjoint(m for m in graph.members[own] if m != name)
         if fresh and source not in bound and done.issuperset((*graph.members[source], *readers)):
             merged[own] = source
     return merged

@@ -1,25 +1,26 @@
 """A network as the memory-aware scheduler sees it: nodes, and the bytes that their tensors take.
 
-What is counted, and when:
+These rules say what is counted, and when:
 
-- **Tensors.** A node's tensor takes `output_bytes` from the step that runs the node until the last of its readers has run:
-  the inputs and the output of a node are alive together (Ahn 2020, sec. 3.1). A tensor nobody reads is freed after its own
-  step.
-- **Graph inputs** are there before the first step and are freed after their last reader; one that nobody reads is not
-  counted. A caller that keeps them alive all the time lists them among the outputs too; one that does not want them counted
-  gives them 0 bytes.
+- **Tensors.** A node's tensor takes `output_bytes`. It is in memory from the step that runs the node until the last of
+  its readers has run. So the inputs and the output of a node are in memory together (Ahn 2020, sec. 3.1). A tensor
+  that nobody reads is freed after its own step.
+- **Graph inputs** are in memory before the first step and are freed after their last reader. An input that nobody
+  reads is not counted. A caller that keeps an input alive all the time lists it among the outputs too. A caller that
+  does not want an input to be counted gives it 0 bytes.
 - **Graph outputs** are never freed.
-- **Workspaces** are there while their node runs.
-- **Storage.** `storage` names the node whose memory this node's tensor lies in. A view names the tensor that it looks at; the
-  inputs of a concatenation that copies nothing name the concatenation, whose memory is taken as a whole by the first of them
-  that runs. Memory is freed when nothing that lies in it will be read or written any more. Only the owner's `output_bytes`
-  count.
-- **In place.** `in_place` names an input that the node may overwrite. It does so when the order allows: all else that touches
-  that memory has run, it holds no graph input or output, and nothing lies in the node's own memory yet. Then the node takes no
-  memory of its own. A node that lies in another's memory may do so too, such as the first term of a sum: all of that memory
-  takes over the input's.
+- **Workspaces** are in memory only while their node runs.
+- **Storage.** `storage` names the node whose memory holds this node's tensor. For example, a view names the tensor
+  that it looks at. The inputs of a concatenation that copies nothing name the concatenation; the first of these inputs
+  that runs takes all of that memory. Memory is freed when nothing that lies in it will be read or written any more.
+  Only the `output_bytes` of the owner count.
+- **In place.** `in_place` names an input that the node may overwrite. The node overwrites it when the order allows
+  that. Three things must hold: everything else that touches the memory of the input has run, that memory holds no
+  graph input or output, and nothing lies in the node's own memory yet. Then the node takes no memory of its own. A
+  node that lies in the memory of another node may overwrite an input too, such as the first term of a sum. Then all of
+  the other node's memory takes over the memory of the input.
 
-The paper knows tensors only; the rest is ours, since real code generators have it.
+The paper knows only tensors. We added the other rules because real code generators need them.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ GRAPH_KEYS = ("name", "inputs", "outputs", "nodes")
 
 
 class GraphError(ChameleonError):
-    """A graph that cannot be scheduled; the message names the place."""
+    """A graph that cannot be scheduled. The message names the place."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,11 @@ class Node:
         name: unique in its graph.
         inputs: names of the nodes whose tensors it reads.
         output_bytes: size of its tensor.
-        workspace_bytes: what it needs besides while it runs.
-        storage: the node in whose memory its tensor lies; empty if it has memory of its own.
-        in_place: the input that it may overwrite; its memory has the size of the node's. Empty if none.
+        workspace_bytes: extra bytes that it needs while it runs.
+        storage: the node whose memory holds its tensor; empty if it has memory of its own.
+        in_place: the input that it may overwrite; empty if none. The input's memory is as large as the node's memory.
         op: what it computes, for people and for the rewriting.
-        attrs: what the rewriting needs to know of the operator, as plain data.
+        attrs: what the rewriting needs to know about the operator, as plain data.
     """
 
     name: str
@@ -67,11 +68,11 @@ class Node:
 
     @property
     def workspace_name(self) -> str:
-        """What its workspace is called where memory is planned; no other node of a graph has this name."""
+        """The name of its workspace in a memory plan; no other node of a graph has this name."""
         return f"{self.name}.workspace"
 
     def to_json(self) -> dict[str, Any]:
-        """The node as JSON, without what is empty."""
+        """The node as JSON, without empty fields."""
         line = {key: getattr(self, key) for key in NODE_KEYS}
         line["inputs"], line["attrs"] = list(self.inputs), dict(self.attrs)
         return {key: value for key, value in line.items() if value or key == "name"}
@@ -83,13 +84,13 @@ class Graph:
 
     Attributes:
         nodes: in any order.
-        inputs: the nodes whose tensors are there before the first step; a schedule does not hold them.
-        outputs: the nodes whose tensors must be there at the end.
-        name: of the network.
+        inputs: the nodes whose tensors are in memory before the first step. A schedule does not list them.
+        outputs: the nodes whose tensors must be in memory at the end.
+        name: name of the network.
 
     Raises:
-        GraphError: if names repeat, do not exist or are a workspace's, a size is negative or no integer, there is a cycle, or
-            storage is amiss.
+        GraphError: if a name repeats, does not exist or is the name of a workspace; if a size is negative or not an
+            integer; if there is a cycle; or if a `storage` or `in_place` is not possible.
     """
 
     nodes: tuple[Node, ...]
@@ -112,7 +113,7 @@ class Graph:
 
     @cached_property
     def consumers(self) -> dict[str, tuple[str, ...]]:
-        """For every node the nodes that read its tensor, each once."""
+        """For every node, the nodes that read its tensor, each listed once."""
         found: dict[str, list[str]] = {node.name: [] for node in self.nodes}
         for node in self.nodes:
             for source in dict.fromkeys(node.inputs):
@@ -121,20 +122,20 @@ class Graph:
 
     @cached_property
     def steps(self) -> tuple[str, ...]:
-        """The names that a schedule holds: all but the graph's inputs, as listed."""
+        """The names that a schedule holds: all nodes except the graph's inputs, in the listed order."""
         given = set(self.inputs)
         return tuple(node.name for node in self.nodes if node.name not in given)
 
     @cached_property
     def members(self) -> dict[str, tuple[str, ...]]:
-        """For every node that owns memory the nodes whose tensors lie in it, itself included."""
+        """For every node that owns memory, the nodes whose tensors lie in it, itself included."""
         found: dict[str, list[str]] = {node.name: [] for node in self.nodes if not node.storage}
         for node in self.nodes:
             found[node.storage or node.name].append(node.name)
         return {owner: tuple(names) for owner, names in found.items()}
 
     def owner(self, name: str) -> str:
-        """The node whose memory the tensor of `name` lies in."""
+        """The node whose memory holds the tensor of `name`."""
         return self.by_name[name].storage or name
 
     def to_json(self) -> dict[str, Any]:
@@ -151,7 +152,7 @@ class Graph:
         """Build a graph from plain data.
 
         Raises:
-            GraphError: if it is no graph, says what was expected and where.
+            GraphError: if it is no graph. The message says what was expected, and where.
         """
         if not isinstance(content, Mapping) or not isinstance(content.get("nodes"), list):
             raise GraphError(
@@ -168,7 +169,7 @@ def read_graph(path: str | Path) -> Graph:
 
     Raises:
         UsageError: if there is no such file.
-        GraphError: if it holds no graph.
+        GraphError: if the file holds no graph.
     """
     path = Path(path)
     if not path.is_file():
@@ -182,7 +183,7 @@ def read_graph(path: str | Path) -> Graph:
 
 
 def write_graph(graph: Graph, path: str | Path) -> None:
-    """Write a graph as JSON, one node a line."""
+    """Write a graph as JSON, with one line for each node."""
     content = graph.to_json()
     head = [f'"{key}": {json.dumps(content[key])},' for key in ("name", "inputs", "outputs")]
     lines = ",\n  ".join(json.dumps(node) for node in content["nodes"])
@@ -222,7 +223,8 @@ def _check_names(graph: Graph) -> None:
     for node in graph.nodes:
         if node.workspace_bytes and node.workspace_name in seen:
             raise GraphError(
-                f"node {node.workspace_name!r}: this is what the workspace of node {node.name!r} is called; rename one of them"
+                f"node {node.workspace_name!r}: this is what the workspace of node {node.name!r} is called; "
+                "rename one of them"
             )
     for what, names in (("input", graph.inputs), ("output", graph.outputs)):
         for name in names:
@@ -269,8 +271,8 @@ def _check_in_place(graph: Graph, node: Node) -> None:
     owner, own = graph.by_name[graph.owner(node.in_place)], graph.by_name[graph.owner(node.name)]
     if owner.output_bytes != own.output_bytes:
         raise GraphError(
-            f"{place}: to be computed in place its {own.output_bytes} bytes must be as many as the {owner.output_bytes} "
-            f"of {owner.name!r}"
+            f"{place}: to be computed in place, its {own.output_bytes} bytes must be as many as the "
+            f"{owner.output_bytes} of {owner.name!r}"
         )
     early = [source for source in node.inputs if graph.owner(source) == own.name]
     if early:
@@ -293,7 +295,10 @@ def _check_acyclic(graph: Graph) -> None:
 
 
 def _a_cycle(graph: Graph, left: set[str]) -> list[str]:
-    """A cycle among nodes each of which has an input among them, in the direction of the data."""
+    """Find a cycle among the nodes in `left`, in the direction of the data.
+
+    Every node in `left` has an input in `left`, so there is a cycle.
+    """
     path = [min(left)]
     while path.count(path[-1]) < 2:
         path.append(next(source for source in graph.by_name[path[-1]].inputs if source in left))

@@ -1,4 +1,4 @@
-"""The memory of a network as a picture: how much is in use over the schedule, and where in the arena each tensor lies."""
+"""Draws the memory of a network: how much is in use at each step, and where each tensor lies in the arena."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ def draw_memory(
     *,
     others: Mapping[str, tuple[Graph, Order]] | None = None,
 ) -> None:
-    """Draw the footprints of some orders and the arena of the last one.
+    """Draw the memory use of some orders, and the arena of the last order.
 
-    Above, a line for each order: the bytes in use while each step runs, its peak marked. Below, the arena: every buffer a
-    rectangle, from the first to the last step that needs it, at its offset.
+    The upper part has one line for each order: the bytes in use while each step runs, with the peak marked. The lower
+    part shows the arena. Every buffer is a rectangle at its offset, from the first to the last step that needs it.
 
     Args:
         graph: the network.
-        schedules: orders of the graph by the names to show; the arena belongs to the last one.
-        arena: of the buffers of the last order.
-        path: of the picture; its extension says what kind: .png, .svg, .pdf.
-        others: orders of other graphs, such as the network before it was rewritten; drawn before the rest.
+        schedules: orders of the graph, by the names to show. The arena belongs to the last one.
+        arena: the arena for the buffers of the last order.
+        path: where to write the picture. The extension says what kind of picture: .png, .svg or .pdf.
+        others: orders of other graphs, such as the network before it was rewritten. They are drawn before the rest.
 
     Raises:
-        UsageError: if there is no order, or no picture of that extension can be drawn.
-        GraphError: if an order is not one of its graph.
-        ArenaError: if the arena lacks a buffer of the last order.
+        UsageError: if there is no order, or no picture with that extension can be drawn.
+        GraphError: if an order is not a valid order of its graph.
+        ArenaError: if a buffer of the last order has no place in the arena.
     """
     path = Path(path)
     check_picture(path)
@@ -61,7 +61,7 @@ def memory_figure(
     *,
     others: Mapping[str, tuple[Graph, Order]] | None = None,
 ) -> Figure:
-    """The picture of `draw_memory`, not written yet."""
+    """Make the picture of `draw_memory` without writing it to a file."""
     from matplotlib.figure import Figure  # slow to load, and only a picture needs it
 
     if not schedules:
@@ -84,7 +84,10 @@ def memory_figure(
 
 
 def _draw_curves(axis: Any, curves: Mapping[str, Any], unit: str, factor: float) -> None:
-    """Step lines, peaks marked and named in the legend; the last one on top and filled."""
+    """Draw one step line for each order, with its peak marked and named in the legend.
+
+    The last order is on top and filled.
+    """
     for i, (name, curve) in enumerate(curves.items()):
         last, color = i == len(curves) - 1, LINES[i % len(LINES)]
         use = curve / factor
@@ -107,7 +110,7 @@ def _draw_curves(axis: Any, curves: Mapping[str, Any], unit: str, factor: float)
 
 
 def _draw_arena(axis: Any, graph: Graph, buffers: Sequence[Buffer], arena: Arena, unit: str, factor: float) -> None:
-    """Buffers as rectangles, the large ones named."""
+    """Draw the buffers as rectangles, and write names into the large ones."""
     from matplotlib.patches import Patch, Rectangle
 
     for i, b in enumerate(buffers):
@@ -142,9 +145,12 @@ def _kind(graph: Graph, b: Buffer) -> str:
 
 
 def _name_buffers(axis: Any, buffers: Sequence[Buffer], arena: Arena, factor: float) -> None:
-    """Write names into the rectangles that have room for one, along the longer side; cut to what fits."""
+    """Write names into the rectangles that have room for one.
+
+    A name runs along the longer side and is cut to what fits.
+    """
     figure = axis.get_figure()
-    figure.draw_without_rendering()  # the layout says how large the axes are
+    figure.draw_without_rendering()  # only after this layout is the size of the axes known
     box = axis.get_window_extent()
     points = 72 / figure.dpi
     (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
@@ -160,7 +166,11 @@ def _name_buffers(axis: Any, buffers: Sequence[Buffer], arena: Arena, factor: fl
 
 
 def _cut(name: str, n: int) -> str:
-    """At most `n` letters of a name; what tells names apart is mostly at the end. Empty where less than 3 fit."""
+    """Cut a name to at most `n` letters.
+
+    The end of the name is kept, because names mostly differ at the end. If fewer than 3 letters fit, the result is
+    empty.
+    """
     if len(name) <= n:
         return name
     return f"…{name[1 - n :]}" if n >= 3 else ""

@@ -1,4 +1,4 @@
-"""What scheduling a graph is worth: its peak as it is, in Kahn's order, in the best order, and rewritten."""
+"""What scheduling a graph gains: its peak as it is, in Kahn's order, in the best order, and rewritten."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _UNITS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One way to run a graph: its order, and what is known of it.
+    """One way to run a graph: its order, and what is known about it.
 
     Attributes:
         order: names of the steps.
-        peak_bytes: of the order, by `chameleon.serenity.accounting`.
-        schedule: if a solver made it.
+        peak_bytes: peak of the order, counted by `chameleon.serenity.accounting`.
+        schedule: what the solver returned, if a solver made the order.
     """
 
     order: tuple[str, ...] = field(repr=False)
@@ -49,15 +49,16 @@ class Row:
 
 @dataclass(frozen=True)
 class MemorySummary:
-    """A network's peaks.
+    """The peaks of a network and its arena.
 
     Attributes:
-        graph: as it was given.
-        rows: by `as_is`, `kahn`, `best` and, if rewriting was tried, `rewritten`.
-        rewritten_graph: of the last row; the given one if no rewrite lowers the peak.
-        rewrites: what was applied, for people.
-        arena: of the last row.
-        measured_peak_bytes: of the last row, run for real; none if it was not.
+        graph: the graph as it was given.
+        rows: the rows `as_is`, `kahn`, `best` and, if rewriting was tried, `rewritten`.
+        rewritten_graph: the graph of the row `rewritten`; None if rewriting was not tried. It is the given graph if no
+            rewrite lowers the peak.
+        rewrites: what was applied, as text for people.
+        arena: the arena of the last row.
+        measured_peak_bytes: the peak of the last row in a real run; None if it was not run.
     """
 
     graph: Graph = field(repr=False)
@@ -71,22 +72,29 @@ class MemorySummary:
     def best(self) -> Schedule:
         """The schedule of the graph as it was given."""
         found = self.rows["best"].schedule
-        assert found is not None  # summarise puts it there
+        assert found is not None  # every summary has this row
         return found
 
     @property
     def last(self) -> Schedule:
-        """The schedule of what would be run: the rewritten graph, or the best order of the given one."""
+        """The schedule that would be run.
+
+        It is the schedule of the rewritten graph, or the best order of the given graph if rewriting was not tried.
+        """
         row = self.rows.get("rewritten")
         return row.schedule if row and row.schedule else self.best
 
     @property
     def lower_bound_bytes(self) -> int:
-        """No order of the given graph, nor of the rewritten one, needs less."""
+        """No order needs less than this, neither of the given graph nor of the rewritten one."""
         return min(self.best.lower_bound_bytes, self.last.lower_bound_bytes)
 
     def to_json(self) -> dict[str, Any]:
-        """What `chameleon memory --json` writes; bound and proof as given, arena and measured peak of the last row."""
+        """What `chameleon memory --json` writes.
+
+        The lower bound and the proof belong to the graph as given. The arena and the measured peak belong to the last
+        row.
+        """
         peaks = {
             name: self.rows[name].peak_bytes if name in self.rows else None
             for name in ("as_is", "kahn", "best", "rewritten")
@@ -103,7 +111,11 @@ class MemorySummary:
         }
 
     def verdict(self, budget_bytes: int) -> Verdict:
-        """Whether the network fits into a memory: its arena does, or no order at all does, or it is not known."""
+        """Say whether the network fits into a memory of this size.
+
+        Returns:
+            "fits" if its arena does; "does not fit" if no order at all does; "not known" otherwise.
+        """
         if self.arena.size_bytes <= budget_bytes:
             return "fits"
         return "does not fit" if self.lower_bound_bytes > budget_bytes else "not known"
@@ -112,7 +124,10 @@ class MemorySummary:
 def summarise(
     graph: Graph, options: ScheduleOptions, *, rewriting: bool = True, alignment: int = 64, arena_limit_s: float = 10.0
 ) -> MemorySummary:
-    """Solve a graph, rewrite it by its own `op` and `attrs`, and place it in an arena."""
+    """Find the best order of a graph, rewrite the graph, and place its tensors in an arena.
+
+    The rewriting reads the graph's own `op` and `attrs`.
+    """
 
     def solve(candidate: Graph) -> Schedule:
         return schedule(candidate, options)
@@ -127,7 +142,7 @@ def summarise(
 
 
 def rows_of(graph: Graph, solve: Solve) -> dict[str, Row]:
-    """The rows of a graph that is not rewritten."""
+    """Make the rows of a graph that is not rewritten."""
     best = solve(graph)
     orders = {"as_is": as_is(graph), "kahn": kahn(graph)}
     rows = {name: Row(order, peak_bytes(graph, order)) for name, order in orders.items()}
@@ -143,19 +158,21 @@ def with_arena(
     alignment: int = 64,
     arena_limit_s: float = 10.0,
 ) -> MemorySummary:
-    """The summary, with an arena for the last row."""
+    """Make the summary, with an arena for the last row."""
     last = rows["rewritten" if rewritten else "best"]
     arena = plan_arena(lifetimes(rewritten or graph, last.order), alignment=alignment, time_limit_s=arena_limit_s)
     return MemorySummary(graph, rows, rewritten, tuple(rewrites), arena)
 
 
 def measured(summary: MemorySummary, peak: int) -> MemorySummary:
-    """The summary with what a run was measured to take."""
+    """Return the summary with the peak that was measured in a run."""
     return replace(summary, measured_peak_bytes=peak)
 
 
 def parse_bytes(text: str) -> int:
-    """A number of bytes from `512KB` (thousands), `512KiB` (times 1024), `2MB`, `2MiB` or a plain number.
+    """Read a number of bytes from text.
+
+    The text is a number, plain or with a unit: `512KB` (thousands), `512KiB` (times 1024), `2MB`, `2MiB`.
 
     Raises:
         UsageError: if it is none of these.

@@ -1,4 +1,7 @@
-"""Randomly wired networks as graphs: Watts-Strogatz wirings, edges oriented by node id (Xie 2019; Ahn 2020, sec. 4)."""
+"""Randomly wired networks as graphs (Xie 2019; Ahn 2020, sec. 4).
+
+The wirings are Watts-Strogatz graphs. Every edge goes from the node with the smaller id to the one with the larger id.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,16 @@ from chameleon.serenity.graph import Graph, Node
 
 
 def watts_strogatz_edges(n: int, k: int, p: float, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """The edges (i, j), i < j, of a connected Watts-Strogatz wiring, sorted.
+    """Draw a connected Watts-Strogatz wiring.
 
     Args:
         n: number of nodes.
-        k: neighbours of a node on the ring before rewiring; even.
-        p: probability of rewiring an edge.
+        k: how many neighbours a node has on the ring before rewiring; must be even.
+        p: probability that an edge is rewired.
         rng: decides the rewiring.
+
+    Returns:
+        The edges (i, j) with i < j, sorted.
 
     Raises:
         UsageError: if there is no such wiring.
@@ -40,13 +46,16 @@ def watts_strogatz(
     sizes: Sequence[int] | None = None,
     end_bytes: int = 1,
 ) -> Graph:
-    """A Watts-Strogatz wiring as a graph: `input` feeds every node without predecessors, `output` reads all without readers.
+    """Draw a Watts-Strogatz wiring and build a graph from it.
+
+    The node `input` feeds every node without predecessors. The node `output` reads every node that no other node
+    reads.
 
     Args:
-        n: number of nodes between `input` and `output`, called `n0`, `n1`, ...
-        k: see `watts_strogatz_edges`, as `p` and `rng`.
-        p: see there.
-        rng: see there.
+        n: number of nodes between `input` and `output`; they are called `n0`, `n1`, ...
+        k: see `watts_strogatz_edges`.
+        p: see `watts_strogatz_edges`.
+        rng: see `watts_strogatz_edges`.
         sizes: `[n]` bytes of the nodes' tensors; 1 each if not given.
         end_bytes: bytes of `input` and of `output`.
 
@@ -55,7 +64,7 @@ def watts_strogatz(
     """
     sizes = [1] * n if sizes is None else [int(size) for size in sizes]
     if len(sizes) != n:
-        raise UsageError(f"expected {n} sizes, one a node, got {len(sizes)}")
+        raise UsageError(f"expected {n} sizes, one for each node, got {len(sizes)}")
     edges = watts_strogatz_edges(n, k, p, rng)
     sources: list[list[str]] = [[] for _ in range(n)]
     for i, j in edges:

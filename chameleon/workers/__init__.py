@@ -1,1 +1,1 @@
-"""Processes that stay warm, and that may crash or hang without harm to the others. Knows no TVM."""
+"""Worker processes that stay warm. One may crash or hang without harm to the others. Nothing here knows TVM."""

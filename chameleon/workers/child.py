@@ -1,12 +1,13 @@
 """The process side of a warm worker: a supervisor and, below it, the worker proper.
 
-The supervisor is a few lines of Python that never runs foreign code, so it can always act: it ends the worker together
-with everything the worker started (compilers, linkers) when the owner is gone - whichever way it went, SIGKILL included -
-or asks for it, and when the worker takes more memory than it may. The worker below it imports the target function once and
-then answers requests, each a pickled payload with its length in front.
+The supervisor is a few lines of Python that never runs foreign code, so it can always act. It ends the worker in
+three cases: the owner asks for it; the owner is gone, in whichever way (SIGKILL included); the worker takes more
+memory than it may. It then also ends everything that the worker started (compilers, linkers). The worker imports the
+target function once and then answers requests. A request is a pickled payload with its length in front.
 
-POSIX only. On Linux the kernel additionally kills the worker should the supervisor itself be killed, and orphaned
-grandchildren are handed to the supervisor, so nothing is left behind even where process 1 does not reap.
+This works on POSIX systems only. On Linux the kernel does two more things. It kills the worker if the supervisor
+itself is killed. And it makes the supervisor the parent of orphaned grandchildren, so nothing is left behind even
+where process 1 does not reap its children.
 """
 
 from __future__ import annotations
@@ -38,39 +39,39 @@ def main(settings_json: str) -> None:
 
     Args:
         settings_json: JSON object with `owner_pid`, `lifeline_fd`, `memory_limit_bytes` (or null), `target`
-            (`module:function`), `factory` (whether the target makes the function), `without` (modules hidden from the
-            target's imports) and `cores` (to run on).
+            (`module:function`), `factory` (whether the target makes the function), `without` (modules that are hidden
+            while the target is imported) and `cores` (to run on).
     """
     settings = json.loads(settings_json)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash of a candidate writes no core file
-    if hasattr(os, "sched_setaffinity"):  # the thread that started us may be bound to one of them
+    if hasattr(os, "sched_setaffinity"):  # the thread that started us may be bound to one core
         os.sched_setaffinity(0, settings["cores"])
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     supervisor_pid = os.getpid()
     worker_pid = os.fork()
     if worker_pid == 0:
         os.close(settings["lifeline_fd"])
-        os.setpgid(0, 0)  # a group of its own: ended as a whole
+        os.setpgid(0, 0)  # a process group of its own, which can be ended as a whole
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != supervisor_pid:
             os._exit(1)
         _work(settings["target"], settings["factory"], settings["without"])
         os._exit(0)
     with contextlib.suppress(OSError):
-        os.setpgid(worker_pid, worker_pid)  # both sides set it: no window without
-    for fd in (0, 1):  # only the worker holds the pipes, so that its end is seen as end of file at once
+        os.setpgid(worker_pid, worker_pid)  # both sides set the group, so neither ever sees the worker without it
+    for fd in (0, 1):  # only the worker holds the pipes, so the owner sees an end of file as soon as the worker ends
         os.close(fd)
     _supervise(worker_pid, settings)
 
 
 def _prctl(option: int, value: int) -> None:
-    """Linux's prctl; elsewhere nothing, where the lifeline alone has to do."""
+    """Calls Linux's prctl. Elsewhere it does nothing: there the lifeline alone tells that the owner is gone."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(option, int(value), 0, 0, 0)
 
 
 def _supervise(worker_pid: int, settings: dict[str, Any]) -> None:
-    """Watch the worker until it ends or must end; then end as it did."""
+    """Watch the worker until it ends or must be ended; then end in the same way as the worker."""
     limit = settings["memory_limit_bytes"]
     status = None
     verdict = None
@@ -94,7 +95,7 @@ def _supervise(worker_pid: int, settings: dict[str, Any]) -> None:
 
 
 def _reap_all(deadline_s: float) -> None:
-    """Wait for the worker and for the orphans handed to us."""
+    """Wait for the worker and for the orphaned processes whose parent we have become."""
     while time.monotonic() < deadline_s:
         try:
             if os.waitpid(-1, os.WNOHANG)[0] == 0:
@@ -104,7 +105,7 @@ def _reap_all(deadline_s: float) -> None:
 
 
 def _die_of(signum: int) -> None:
-    """End by the same signal, so that the owner sees in our exit status what happened to the worker."""
+    """End by the same signal as the worker, so that our exit status tells the owner what happened to it."""
     if signum != signal.SIGKILL:
         signal.signal(signum, signal.SIG_DFL)
     os.kill(os.getpid(), signum)
@@ -112,7 +113,7 @@ def _die_of(signum: int) -> None:
 
 
 def resident_bytes(pid: int | str = "self") -> int:
-    """Physical memory of a process; 0 where it cannot be read."""
+    """Physical memory of a process, in bytes; 0 where it cannot be read."""
     try:
         with open(f"/proc/{pid}/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -130,7 +131,7 @@ def _resident_bytes_portable(pid: int | str) -> int:
 
 
 def _work(target: str, factory: bool, without: list[str]) -> None:
-    """Answer requests until end of file. The candidate's own output must not reach our pipes."""
+    """Answer requests until end of file. What a candidate prints does not reach our pipes."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
@@ -155,7 +156,10 @@ def _work(target: str, factory: bool, without: list[str]) -> None:
 
 @contextlib.contextmanager
 def _hidden(modules: list[str]) -> Iterator[None]:
-    """Inside the block an import of `modules` raises ImportError: optional dependencies of a library that are slow to load."""
+    """Inside the block, an import of any of `modules` raises ImportError.
+
+    It is meant for optional dependencies of a library that are slow to load.
+    """
     absent = [name for name in modules if name not in sys.modules]
     sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
     try:
@@ -188,7 +192,7 @@ def resolve(path: str) -> Callable[..., Any]:
     """The function named `module:function`.
 
     Raises:
-        ValueError: if the text has not that form.
+        ValueError: if the text does not have that form.
     """
     module, colon, name = path.partition(":")
     if not (module and colon and name):

@@ -1,4 +1,4 @@
-"""The owner's handle of one worker process, and what a pool is told and tells."""
+"""The owner's handle of one worker process; also the settings of a pool and the outcomes that it gives."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from typing import Any
 from chameleon.cores import allowed_cores
 from chameleon.workers.child import EXIT_OUT_OF_MEMORY, HEADER
 
-_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from chameleon.workers.child import main; main(sys.argv[1])"
+_BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
+    "from chameleon.workers.child import main; main(sys.argv[1])"
+)
 _STDERR_TAIL_BYTES = 2000
 _MEMORY_WORDS = ("bad_alloc", "out of memory", "Cannot allocate memory", "MemoryError")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one payload.
+    """The outcome of one payload.
 
     Attributes:
         reason: `ok`, `error` (the function raised), `timeout`, `crash` or `out-of-memory`.
@@ -40,7 +43,7 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """Whether there is a value."""
+        """Whether the payload succeeded, so that there is a value."""
         return self.reason == "ok"
 
 
@@ -53,13 +56,13 @@ class PoolConfig:
     timeout_s: float = 30.0  # for one payload
     start_timeout_s: float = 180.0  # for the import of the target's module
     memory_limit_bytes: int | None = None  # resident memory of one worker
-    recycle_after: int = 200  # payloads, after which a worker is replaced by a fresh one
-    factory: bool = False  # the target is called once, without arguments, and what it returns serves the payloads
+    recycle_after: int = 200  # number of payloads after which a fresh worker replaces the old one
+    factory: bool = False  # call the target once, without arguments; the function that it returns serves the payloads
     environment: dict[str, str] = field(default_factory=dict)  # added to the worker's environment
-    without: tuple[
-        str, ...
-    ] = ()  # modules that the target's imports are told do not exist, though a payload may import them
-    retry_crash: bool = True  # a crash in a worker that had served others is tried once more in a fresh one
+    # modules that seem not to exist while the target is imported; a payload may import them later
+    without: tuple[str, ...] = ()
+    # try a payload once more, in a fresh worker, if it crashed a worker that had served other payloads before
+    retry_crash: bool = True
 
     def __post_init__(self) -> None:
         for name in ("n_workers", "timeout_s", "start_timeout_s", "recycle_after"):
@@ -87,11 +90,11 @@ class Worker:
         os.set_blocking(self.reply_fd, False)
 
     def is_dead(self) -> bool:
-        """Whether the process has ended, for instance killed while idle."""
+        """Whether the process has ended, for instance because it was killed while idle."""
         return self.process.poll() is not None
 
     def assign(self, task: int, body: bytes, timeout_s: float) -> None:
-        """Start sending a payload; its clock starts."""
+        """Start to send a payload; from now on its time limit runs."""
         self._stderr.truncate(0)
         self.task, self.sent_s = task, time.monotonic()
         self.deadline_s = self.sent_s + timeout_s
@@ -99,7 +102,7 @@ class Worker:
         self.pump()
 
     def pump(self) -> None:
-        """Send as much as the pipe takes; a dead worker is noticed on its other pipe."""
+        """Send as much as the pipe takes. If the worker is dead, `receive` will notice."""
         try:
             while self.outbox:
                 self.outbox = self.outbox[os.write(self.request_fd, self.outbox) :]
@@ -109,7 +112,7 @@ class Worker:
             self.outbox = memoryview(b"")
 
     def receive(self) -> bool:
-        """Read what there is; False at the end of the process."""
+        """Read what the worker has sent; returns False if the process has ended."""
         try:
             data = os.read(self.reply_fd, 1 << 20)
         except BlockingIOError:
@@ -120,7 +123,7 @@ class Worker:
         return bool(data)
 
     def messages(self) -> list[tuple[str, Any, int]]:
-        """Complete messages received so far."""
+        """The messages that were received completely; each is returned once."""
         found = []
         while len(self._inbox) >= HEADER.size:
             end = HEADER.size + HEADER.unpack_from(self._inbox)[0]
@@ -131,12 +134,12 @@ class Worker:
         return found
 
     def finish(self) -> None:
-        """The payload has its outcome."""
+        """Note that the payload has its outcome: the worker is idle."""
         self.task, self.deadline_s = None, float("inf")
         self.served += 1
 
     def autopsy(self, memory_limit_bytes: int | None) -> Outcome:
-        """Why the process ended."""
+        """Find out why the process ended."""
         code = self.wait()
         tail = self._stderr_tail()
         if code == EXIT_OUT_OF_MEMORY:
@@ -155,16 +158,16 @@ class Worker:
         return self._stderr.read().decode(errors="replace").strip()
 
     def hang_up(self) -> None:
-        """Tell the supervisor to end the worker and all it started."""
+        """Tell the supervisor to end the worker and everything that the worker started."""
         lifeline_fd, self._lifeline_fd = self._lifeline_fd, None
         if lifeline_fd is not None:
             os.close(lifeline_fd)
 
     def wait(self) -> int:
-        """Wait for the end of the process; returns its exit code, negative for a signal."""
+        """Wait for the end of the process; returns its exit code, which is negative if a signal ended it."""
         try:
             code = self.process.wait(timeout=5.0)
-        except subprocess.TimeoutExpired:  # the supervisor itself was stopped
+        except subprocess.TimeoutExpired:  # the supervisor itself does not run, for instance because it was stopped
             self.process.kill()
             code = self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
@@ -181,7 +184,7 @@ def _pipe_fd(pipe: Any) -> int:
 
 
 def _spawn(config: PoolConfig, stderr_fd: int) -> tuple[subprocess.Popen[bytes], int]:
-    """Start the process; returns it and our end of its lifeline."""
+    """Start the process; returns it and our end of the lifeline, a pipe that is closed when we end."""
     theirs, ours = os.pipe()
     settings = {
         "owner_pid": os.getpid(),
@@ -200,7 +203,7 @@ def _spawn(config: PoolConfig, stderr_fd: int) -> tuple[subprocess.Popen[bytes],
             stdout=subprocess.PIPE,
             stderr=stderr_fd,
             pass_fds=(theirs,),
-            start_new_session=True,  # Ctrl-C is the owner's alone
+            start_new_session=True,  # Ctrl-C reaches only the owner
             env={**os.environ, **config.environment},
             bufsize=0,
         )

@@ -1,9 +1,11 @@
-"""A pool of warm, isolated, recycled worker processes. Knows nothing of tvm.
+"""A pool of worker processes that are warm, isolated from each other, and recycled. Nothing here knows tvm.
 
-MetaSchedule's own pool is restarted at every batch and pays the import of tvm each time; one that is kept grows and, when
-its owner is killed, stays behind and holds the terminal. Here a worker imports its target once, a crash, a hang or
-excessive memory costs the one payload it was serving, and no process outlives its owner (see `worker_child`).
-Scripts need no `__main__` guard: a worker never imports the user's main module.
+MetaSchedule's own pool is restarted at every batch and pays for the import of tvm each time. If it is kept instead,
+its processes grow; and when its owner is killed, they stay behind and hold the terminal.
+
+Here a worker imports its target once. If it crashes, hangs or takes too much memory, only the payload that it was
+serving is lost. No process outlives its owner (see `chameleon.workers.child`). Scripts need no `__main__` guard, since
+a worker never imports the user's main module.
 """
 
 from __future__ import annotations
@@ -25,14 +27,14 @@ _START_ATTEMPTS = 2
 
 
 class WorkerStartError(RuntimeError):
-    """A worker could not be started: the installation is at fault, not a payload."""
+    """A worker could not be started. The cause is the installation, not a payload."""
 
 
 class WorkerPool:
-    """Maps payloads over warm workers, at most one map at a time.
+    """Has warm workers serve payloads; runs at most one `map` at a time.
 
-    Workers start when first needed, or before, with `start`. Use as a context manager, or call `close`; a pool that is
-    dropped or whose owner dies takes its workers along.
+    Workers start when they are first needed, or earlier with `start`. Use the pool as a context manager, or call
+    `close`. The workers also end when the pool is dropped or its owner dies.
     """
 
     def __init__(self, config: PoolConfig) -> None:
@@ -49,12 +51,15 @@ class WorkerPool:
         self.close()
 
     def start(self) -> None:
-        """Start every worker without waiting for it, so that its imports run beside whatever the owner does next."""
+        """Start every worker without waiting for it. Its imports then run beside whatever the owner does next."""
         with self._lock:
             self._slots[:] = [worker or Worker(self.config) for worker in self._slots]
 
     def close(self) -> None:
-        """Stop every worker and wait for its end. A later `map` starts new ones; one that runs in another thread ends."""
+        """Stop every worker and wait for its end.
+
+        A `map` that runs in another thread ends. A later `map` starts new workers.
+        """
         self._closing.set()
         for worker in list(self._slots):
             if worker is not None:
@@ -68,11 +73,11 @@ class WorkerPool:
         return [worker.process.pid for worker in self._slots if worker is not None]
 
     def map(self, payloads: Sequence[Any], timeout_s: float | None = None) -> list[Outcome]:
-        """Outcomes of the payloads, in their order.
+        """Serve the payloads and return their outcomes, in the same order.
 
         Args:
             payloads: picklable values, each handed to the target function in some worker.
-            timeout_s: overrides the configured time for one payload.
+            timeout_s: time limit for one payload, in seconds, instead of the configured one.
 
         Raises:
             WorkerStartError: if a worker cannot be started.
@@ -81,7 +86,7 @@ class WorkerPool:
             batch = _Batch(self.config, self._slots, payloads, timeout_s or self.config.timeout_s, self._closing)
             try:
                 return batch.run()
-            except BaseException:  # Ctrl-C as well: what is still being served has no one to wait for it
+            except BaseException:  # Ctrl-C as well: nobody waits any more for what is still being served
                 _stop_all(self._slots)
                 raise
 
@@ -114,7 +119,7 @@ class _Batch:
         self._failed_starts = 0
 
     def run(self) -> list[Outcome]:
-        """Serve until each payload has its outcome."""
+        """Serve until every payload has its outcome."""
         while any(outcome is None for outcome in self._outcomes):
             if self._closing.is_set():
                 return [
@@ -126,7 +131,7 @@ class _Batch:
         return [outcome for outcome in self._outcomes if outcome is not None]
 
     def _employ(self, slot: int) -> None:
-        """Give the slot a worker and the worker a payload, as far as there is work."""
+        """While there is work, give the slot a worker if it has none, or else give its worker a payload."""
         worker = self._slots[slot]
         if not self._waiting:
             return
@@ -150,7 +155,7 @@ class _Batch:
         return worker.served >= self._config.recycle_after or grown
 
     def _wait(self) -> None:
-        """Sleep until a worker speaks, can be written to, or has used up its time; then act on it."""
+        """Sleep until a worker sends something, can be written to, or has used up its time; then act on it."""
         active = [
             (slot, w) for slot, w in enumerate(self._slots) if w is not None and (w.task is not None or not w.ready)
         ]
@@ -197,7 +202,7 @@ class _Batch:
         worker.finish()
 
     def _ended(self, slot: int, worker: Worker) -> None:
-        """The worker's process is gone."""
+        """Act on the end of a worker's process: settle its payload, or put it back into the queue."""
         if self._closing.is_set():
             return
         outcome = worker.autopsy(self._config.memory_limit_bytes)

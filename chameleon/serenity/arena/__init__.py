@@ -1,1 +1,1 @@
-"""Offsets for tensors in one piece of memory."""
+"""Offsets for tensors in one piece of memory, the arena."""

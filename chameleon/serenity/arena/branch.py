@@ -1,18 +1,31 @@
-"""Does a problem fit into a capacity? A branch and bound over canonical placements, after MiniMalloc (Moffitt, ASPLOS 2023).
+"""Decides whether a problem fits into a capacity: can all rectangles be placed below a given height?
 
-Rectangles are placed one after the other, never lower than the one before. In a canonical placement every rectangle rests on
-another or on the ground, so that its offset follows from those placed before: it is the lowest above all that it meets. What is
-left to choose is the order. Of the paper's ideas these are here:
+The method is a branch and bound over canonical placements, after MiniMalloc (Moffitt, ASPLOS 2023).
 
-- *canonical order*: of the orders that lead to the same placement only the one by offset, then by index, is looked at;
-- *floors by section*: what is still to be placed in a section of time lies above the lowest offset still possible there;
-- *dominance*: nothing is placed at a height below which another rectangle, still unplaced, would fit where it is;
-- *decomposition*: where no unplaced rectangle spans two sections, the two sides are solved by themselves;
-- *preordering*: among equal offsets the rectangle that is first in a static order goes first.
+Each rectangle is a buffer: it is fixed in time, and its offset is searched. Two rectangles meet if they are live at
+the same time. Rectangles are placed one after the other, never lower than the one before. In a canonical placement
+every rectangle rests on another one or on the ground. So its offset follows from the rectangles placed before: it is
+the lowest offset above all those that it meets. Only the order of placing is left to choose.
 
-We differ: a rectangle that lies too low to go next must be lifted by another one, and counts from there in the floors; the
-sections that failed last are looked at first; and static orders take turns with orders that are learnt from where the search
-failed (`chameleon.serenity.arena.exact`). A sharper bound of a section, that of one machine with release times, saved no nodes.
+We use these ideas of the paper:
+
+- *canonical order*: several orders can lead to the same placement. Only one of them is searched: the order by offset,
+  then by index.
+- *floors by section*: time is cut into sections. The rectangles that are still to be placed in a section lie above the
+  lowest offset that is still possible there.
+- *dominance*: no rectangle is placed at a height if another unplaced rectangle would fit, at its lowest offset,
+  completely below that height.
+- *decomposition*: where no unplaced rectangle spans two sections, the two sides are solved separately.
+- *preordering*: among rectangles of equal offset, the one that comes first in a static order goes first.
+
+We differ from the paper in three points:
+
+- A rectangle that lies too low to go next must be lifted by another one. In the floors it counts from its lifted
+  offset.
+- The sections that failed last are checked first.
+- Static orders take turns with orders that are learnt from where the search failed (`chameleon.serenity.arena.exact`).
+
+We also tried a sharper bound for a section, the bound of one machine with release times. It saved no nodes.
 """
 
 from __future__ import annotations
@@ -26,7 +39,10 @@ from chameleon.serenity.arena.problem import Ints, Rectangles
 
 
 def _compiler() -> Callable[[Any], Any]:
-    """What makes machine code of a function, kept on disk; without numba nothing, and the search is a hundred times slower."""
+    """Return a decorator that compiles a function to machine code and keeps the code on disk.
+
+    Without numba it leaves the function as it is, and the search is a hundred times slower.
+    """
     try:
         from numba import njit
     except ImportError:
@@ -39,13 +55,13 @@ FAILED, SOLVED, STOPPED = 0, 1, 2
 
 
 class Problem(NamedTuple):
-    """The rectangles in the order of preference, and who meets whom.
+    """The rectangles in the order of preference, and which of them meet.
 
     Attributes:
         size, start, stop: `[n]`, as in `Rectangles`.
         near, near_at: the rectangles that b meets are `near[near_at[b] : near_at[b + 1]]`.
-        lives, lives_at: those of section s are `lives[lives_at[s] : lives_at[s + 1]]`.
-        capacity: how high they may reach.
+        lives, lives_at: the rectangles of section s are `lives[lives_at[s] : lives_at[s + 1]]`.
+        capacity: how high the rectangles may reach.
     """
 
     size: Ints
@@ -63,13 +79,15 @@ class State(NamedTuple):
 
     Attributes:
         offset: `[n]`, -1 where not placed yet.
-        lowest: `[n + 2, n]`, for every depth of the search the lowest offset above all that is placed.
-        least: `[n]`, the least offset that each rectangle can still get, as of the last look.
-        unplaced, rest: `[n_sections]`, how many rectangles of a section are not placed yet, and how high they are together.
-        across: `[n_sections]`, how many of them live in the section before as well.
-        weight: `[n_sections]`, how often the section was the reason of a failure.
-        often: `[n_sections]`, the sections, those that failed last first.
-        trail: `[n]`, what is placed, in the order of placing.
+        lowest: `[n + 2, n]`, for every depth of the search, the lowest offset of each rectangle above all that is
+            placed.
+        least: `[n]`, the least offset that each rectangle can still get, as of the last check.
+        unplaced, rest: `[n_sections]`, how many rectangles of a section are not placed yet, and the sum of their
+            sizes.
+        across: `[n_sections]`, how many of these unplaced rectangles also live in the section before.
+        weight: `[n_sections]`, how often the section was the reason for a failure.
+        often: `[n_sections]`, the sections, sorted so that those that failed last come first.
+        trail: `[n]`, the placed rectangles, in the order of placing.
         count: `[3]`, the length of the trail, nodes visited, nodes allowed.
     """
 
@@ -86,7 +104,7 @@ class State(NamedTuple):
 
 
 def prepared(problem: Rectangles, order: Ints, capacity: int) -> Problem:
-    """The arrays of the search, with the rectangles in this order."""
+    """Make the arrays of the search, with the rectangles in this order."""
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     near = [np.sort(rank[problem.near[b]]) for b in order]
@@ -96,7 +114,7 @@ def prepared(problem: Rectangles, order: Ints, capacity: int) -> Problem:
 
 
 def blank(p: Problem, limit: int) -> State:
-    """The state before the search, which may visit `limit` nodes."""
+    """Make the state before the search, which may visit `limit` nodes."""
     n, sections = len(p.size), len(p.lives_at) - 1
     lives = [p.lives[p.lives_at[k] : p.lives_at[k + 1]] for k in range(sections)]
     return State(
@@ -120,14 +138,16 @@ def _flat(lists: list[Ints]) -> tuple[Ints, Ints]:
 
 @compiled
 def branch(p: Problem, s: State, depth: int, first: int, last: int, floor: int, rank: int) -> int:
-    """Place what is not placed yet in the sections `first` to `last` (exclusive), a part that does not fall apart.
+    """Place all unplaced rectangles of the sections from `first` to `last` (exclusive).
+
+    These sections form a part that cannot be decomposed further.
 
     Args:
         depth: of the recursion; `s.lowest[depth]` belongs to this node.
-        floor, rank: offset of the rectangle placed last, and its index; the next one comes after them in this order.
+        floor, rank: offset and index of the rectangle placed last. The next one comes after it in the canonical order.
 
     Returns:
-        SOLVED, with `s.offset` set; FAILED, with all undone; STOPPED when the limit is reached.
+        SOLVED, with `s.offset` set; FAILED, with everything undone; STOPPED when the limit is reached.
     """
     s.count[1] += 1
     if s.count[1] > s.count[2]:
@@ -149,19 +169,22 @@ def branch(p: Problem, s: State, depth: int, first: int, last: int, floor: int, 
             begin = end
         if result != FAILED:
             return result
-        undo(p, s, mark)  # from here on the rectangle is not the next one: it lies too low, or has to be lifted
+        undo(p, s, mark)  # from here on b is not the next rectangle: it lies too low, or must be lifted
     return FAILED
 
 
 @compiled
 def fits(p: Problem, s: State, depth: int, first: int, last: int, floor: int, rank: int) -> bool:
-    """Whether nothing speaks against a placement of the part above (`floor`, `rank`)."""
+    """Whether the part may still have a placement above (`floor`, `rank`).
+
+    False means that there is none. True only means that no bound rules it out.
+    """
     lowest = s.lowest[depth]
     for b in range(len(p.size)):
         if s.offset[b] >= 0 or p.start[b] < first or p.start[b] >= last:
             continue
         top = lowest[b] + p.size[b]
-        if top <= floor or top > p.capacity:  # it would fit below what is still to come, or nowhere
+        if top <= floor or top > p.capacity:  # it fits below all that is still to come (dominance), or nowhere
             return False
         s.least[b] = lowest[b] if after(lowest[b], b, floor, rank) else lifted(p, s, depth, b, floor, rank)
         if s.least[b] + p.size[b] > p.capacity:
@@ -181,13 +204,16 @@ def fits(p: Problem, s: State, depth: int, first: int, last: int, floor: int, ra
 
 @compiled
 def after(low: int, b: int, floor: int, rank: int) -> bool:
-    """Whether rectangle `b` at offset `low` comes after the one placed last in the canonical order."""
+    """Whether rectangle `b` at offset `low` comes after the rectangle placed last, in the canonical order."""
     return low > floor or (low == floor and b > rank)
 
 
 @compiled
 def lifted(p: Problem, s: State, depth: int, b: int, floor: int, rank: int) -> int:
-    """The least offset of a rectangle that lies too low to be next: it must rest on one of those still to come."""
+    """The least offset of a rectangle that lies too low to be next.
+
+    Such a rectangle must rest on one of those that are still to come.
+    """
     least = p.capacity + 1
     for i in range(p.near_at[b], p.near_at[b + 1]):
         c = p.near[i]
@@ -198,7 +224,10 @@ def lifted(p: Problem, s: State, depth: int, b: int, floor: int, rank: int) -> i
 
 @compiled
 def stacked(p: Problem, s: State, k: int) -> int:
-    """How high the unplaced rectangles of section `k` reach at least: all together, from their least offset on."""
+    """A lower bound for how high the unplaced rectangles of section `k` reach.
+
+    The bound stacks all of them, from their smallest least offset on.
+    """
     low = p.capacity + 1
     for i in range(p.lives_at[k], p.lives_at[k + 1]):
         if s.offset[p.lives[i]] < 0:
@@ -208,7 +237,10 @@ def stacked(p: Problem, s: State, k: int) -> int:
 
 @compiled
 def candidate(p: Problem, s: State, depth: int, first: int, last: int, floor: int, rank: int) -> int:
-    """The rectangle that comes next in the canonical order (its least offset is its lowest), -1 if there is none."""
+    """Find the rectangle that comes next in the canonical order; -1 if there is none.
+
+    Only a rectangle whose least offset is its lowest offset can come next.
+    """
     lowest, best, ceiling = s.lowest[depth], -1, p.capacity
     for b in range(len(p.size)):
         if s.offset[b] >= 0 or p.start[b] < first or p.start[b] >= last:
@@ -233,7 +265,7 @@ def place(p: Problem, s: State, depth: int, b: int) -> None:
 
 @compiled
 def raise_neighbours(p: Problem, s: State, depth: int, b: int) -> None:
-    """The lowest offsets for the next depth: above rectangle `b` for those that meet it."""
+    """Set the lowest offsets for the next depth: rectangles that meet rectangle `b` must lie above it."""
     s.lowest[depth + 1] = s.lowest[depth]
     top = s.offset[b] + p.size[b]
     for i in range(p.near_at[b], p.near_at[b + 1]):
@@ -243,7 +275,7 @@ def raise_neighbours(p: Problem, s: State, depth: int, b: int) -> None:
 
 @compiled
 def undo(p: Problem, s: State, mark: int) -> None:
-    """Take back what was placed since the trail had length `mark`."""
+    """Take back everything that was placed since the trail had length `mark`."""
     while s.count[0] > mark:
         s.count[0] -= 1
         b = s.trail[s.count[0]]
@@ -256,7 +288,10 @@ def undo(p: Problem, s: State, mark: int) -> None:
 
 @compiled
 def part_end(p: Problem, s: State, begin: int, last: int) -> int:
-    """The section after `begin` that no unplaced rectangle spans together with the one before it."""
+    """Find where the part that starts at section `begin` ends.
+
+    It ends at the first section after `begin` that shares no unplaced rectangle with the section before it.
+    """
     k = begin + 1
     while k < last and s.across[k]:
         k += 1
@@ -265,7 +300,7 @@ def part_end(p: Problem, s: State, begin: int, last: int) -> int:
 
 @compiled
 def several(s: State, begin: int, end: int) -> bool:
-    """Whether a part has more than one rectangle, which then meet."""
+    """Whether a part has more than one unplaced rectangle. If so, two of them meet in some section."""
     for k in range(begin, end):  # noqa: SIM110 - compiled code knows no generators
         if s.unplaced[k] > 1:
             return True
@@ -274,7 +309,10 @@ def several(s: State, begin: int, end: int) -> bool:
 
 @compiled
 def place_alone(p: Problem, s: State, depth: int, k: int) -> int:
-    """Place the one rectangle that is not placed yet in section `k`, whom no other unplaced one meets: as low as it can."""
+    """Place the only unplaced rectangle of section `k` as low as possible.
+
+    No other unplaced rectangle meets it. The result is FAILED if it does not fit.
+    """
     for i in range(p.lives_at[k], p.lives_at[k + 1]):
         b = p.lives[i]
         if s.offset[b] < 0:

@@ -1,4 +1,7 @@
-"""The lowest placement, or one that fits into a capacity: several searches take turns, and prove that nothing is lower."""
+"""Finds the lowest placement, or one that fits into a capacity.
+
+Several searches take turns. They can also prove that no placement is lower.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +17,27 @@ from chameleon.serenity.arena.problem import Ints, Rectangles
 
 Floats = NDArray[np.float64]
 PREFERENCES = ("TWA", "TAW", "WAT", "WTA", "ATW", "AWT", "ZT", "OZ")
-"""Static orders: by total (the most that is live at a time of the rectangle's), width (life time), area, size, overlaps."""
+"""Static orders. Each letter is a sort key, and the largest value goes first: T is the total (the most that is live at
+any time while the rectangle lives), W the width (its life time), A the area, Z the size, O the number of overlaps.
+"""
 NODES = 1000
-"""Nodes of the search in a turn, times Luby's sequence."""
+"""How many nodes the search may visit in a turn. This is multiplied by a number of Luby's sequence."""
 MEMORY, NOISE = 0.9, 0.1
-"""How much of what earlier turns learnt counts in the next one; spread of the noise on the keys of the orders."""
+"""MEMORY: how much of what earlier turns learnt counts in the next turn.
+NOISE: the spread of the noise on the sort keys of the orders.
+"""
 
 
 SHARE = 0.75
-"""Part of the time left that the search at one capacity may take, before it tries a larger one."""
+"""The part of the remaining time that the search at one capacity may take before it tries a larger capacity."""
 
 
 @functools.cache
 def load() -> None:
-    """Have the search compiled, which takes seconds the first time on a machine, and less than one later."""
+    """Compile the search before it is needed.
+
+    This takes seconds the first time on a machine, and less than one second later.
+    """
     two = Rectangles(*np.array([[1, 1], [0, 0], [1, 1]]))
     fit(two, 2, time.perf_counter() + 1, np.random.default_rng(0))
 
@@ -35,21 +45,21 @@ def load() -> None:
 def exact(
     problem: Rectangles, offsets: Ints, target: int, deadline_s: float, rng: np.random.Generator
 ) -> tuple[Ints, int]:
-    """Lower a placement until it is not above `target`, or no lower one exists, or the time is up.
+    """Lower a placement until it is not above `target`, no lower one exists, or the time is up.
 
-    Parts of the problem that share no time are solved by themselves.
+    Parts of the problem that share no time are solved separately.
 
     Args:
         offsets: a placement, `[n]`.
-        target: no part needs to be lower.
-        deadline_s: in the time of `time.perf_counter`.
+        target: no part needs to be lower than this.
+        deadline_s: when to stop, in the time of `time.perf_counter`.
 
     Returns:
         The placement, `[n]`, and the height below which none exists.
     """
     best, least = offsets.copy(), problem.bound
     parts = [part for part in problem.components() if problem.part(part).height(offsets[part]) > target]
-    for number, part in enumerate(sorted(parts, key=len)):  # what a small one leaves of its time is for the large ones
+    for number, part in enumerate(sorted(parts, key=len)):  # time that small parts do not use is left for large ones
         now = time.perf_counter()
         share_s = (deadline_s - now) / (len(parts) - number)
         best[part], proven = _lowest(problem.part(part), best[part], target, now + share_s, rng)
@@ -91,7 +101,10 @@ def fit(problem: Rectangles, capacity: int, deadline_s: float, rng: np.random.Ge
 def _lowest(
     problem: Rectangles, offsets: Ints, target: int, deadline_s: float, rng: np.random.Generator
 ) -> tuple[Ints, int]:
-    """As `exact`, of one component: try the lowest capacity that may be enough, then bisect."""
+    """Do what `exact` does, for one component.
+
+    It tries the lowest capacity that may be enough, then bisects.
+    """
     best, high, low = offsets, problem.height(offsets), problem.bound  # what is known: low <= the least height <= high
     aim = max(low, target)
     while high > max(low, target) and (now := time.perf_counter()) < deadline_s:
@@ -108,17 +121,23 @@ def _lowest(
 
 
 def luby(i: int) -> int:
-    """The `i`-th (from 1) of 1, 1, 2, 1, 1, 2, 4, ...: limits that are good whatever the search is like (Luby 1993)."""
+    """The `i`-th number (from 1) of Luby's sequence 1, 1, 2, 1, 1, 2, 4, ...
+
+    As limits these numbers are good for any kind of search (Luby 1993).
+    """
     k = i.bit_length()
     return 2 ** (k - 1) if i == 2**k - 1 else luby(i - 2 ** (k - 1) + 1)
 
 
 def _order(problem: Rectangles, turn: int, trouble: Floats, rng: np.random.Generator) -> Ints:
-    """The rectangles in the order of preference of a turn: the `PREFERENCES` first, then by where the search failed so far.
+    """Sort the rectangles by the preference of a turn.
+
+    The first turns use the `PREFERENCES`. Later turns use where the search has failed so far.
 
     Args:
-        trouble: how often it did, by section, `[n_sections]`. A rectangle counts as much as its sections together, so that
-            those that live long in crowded times go first (like the weights of constraints of Boussemart 2004).
+        trouble: `[n_sections]`, how often the search failed in each section. A rectangle counts as much as all of its
+            sections together. So rectangles that live long in crowded times go first (like the weights of constraints
+            of Boussemart 2004).
     """
     life = problem.stop - problem.start
     spans = list(zip(problem.start, problem.stop, strict=True))
@@ -130,4 +149,4 @@ def _order(problem: Rectangles, turn: int, trouble: Floats, rng: np.random.Gener
     else:
         learnt = np.array([trouble[a:b].sum() for a, b in spans])
         keys = [-learnt * np.exp(NOISE * rng.standard_normal(len(problem))), -life]
-    return np.lexsort(keys[::-1])
+    return np.lexsort(keys[::-1])  # np.lexsort sorts by its last key first

@@ -1,4 +1,4 @@
-"""Placing buffers one after the other: fast, and not always as low as possible."""
+"""Places buffers one after the other: fast, but not always as low as possible."""
 
 from __future__ import annotations
 
@@ -10,43 +10,55 @@ import numpy as np
 from chameleon.serenity.arena.problem import Ints, Rectangles
 
 TRIES_PER_BUFFER = 10
-"""Orders that the improvement looks at, for each buffer of the problem."""
+"""How many orders the local search tries, for each buffer of the problem."""
 
 
 def orders(problem: Rectangles) -> Iterator[list[int]]:
-    """Orders to place buffers in: the largest first, by size, by area, by life time; those that begin first."""
+    """Yield orders in which buffers can be placed.
+
+    Three orders put the largest first: by size, by area, and by life time. The fourth puts those first that begin
+    first. Buffers that are equal in this are sorted by size, or by life time if the size is what is equal.
+    """
     size, life = problem.size, problem.stop - problem.start
+    # np.lexsort sorts by the last key first
     for keys in (
         (-life, -size),
         (-size, -size * life),
         (-size, -life),
         (-size, problem.start),
-    ):  # the last is the first key
+    ):
         yield np.lexsort(keys).tolist()
 
 
 def by_size(problem: Rectangles) -> Ints:
-    """The usual greedy placement (TFLite's among others): the largest first, each at the lowest place where it fits, `[n]`."""
+    """The usual greedy placement, `[n]`, used by TFLite among others.
+
+    The largest buffer goes first, and each goes to the lowest place where it fits.
+    """
     return first_fit(problem, np.argsort(-problem.size, kind="stable").tolist())
 
 
 def greedy(problem: Rectangles, target: int = 0) -> Ints:
-    """The lowest placement by several orders, by first fit and by best fit, `[n]`; the first that is not above the target."""
+    """The lowest placement of several orders, each tried by first fit and by best fit, `[n]`.
+
+    It stops at the first placement that is not above the target.
+    """
     return _greedy(problem, target)[0]
 
 
 def improved(
     problem: Rectangles, target: int, deadline_s: float, rng: np.random.Generator, tries: int | None = None
 ) -> Ints:
-    """A local search over the orders of first fit, `[n]`.
+    """Improve a placement by a local search over the orders of first fit, `[n]`.
 
-    A rectangle that sticks out above the target, or one that it meets, is placed earlier, at a random place before one that it
-    meets itself; the new order stays unless it is worse. That conflicts say what to move is an idea of TelaMalloc (Maas 2022).
+    Each try picks a rectangle that sticks out above the target, or one that meets such a rectangle. It moves the
+    picked rectangle to an earlier place in the order: a random one, just before a rectangle that it meets. The new
+    order stays unless it is worse. TelaMalloc (Maas 2022) had the idea that conflicts say what to move.
 
     Args:
         target: stop at this height.
         deadline_s: stop at this time of `time.perf_counter`.
-        tries: stop after so many orders; by default `TRIES_PER_BUFFER` for each buffer.
+        tries: stop after this many orders; by default `TRIES_PER_BUFFER` for each buffer.
     """
     offsets, order = _greedy(problem, target)
     best, cost = offsets, _cost(problem, offsets, target)
@@ -68,7 +80,10 @@ def improved(
 
 
 def first_fit(problem: Rectangles, order: Sequence[int], best_fit: bool = False) -> Ints:
-    """Place rectangles in this order, each in the first gap, or in the tightest, among those placed before, `[n]`."""
+    """Place rectangles in this order, `[n]`.
+
+    Each goes into the first gap between the rectangles placed before, or with `best_fit` into the tightest gap.
+    """
     offsets, size = [-1] * len(problem), problem.size.tolist()
     for b in order:
         taken = sorted((offsets[c], size[c]) for c in problem.near[b] if offsets[c] >= 0)
@@ -85,7 +100,7 @@ def first_fit(problem: Rectangles, order: Sequence[int], best_fit: bool = False)
 
 
 def _greedy(problem: Rectangles, target: int) -> tuple[Ints, list[int]]:
-    """A placement, and the order that it comes from."""
+    """Do what `greedy` does, and also return the order that the placement comes from."""
     best: tuple[int, Ints, list[int]] | None = None
     for order in orders(problem):
         for best_fit in (False, True):
@@ -100,13 +115,13 @@ def _greedy(problem: Rectangles, target: int) -> tuple[Ints, list[int]]:
 
 
 def _cost(problem: Rectangles, offsets: Ints, target: int) -> tuple[int, int]:
-    """Height, then how much lies above the target, weighed by its life time."""
+    """The height, then how much lies above the target, weighted by life time."""
     above = np.maximum(offsets + problem.size - target, 0)
     return problem.height(offsets), int((above * (problem.stop - problem.start)).sum())
 
 
 def _moved(problem: Rectangles, order: Sequence[int], which: int, rng: np.random.Generator) -> list[int]:
-    """The order with one rectangle put before one of those that it meets and that come before it."""
+    """Move one rectangle in the order: before one that it meets and that came before it."""
     near = set(problem.near[which])
     at = order.index(which)
     before = [i for i in range(at) if order[i] in near]

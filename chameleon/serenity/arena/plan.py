@@ -1,8 +1,11 @@
-"""One piece of memory for all tensors: where in it each buffer lies (the offset), so that no two are in each other's way.
+"""Plans the arena: one piece of memory for all tensors.
 
-No arena is smaller than what is live at any time (the liveness bound); whether one can be as small is an NP-hard question
-(dynamic storage allocation). SERENITY leaves it to the greedy allocator of TFLite (Ahn 2020, sec. 4), which may need more; here
-the planner climbs from greedy over a local search to an exact one, and stops when the bound is reached.
+Each buffer gets its place in the arena, the offset. Buffers that are in use at the same time must not overlap.
+
+No arena is smaller than the most that is live at any time (the liveness bound). Whether an arena can be as small as
+that is an NP-hard question (dynamic storage allocation). SERENITY leaves it to the greedy allocator of TFLite (Ahn
+2020, sec. 4), which may need more. Here the planner starts with a greedy placement, goes on with a local search, and
+then with an exact search. It stops when the bound is reached.
 """
 
 from __future__ import annotations
@@ -22,11 +25,13 @@ from chameleon.serenity.arena.problem import Ints, rectangles
 METHODS = ("auto", "greedy", "improved", "exact")
 SEED = 20200302
 IMPROVED_SHARE, WITHOUT_NUMBA = 0.01, 0.3
-"""Part of the time that the local search may take before the exact one, which is fast only where numba is installed."""
+"""The part of the time that the local search may take before the exact search. `WITHOUT_NUMBA` is the part if numba is
+not installed, because the exact search is fast only with numba.
+"""
 
 
 class ArenaError(ChameleonError):
-    """Buffers that cannot be placed, or a placement that is wrong; the message names them."""
+    """Buffers that cannot be placed, or a placement that is wrong. The message names the buffers."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,10 @@ class Arena:
 
     Attributes:
         offsets: in bytes, by the names of the buffers; multiples of the alignment. A buffer of 0 bytes lies at 0.
-        size_bytes: of the arena, a multiple of the alignment.
+        size_bytes: size of the arena, a multiple of the alignment.
         bound_bytes: the liveness bound: the most that is live at any time, each buffer rounded up to the alignment.
-        least_bytes: no arena is smaller; at least the liveness bound, more where the exact search found that out.
+        least_bytes: no arena is smaller than this. It is the liveness bound, or more if the exact search found that
+            out.
         method: what found the placement: `greedy`, `improved` or `exact`.
         seconds: how long it took.
     """
@@ -56,7 +62,7 @@ class Arena:
 
     @property
     def over_bound(self) -> float:
-        """How far the arena is from the liveness bound, as a share of it: 0.02 is 2 % more."""
+        """How far the arena is above the liveness bound, as a share of the bound: 0.02 is 2 % more."""
         return self.size_bytes / self.bound_bytes - 1 if self.bound_bytes else 0.0
 
 
@@ -69,21 +75,23 @@ def plan_arena(
     capacity_bytes: int | None = None,
     rng: np.random.Generator | None = None,
 ) -> Arena:
-    """Place buffers in an arena that is as small as can be, or that fits into a capacity.
+    """Place buffers in an arena that is as small as possible, or that fits into a capacity.
 
     Args:
-        buffers: with their lifetimes, as from `accounting.lifetimes`.
+        buffers: with their lifetimes, as from `chameleon.serenity.accounting.lifetimes`.
         alignment: in bytes; offsets are multiples of it.
-        method: `greedy`; `improved`: greedy, then a local search; `exact`: greedy, then a search that can prove; `auto`: all in
-            turn. Each ends when the liveness bound is reached.
-        time_limit_s: after it the best placement so far is the result; the exact search may overrun it a little. To load the
-            compiler, and the first time on a machine to compile, is not counted.
-        capacity_bytes: end as soon as the arena is not larger. It may turn out larger; `least_bytes` says if it has to be.
+        method: `greedy`; `improved`: greedy, then a local search; `exact`: greedy, then a search that can prove that
+            no arena is smaller; `auto`: all of these in turn. Each of them ends when the liveness bound is reached.
+        time_limit_s: after this time the best placement so far is the result. The exact search may take a little
+            longer. Loading the compiler is not counted. Compiling, which happens the first time on a machine, is not
+            counted either.
+        capacity_bytes: end as soon as the arena is not larger than this. The arena may still turn out larger; then
+            `least_bytes` says whether it has to be.
         rng: of the searches; by default one with a fixed seed.
 
     Raises:
-        UsageError: on a method, alignment, time limit or capacity that makes no sense.
-        ArenaError: on a buffer with a negative size or an empty lifetime, or two of the same name.
+        UsageError: if a method, alignment, time limit or capacity makes no sense.
+        ArenaError: if a buffer has a negative size or an empty lifetime, or two buffers have the same name.
     """
     start = time.perf_counter()
     _check_options(method, alignment, time_limit_s, capacity_bytes)
@@ -121,11 +129,11 @@ def plan_arena(
 
 
 def check_arena(buffers: Sequence[Buffer], arena: Arena, *, alignment: int = 1) -> None:
-    """Check a placement; shares no code with the solvers.
+    """Check a placement. This shares no code with the solvers.
 
     Raises:
-        ArenaError: if a buffer has no offset, an offset is negative or not aligned, a buffer ends beyond the arena, or two
-            buffers overlap that are live at the same time. The message names them.
+        ArenaError: if a buffer has no offset, an offset is negative or not aligned, a buffer ends beyond the arena, or
+            two buffers overlap that are live at the same time. The message names the buffers.
     """
     for b in buffers:
         if b.name not in arena.offsets:
@@ -145,8 +153,8 @@ def check_arena(buffers: Sequence[Buffer], arena: Arena, *, alignment: int = 1) 
             other_low, other_high = arena.offsets[other.name], arena.offsets[other.name] + other.size_bytes
             if low < other_high and other_low < high:
                 raise ArenaError(
-                    f"buffers {other.name!r} (bytes {other_low} to {other_high}, steps {other.start} to {other.stop}) and "
-                    f"{b.name!r} (bytes {low} to {high}, steps {b.start} to {b.stop}) overlap in the arena"
+                    f"buffers {other.name!r} (bytes {other_low} to {other_high}, steps {other.start} to {other.stop}) "
+                    f"and {b.name!r} (bytes {low} to {high}, steps {b.start} to {b.stop}) overlap in the arena"
                 )
         live.append(b)
 
@@ -172,5 +180,5 @@ def _check_buffers(buffers: Sequence[Buffer]) -> None:
             raise ArenaError(f"buffer {b.name!r}: expected a size of at least 0 bytes, got {b.size_bytes}")
         if b.stop <= b.start:
             raise ArenaError(
-                f"buffer {b.name!r}: expected a step to stop before that is after {b.start}, got {b.stop}"
+                f"buffer {b.name!r}: expected `stop` to be after step {b.start}, where it starts, got {b.stop}"
             )

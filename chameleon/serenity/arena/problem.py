@@ -1,4 +1,7 @@
-"""Placing buffers in memory as a problem of rectangles: how long by how large, nothing else. What all solvers share."""
+"""The problem of placing buffers in memory, as a problem of rectangles.
+
+A rectangle says how long a buffer lives and how large it is, and nothing else. All solvers share this module.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,17 @@ Ints = NDArray[np.int64]
 class Rectangles:
     """Rectangles to be placed: fixed in time, free in memory.
 
-    Time is cut into sections. Only those count in which the set of live buffers is not contained in a neighbour's, since two
-    buffers that ever meet do so in one of them (the maximal cliques of the interval graph).
+    Time is cut into sections. A section counts only if its set of live buffers is not contained in the set of a
+    neighbour. That is enough, because two buffers that ever meet do so in one of these sections (the maximal cliques
+    of the interval graph).
 
     Attributes:
         size: `[n]`, in units, all > 0.
         start: `[n]`, the first section.
         stop: `[n]`, one past the last section.
-        unit_bytes: what sizes and offsets are counted in: a multiple of the alignment, as large as the sizes allow. Some best
-            placement stacks buffers on one another from 0 on, so that its offsets are sums of sizes and no unit is lost.
+        unit_bytes: the unit of sizes and offsets, in bytes: a multiple of the alignment, as large as the sizes allow.
+            Counting in units loses nothing: some best placement stacks buffers on one another from 0 on, so its
+            offsets are sums of sizes.
     """
 
     size: Ints
@@ -53,28 +58,31 @@ class Rectangles:
 
     @property
     def bound(self) -> int:
-        """No placement is lower than this many units (the liveness bound)."""
+        """The liveness bound: no placement is lower than this many units."""
         return int(self.loads.max(initial=0))
 
     @cached_property
     def near(self) -> list[list[int]]:
-        """For every rectangle those that share a section with it."""
+        """For every rectangle, the rectangles that share a section with it."""
         meets = (self.start[:, None] < self.stop) & (self.start < self.stop[:, None])
         np.fill_diagonal(meets, False)
         return [np.flatnonzero(row).tolist() for row in meets]
 
     def height(self, offsets: Ints) -> int:
-        """How high a placement is, in units."""
+        """How high a placement reaches, in units."""
         return int((offsets + self.size).max(initial=0))
 
     def part(self, which: Ints) -> Rectangles:
-        """The rectangles of these indices, with sections of their own."""
+        """Make a smaller problem of the rectangles of these indices, with sections of its own."""
         start, stop = _sections(self.start[which], self.stop[which])
         return Rectangles(self.size[which], start, stop, self.unit_bytes)
 
     def components(self) -> list[Ints]:
-        """The indices of the rectangles in groups that share no section, so that each can be placed by itself."""
-        spans = np.zeros(self.n_sections + 1, np.int64)  # how many rectangles lie in section k - 1 and in k
+        """Split the rectangles into groups that share no section, and return the indices of each group.
+
+        Each group can be placed by itself.
+        """
+        spans = np.zeros(self.n_sections + 1, np.int64)  # how many rectangles lie in both section k - 1 and section k
         np.add.at(spans, self.start + 1, 1)
         np.subtract.at(spans, self.stop, 1)
         group = np.cumsum(np.cumsum(spans) == 0)[self.start]
@@ -82,9 +90,10 @@ class Rectangles:
 
 
 def rectangles(buffers: Sequence[Buffer], alignment: int) -> Rectangles:
-    """The problem of placing buffers at multiples of `alignment`; buffers of 0 bytes are left out.
+    """Make the problem of placing buffers at multiples of `alignment`.
 
-    Every size is rounded up to the alignment, so that an arena is a whole number of alignments.
+    Buffers of 0 bytes are left out. Every size is rounded up to a multiple of the alignment, so the size of an arena
+    is such a multiple too.
     """
     real = [b for b in buffers if b.size_bytes]
     aligned = np.array([-(-b.size_bytes // alignment) for b in real], np.int64)
@@ -94,9 +103,12 @@ def rectangles(buffers: Sequence[Buffer], alignment: int) -> Rectangles:
 
 
 def _sections(start: Ints, stop: Ints) -> tuple[Ints, Ints]:
-    """Lifetimes in sections instead of steps: a section ends where a buffer does and one has begun since the last section."""
+    """Convert lifetimes from steps to sections.
+
+    A section ends where a buffer ends, if some buffer has begun since the end of the section before.
+    """
     begins, ends = np.unique(start), np.unique(stop)
-    kept, begun = [], 0  # the ends of the sections; how many of `begins` lie in the sections so far
+    kept, begun = [], 0  # kept: ends of the sections; begun: how many of `begins` lie in them so far
     for end in ends:
         now = int(np.searchsorted(begins, end))
         if now > begun:

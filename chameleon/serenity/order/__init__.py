@@ -1,1 +1,1 @@
-"""The order of a graph's steps that needs the least memory, with a proof."""
+"""Finds the order of a graph's steps that needs the least memory, with a proof."""

@@ -33,7 +33,10 @@ FIRST_CAPACITY = 1 << 10
 
 
 def load() -> None:
-    """Compile the kernels, or load what was compiled before; else the first search does it, and it counts as its time."""
+    """Compile the kernels, or load what was compiled before.
+
+    Without this call the first search does it, and it counts as part of the search time.
+    """
     tiny = Problem(("load",), (0,), (), 0, (0,), (-1,), (None,))
     rounds(tiny)
     for lazy in (False, True):
@@ -127,7 +130,7 @@ def rise(
 
 
 def _follow(problem: Problem, sets: Sets, i: int) -> tuple[int, ...]:
-    """The order that led to set i."""
+    """Find the order that led to set i."""
     order: list[int] = []
     while sets.parent[i] >= 0:
         after, before = (int.from_bytes(sets.done[k].astype("<u8").tobytes(), "little") for k in (i, sets.parent[i]))
@@ -137,7 +140,7 @@ def _follow(problem: Problem, sets: Sets, i: int) -> tuple[int, ...]:
 
 
 def _first(problem: Problem, words: int) -> Sets:
-    """The empty set alone."""
+    """Make the table of sets that holds only the empty set."""
     sets = empty(FIRST_CAPACITY, words)
     sets.ready[0] = rows([problem.first_ready], words)[0]
     sets.in_use[0] = sets.peak[0] = problem.first_bytes
@@ -147,7 +150,7 @@ def _first(problem: Problem, words: int) -> Sets:
 
 
 def _grown(sets: Sets, n: int, words: int) -> Sets:
-    """The same `n` sets with twice the room."""
+    """Copy the same `n` sets into arrays with twice the room."""
     capacity = 2 * len(sets.in_use)
     table = np.zeros(2 * capacity, np.int32)
     fill(sets.done, n, table, words)
@@ -161,5 +164,5 @@ def _wider(array: NDArray, capacity: int) -> NDArray:
 
 
 def _cut(sets: Sets, kept: NDArray[np.intp]) -> Sets:
-    """Some of the sets, without a table."""
+    """Keep only some of the sets, without a hash table."""
     return Sets._make([*(a[kept] for a in sets[:-1]), np.zeros(0, np.int32)])

@@ -1,7 +1,10 @@
-"""The inner loops of `chameleon.serenity.order.compiled`. Sets of steps are rows of 64-bit words, `words` of them.
+"""The inner loops of `chameleon.serenity.order.compiled`.
 
-The kernels stop and return when their arrays are full or after a number of sets; Python then looks at the limits, makes room
-and calls them again. One compilation serves all sizes: with the number of words fixed it takes 5 s for each, and saves 40%.
+A set of steps is a row of `words` 64-bit words, one bit for each step.
+
+The kernels stop and return when their arrays are full, or after a number of sets. Python then checks the limits, makes
+room and calls them again. One compilation serves all sizes. Compiling for a fixed number of words would save 40% of
+the time, but it would take 5 s for each number of words.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ def _hash(done, i, words):
 
 @njit(cache=True)
 def _within(part, i, whole, k, u, words):
-    """Whether row i of `part` lies within row k of `whole` and u."""
+    """Whether row i of `part` lies within row k of `whole` together with step u."""
     for w in range(words):
         bit = np.uint64(1) << np.uint64(u & 63) if u >> 6 == w else np.uint64(0)
         if part[i, w] & ~(whole[k, w] | bit):
@@ -57,7 +60,7 @@ def _lies_in(part, i, whole, k, words):
 
 @njit(cache=True)
 def _meets(one, i, other, k, words):
-    """Whether two rows have a one in common."""
+    """Whether two rows have a one bit in common."""
     for w in range(words):  # noqa: SIM110
         if one[i, w] & other[k, w]:
             return True
@@ -74,7 +77,7 @@ def _same(one, i, other, k, words):
 
 @njit(cache=True)
 def _list(masks, i, numbers, words):
-    """The positions of the ones of row i into `numbers`; returns how many."""
+    """Write the positions of the one bits of row i into `numbers`; return how many there are."""
     count = 0
     for w in range(words):
         left = masks[i, w]
@@ -93,7 +96,10 @@ def _list(masks, i, numbers, words):
 
 @njit(cache=True)
 def _single_steps(tables, done, ready, i, in_use, moves, budget, safe_moves, words):
-    """All steps that can run in set i; the first safe one alone if there is one. Returns how many."""
+    """List all steps that can run in set i, or only the first safe one if there is one.
+
+    Returns how many were listed.
+    """
     count = _list(ready, i, moves.numbers, words)
     for m in range(count):
         u = moves.numbers[m]
@@ -116,7 +122,10 @@ def _single_steps(tables, done, ready, i, in_use, moves, budget, safe_moves, wor
 
 @njit(cache=True)
 def _lazy_moves(tables, done, i, in_use, moves, budget, safe_moves, words):
-    """The moves of `chameleon.serenity.order.lazy.moves` in set i; the first safe one alone if there is one. Returns how many."""
+    """List the moves of `chameleon.serenity.order.lazy.moves` in set i, or only the first safe one if there is one.
+
+    Returns how many were listed.
+    """
     count = _least_sets(tables, done, i, moves, words)
     count = _overwritten_sets(tables, done, i, moves, count, words)
     for m in range(count):
@@ -131,7 +140,7 @@ def _lazy_moves(tables, done, i, in_use, moves, budget, safe_moves, words):
 
 @njit(cache=True)
 def _missing(tables, e, done, i, moves, row, words):
-    """What set i lacks of event e, into a row of the moves; whether it lacks anything."""
+    """Write what set i lacks of event e into a row of the moves; return whether it lacks anything."""
     some = False
     for w in range(words):
         moves.steps[row, w] = tables.closures[e, w] & ~done[i, w]
@@ -141,7 +150,7 @@ def _missing(tables, e, done, i, moves, row, words):
 
 @njit(cache=True)
 def _least_sets(tables, done, i, moves, words):
-    """`chameleon.serenity.order.lazy._least`: fills in steps and freed bytes, returns how many."""
+    """Like `chameleon.serenity.order.lazy._least`: fill in steps and freed bytes, return how many sets there are."""
     count = 0
     spare = len(moves.step) - 1
     for e in range(len(tables.closures)):
@@ -175,7 +184,12 @@ def _least_sets(tables, done, i, moves, words):
 
 @njit(cache=True)
 def _find(moves, count, spare, words):
-    """The place of the set in the spare row among the least ones, added if nothing smaller is there; and how many there are."""
+    """Find the place of the set in the spare row among the least sets.
+
+    The set is added if no smaller one is there. Otherwise its place is PASSED_OVER, unless the set itself is there.
+
+    Returns the place, and how many sets there are.
+    """
     for k in range(count):
         if moves.least[k] and _lies_in(moves.steps, k, moves.steps, spare, words):
             return (k if _same(moves.steps, k, moves.steps, spare, words) else PASSED_OVER), count
@@ -188,7 +202,7 @@ def _find(moves, count, spare, words):
 
 @njit(cache=True)
 def _overwritten_sets(tables, done, i, moves, count, words):
-    """`chameleon.serenity.order.lazy._overwriting`: adds moves, returns how many there are then."""
+    """Like `chameleon.serenity.order.lazy._overwriting`: add moves, return how many there are then."""
     least, spare, last = count, len(moves.step) - 1, len(moves.step) - 2
     for e in range(len(tables.closures)):
         if _lies_in(tables.overwriters, e, done, i, words):
@@ -217,7 +231,7 @@ def _overwritten_sets(tables, done, i, moves, count, words):
 
 @njit(cache=True)
 def _price(tables, done, i, in_use, moves, m, words):
-    """What move m needs: `chameleon.serenity.order.lazy._move`."""
+    """Compute what move m needs, like `chameleon.serenity.order.lazy._move`."""
     seen, spare = len(moves.step) - 2, len(moves.step) - 1
     for w in range(words):
         moves.steps[seen, w] = done[i, w]
@@ -246,7 +260,12 @@ def _price(tables, done, i, in_use, moves, m, words):
 
 @njit(cache=True)
 def _child(tables, source, i, moves, m, new, counters, words):
-    """The place of set i and move m in `new`, and whether it is new there; then all but its bytes is filled in."""
+    """Find the place in `new` of the set that move m makes of set i.
+
+    A set that is not there yet is added. All but its bytes is filled in.
+
+    Returns the place, and whether the set is new.
+    """
     n, u = counters[STATES], moves.step[m]
     for w in range(words):
         new.done[n, w] = source.done[i, w] | (moves.steps[m, w] if u < 0 else np.uint64(0))
@@ -275,7 +294,7 @@ def _child(tables, source, i, moves, m, new, counters, words):
 
 @njit(cache=True)
 def round_kernel(tables, sets, n_sets, at, new, counters, moves, budget, lower, safe_moves, quota, words):
-    """One round of the paper's program, from set `at` on. Doing a set twice does no harm."""
+    """Do one round of the paper's program, from set `at` on. Doing a set twice does no harm."""
     for i in range(at, min(n_sets, at + quota)):
         if counters[STATES] + len(moves.step) > len(new.in_use):
             return FULL, i
@@ -301,7 +320,10 @@ def round_kernel(tables, sets, n_sets, at, new, counters, moves, budget, lower, 
 
 @njit(cache=True)
 def rise_kernel(tables, sets, stack, heap_key, heap_set, counters, moves, top, safe_moves, quota, words):
-    """Depth first under the budget; sets with moves that do not fit wait in a heap for a larger one."""
+    """Search depth first under the budget.
+
+    Sets with moves that do not fit wait in a heap for a larger budget.
+    """
     for _ in range(quota):
         if not counters[STACKED]:
             counters[BUDGET] = max(counters[BUDGET], heap_key[0])
@@ -332,7 +354,7 @@ def rise_kernel(tables, sets, stack, heap_key, heap_set, counters, moves, top, s
             if moves.during[m] > budget:
                 continue
             k, fresh = _child(tables, sets, i, moves, m, sets, counters, words)
-            if fresh:  # the set with the fewest bytes on top
+            if fresh:  # keep the new sets sorted: the fewest bytes on top
                 sets.in_use[k] = moves.after[m]
                 at = counters[STACKED]
                 counters[STACKED] += 1
@@ -375,6 +397,7 @@ def _pop(heap_key, heap_set, counters):
 
 @njit(cache=True)
 def fill(done, n, table, words):
+    """Fill a hash table with the first `n` sets."""
     top = len(table) - 1
     for i in range(n):
         at = _hash(done, i, words) & top

@@ -1,4 +1,7 @@
-"""The arrays of the compiled kernels (`chameleon.serenity.order.compiled_loops`). Sets of steps are rows of 64-bit words."""
+"""The arrays of the compiled kernels (`chameleon.serenity.order.compiled_loops`).
+
+A set of steps is a row of 64-bit words, one bit for each step.
+"""
 
 from __future__ import annotations
 
@@ -14,31 +17,33 @@ from chameleon.serenity.order.problem import Problem
 Words = NDArray[np.uint64]
 
 NO_LIMIT = 1 << 62
-DONE, FULL, PAUSED, SOLVED, PROVED = range(5)
+DONE, FULL, PAUSED, SOLVED, PROVED = range(5)  # what a kernel returns
 STATES, STACKED, STOPPED, BUDGET, FOUND, DROPPED = range(6)  # places in the counters
 
 
 class Tables(NamedTuple):
-    """A problem as arrays; `n` steps, masks in `w` words.
+    """A problem as arrays: `n` steps, with masks of `w` words.
 
     Attributes:
         before: `[n, w]` direct predecessors.
-        readers: direct successors of all steps, those of u at `reader_at[u] : reader_at[u + 1]`.
+        readers: direct successors of all steps. Those of step u are at `reader_at[u] : reader_at[u + 1]`.
         reader_at: `[n + 1]`.
         own_size: `[n]` size of the memory that a step may start, 0 if none.
-        starters: `[n, w]` all steps that may start it.
+        starters: `[n, w]` all steps that may start this memory.
         overwrites: `[n]` whether the step may overwrite an input.
-        needs: `[n, w]` what must have run for that.
+        needs: `[n, w]` the steps that must have run before it can overwrite that input.
         workspace: `[n]` bytes.
-        touchers: `[f, w]` of the memories that steps may free, those of u at `free_at[u] : free_at[u + 1]`.
-        free_size: `[f]` their sizes.
+        touchers: `[f, w]` the touchers of the memories that steps may free. The memories of step u are at
+            `free_at[u] : free_at[u + 1]`.
+        free_size: `[f]` the sizes of these memories.
         free_at: `[n + 1]`.
         full: `[1, w]` all steps.
-        descendants: `[n, w]` what must run after a step.
-        closures: `[e, w]` of the events (`chameleon.serenity.order.lazy`); none if moves are single steps.
-        event_size: `[e]` bytes that they free.
-        overwriters: `[e, w]` the steps that may overwrite that memory.
-        inside: the events whose closures lie within another, those of e at `inside_at[e] : inside_at[e + 1]`.
+        descendants: `[n, w]` the steps that must run after a step.
+        closures: `[e, w]` closures of the events (`chameleon.serenity.order.lazy`); none if moves are single steps.
+        event_size: `[e]` bytes that the events free.
+        overwriters: `[e, w]` the steps that may overwrite the memory that an event frees.
+        inside: for every event, the events whose closures lie within its closure. Those of event e are at
+            `inside_at[e] : inside_at[e + 1]`.
         inside_at: `[e + 1]`.
     """
 
@@ -66,14 +71,14 @@ class Moves(NamedTuple):
     """Room for the moves of one set, with two rows to spare.
 
     Attributes:
-        steps: `[m, w]` what runs.
-        step: `[m]` the step if it is one, else -1.
-        during: `[m]` the most bytes in use.
+        steps: `[m, w]` the steps that the move runs.
+        step: `[m]` the step if the move is a single one, else -1.
+        during: `[m]` the most bytes in use while it runs.
         after: `[m]` bytes in use after it.
-        freed: `[m]` bytes that it frees; of moves of several steps.
+        freed: `[m]` bytes that it frees; used for moves of several steps.
         least: `[m]` whether it may be safe (`chameleon.serenity.order.lazy.Move`).
-        numbers: `[n]` for the steps of a set.
-        place: `[e]` of every event among the moves.
+        numbers: `[n]` room to list the steps of a set.
+        place: `[e]` the place of every event among the moves.
     """
 
     steps: Words
@@ -92,11 +97,11 @@ class Sets(NamedTuple):
     Attributes:
         done: `[c, w]` the steps that have run.
         ready: `[c, w]` the steps that can run.
-        in_use: `[c]` bytes.
-        peak: `[c]` the least found to get there (`rounds`), or unused.
+        in_use: `[c]` bytes in use.
+        peak: `[c]` the least peak found on the way to the set; used in `rounds` only.
         parent: `[c]` the set before.
-        move: `[c]` the step that led here, -1 if several.
-        table: `[h]` index + 1, or 0.
+        move: `[c]` the step that led here, -1 if there were several.
+        table: `[h]` index of a set + 1, or 0 if the place is empty.
     """
 
     done: Words
@@ -109,6 +114,7 @@ class Sets(NamedTuple):
 
 
 def tables_of(problem: Problem, lazy: bool) -> tuple[Tables, int]:
+    """Convert a problem to arrays; also return the number of words of a mask."""
     words = max(1, -(-problem.n // 64))
     own = [problem.memories[o] if o >= 0 else None for o in problem.own]
     frees = [free for some in problem.frees for free in some]
@@ -137,6 +143,7 @@ def tables_of(problem: Problem, lazy: bool) -> tuple[Tables, int]:
 
 
 def room(problem: Problem, tables: Tables, words: int) -> Moves:
+    """Make room for the moves of one set."""
     rows = max(problem.n, 2 * len(tables.closures)) + 2
     step, during, after, freed = (np.zeros(rows, np.int64) for _ in range(4))
     steps, least = np.zeros((rows, words), np.uint64), np.zeros(rows, np.bool_)
@@ -153,7 +160,7 @@ def room(problem: Problem, tables: Tables, words: int) -> Moves:
 
 
 def rows(masks: Sequence[int], words: int) -> Words:
-    """Masks as rows of words, `[len(masks), words]`."""
+    """Convert masks to rows of words, `[len(masks), words]`."""
     data = b"".join(mask.to_bytes(8 * words, "little") for mask in masks)
     return np.frombuffer(data, "<u8").astype(np.uint64).reshape(-1, words)
 
@@ -163,6 +170,7 @@ def _ends(counts: list[int]) -> NDArray[np.int64]:
 
 
 def empty(capacity: int, words: int) -> Sets:
+    """Make arrays for `capacity` sets, without any set in them."""
     done, ready = (np.zeros((capacity, words), np.uint64) for _ in range(2))
     in_use, peak = (np.zeros(capacity, np.int64) for _ in range(2))
     parent, move = (np.zeros(capacity, np.int32) for _ in range(2))

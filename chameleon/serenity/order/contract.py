@@ -1,4 +1,7 @@
-"""Graphs of fewer steps and the same least peak: what only overwrites the step before it joins that step."""
+"""Makes a graph with fewer steps and the same least peak.
+
+A step that only overwrites the tensor of the step before it joins that step.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +16,29 @@ class Contracted:
     """A graph and the steps that joined others.
 
     Attributes:
-        graph: without these steps.
-        followers: by step those that run right after it, in order.
+        graph: the graph without the steps that joined others.
+        followers: for each step, the steps that run right after it, in order.
     """
 
     graph: Graph
     followers: dict[str, list[str]] = field(repr=False)
 
     def expanded(self, order: Sequence[str]) -> Iterator[str]:
-        """An order of the whole graph, with the peak of this order of `graph`."""
+        """Turn an order of `graph` into an order of the whole graph.
+
+        Both have the same peak.
+        """
         for name in order:
             yield name
             yield from self.followers.get(name, ())
 
 
 def contracted(graph: Graph) -> Contracted:
-    """Let each step that overwrites the only tensor that it reads, which nobody else reads, join the step that makes it.
+    """Let steps that only overwrite a tensor join the step that makes the tensor.
 
-    It takes and frees nothing, whenever it runs: so it may as well run at once. Operators of a network before they become
-    kernels are full of such steps (biases, activations), each of which would double the sets of steps that a solver meets.
+    A step joins if it overwrites the only tensor that it reads, and no other step reads that tensor. Such a step takes
+    and frees nothing, whenever it runs. So it may as well run at once. A network whose operators are not yet kernels
+    is full of such steps (biases, activations). Each of them would double the sets of steps that a solver meets.
     """
     joined: dict[str, str] = {}
     for node in graph.nodes:
@@ -67,5 +74,8 @@ def _may_join(graph: Graph, node: Node) -> bool:
 
 
 def _only_terms(graph: Graph, node: Node) -> bool:
-    """Whether all that lies in a node's memory besides its tensor is read by that node alone: the terms of a sum."""
+    """Whether all other tensors in the memory of a node are read by this node alone.
+
+    The terms of a sum are such tensors.
+    """
     return all(graph.consumers[m] == (node.name,) for m in graph.members[node.name] if m != node.name)

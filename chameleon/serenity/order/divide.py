@@ -1,9 +1,12 @@
 """Divide and conquer (Ahn 2020, sec. 3.2), and a lower bound that needs no search.
 
-The paper cuts a network at single nodes that all others come before or after. We cut at every downset that each order passes:
-those before and after such a node, and also where, say, two nodes both come before two others. Each order of the whole is then
-an order of the first part followed by one of the second; the memory in use at the cut, tensors that bypass it included, is that
-of the downset (`chameleon.serenity.order.problem.restrict` hands it to the parts). So the parts can be solved apart: this is exact.
+The paper cuts a network at a single node if every other node comes before or after it. We cut at every downset that
+each order passes (a downset is the set of the steps that have run). That includes the downsets before and after such a
+node. It also includes others, for example where two nodes both come before two others.
+
+This is exact, because the parts can be solved separately. Each order of the whole is an order of the first part,
+followed by an order of the second part. The memory in use at the cut is that of the downset, including tensors that
+bypass the cut. `chameleon.serenity.order.problem.restrict` hands this memory to the parts.
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ from chameleon.serenity.order.problem import Problem, restrict
 
 
 def cuts(problem: Problem) -> list[int]:
-    """The downsets that every order passes, from the empty to the full one.
+    """Find the downsets that every order passes, from the empty to the full one.
 
-    Such a downset holds the first steps of any valid order, so also of 0 .. n - 1; its steps come before all others.
+    Such a downset holds the first steps of any valid order. So it also holds the first steps of 0 .. n - 1. All of its
+    steps come before all other steps.
     """
     found, common = [problem.full], problem.full  # common: what comes before all of the steps u .. n - 1
     for u in reversed(range(problem.n)):
@@ -28,15 +32,16 @@ def cuts(problem: Problem) -> list[int]:
 
 
 def divide(problem: Problem) -> list[Problem]:
-    """The parts between the cuts, in the order in which they run."""
+    """Split the problem into the parts between the cuts, in the order in which they run."""
     return [restrict(problem, start, stop) for start, stop in pairwise(cuts(problem))]
 
 
 def node_bound(problem: Problem) -> int:
-    """What any order must hold while it runs some step: no order has a smaller peak.
+    """A lower bound for the peak of every order: what any order must hold while it runs some step.
 
-    While u runs, a memory is in use if it is given or started by u or by what comes before u, and if it is kept or touched by
-    u or by what comes after u. u's own is left out if u might overwrite an input instead.
+    While step u runs, a memory is in use if two things hold. It is given, or it is started by u or by a step before u.
+    And it is kept, or it is touched by u or by a step after u. The memory of u itself is left out if u might overwrite
+    an input instead.
     """
     bound = problem.first_bytes
     for u in range(problem.n):

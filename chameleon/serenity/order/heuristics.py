@@ -1,4 +1,7 @@
-"""Orders that are quick to find: baselines, first upper bounds, and what is left when the exact search runs out of time."""
+"""Orders that are quick to find.
+
+They are baselines and first upper bounds, and they are what is left when the exact search runs out of time.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +13,44 @@ from chameleon.serenity.order.search import rounds
 
 
 def as_is(graph: Graph) -> tuple[str, ...]:
-    """The order in which the graph lists its nodes; where it lists a node before its inputs, the nearest valid one."""
+    """The order in which the graph lists its nodes.
+
+    Where the graph lists a node before its inputs, this is the nearest valid order.
+    """
     return problem_of(graph).names
 
 
 def kahn(graph: Graph) -> tuple[str, ...]:
-    """Kahn's topological order: first ready, first run (the paper's baseline, and its first budget)."""
+    """Kahn's topological order: the node that is ready first runs first.
+
+    It is the paper's baseline, and its first budget.
+    """
     problem = problem_of(graph)
     return _named(problem, kahn_order(problem))
 
 
 def reverse_postorder(graph: Graph) -> tuple[str, ...]:
-    """Depth-first search along the data from the first listed node on, last finished, first run."""
+    """The order of a depth-first search along the data, from the first listed node on.
+
+    The node that the search finishes last runs first.
+    """
     problem = problem_of(graph)
     return _named(problem, reverse_postorder_order(problem))
 
 
 def greedy(graph: Graph) -> tuple[str, ...]:
-    """At every step the node that leaves the fewest bytes in use, of these the one that needs the fewest while it runs."""
+    """Run at every step the node that leaves the fewest bytes in use.
+
+    Among equal nodes it runs the one that needs the fewest bytes while it runs.
+    """
     problem = problem_of(graph)
     return _named(problem, greedy_order(problem))
 
 
 def beam(graph: Graph, width: int = 64) -> tuple[str, ...]:
-    """The dynamic program that keeps only the best `width` sets of each size, by peak and bytes in use.
+    """Run the dynamic program with only the best `width` sets of each size.
+
+    The best sets are those with the least peak, then with the fewest bytes in use.
 
     Raises:
         ValueError: if `width` is not positive.

@@ -1,33 +1,55 @@
-"""Moves of several steps: a step runs when it helps to free something, or needs a workspace. Ours, not the paper's.
+"""Moves of several steps: a step runs only when it helps to free something, or when a workspace is needed.
 
-Most downsets differ in steps that merely take memory and might as well wait. An *event* is that a memory is finished (all that
-touch it have run), or that a step with a workspace runs. The *closure* of an event are the steps that it needs: those that
-touch the memory, or the step with the workspace, and all that come before them. A lazy order runs the closure of one event,
-then what is missing of the closure of the next, and so on; what no event needs comes last.
+This is ours, not the paper's. Most downsets differ only in steps that take memory and might as well wait. (A downset
+is a set of steps that have run, see `chameleon.serenity.order.problem`.)
 
-**If some order keeps a budget, a lazy one does.** Take an order, and its events in the order in which they happen; event i
-happens at step f_i, before which the set G has run. Run the closures in this order, each in the order of the old one. Look at
-step s of closure i in the new order, at the set E before it. As all of the closures up to i lie in G + f_i:
+- An *event* happens when a memory is finished (all steps that touch it have run), or when a step with a workspace
+  runs.
+- The *closure* of an event is the set of steps that the event needs: the steps that touch the memory, or the step with
+  the workspace, and all steps that come before them.
+- A *lazy order* runs the closure of one event, then what is missing of the closure of the next event, and so on. Steps
+  that no event needs come last.
+
+**Claim 1: if some order keeps a budget, a lazy order keeps it too.**
+
+Take an order that keeps the budget, and its events in the order in which they happen. Event i happens at step f_i. The
+set of steps that have run before f_i is called G. The new order runs the closures in this order of events, and the
+steps of each closure in their old order. Look at a step s of closure i in the new order, and let E be the set of steps
+before s. All closures up to i lie in G + f_i. Therefore:
 
 - what is started by E + s is started by G + f_i;
 - what is finished in G belongs to an event before i, so it is finished in E.
 
-So s needs, workspaces apart, no more than f_i needed. If s has a workspace, it is an event itself, not before i as s is in no
-earlier closure, and not after i as s is in G + f_i: s is f_i and has the same workspace as it had. After the last event steps
-only take memory, and the end is the same. That leaves f_i overwriting an input in G, which makes it need less, by its size: it
-finishes the memory M of the input. Of the events that happen at f_i let that of M come first. If s is f_i, then all others
-that touch M are in E, and it overwrites its input again. If s comes before it, f_i has not taken its memory yet; if after it,
-M is finished in E: either way it makes up for the size. Storage sharing, given and kept memory are in "started" and
-"finished": the proof covers them.
+So s needs no more than f_i needed, apart from workspaces and apart from one more case, overwriting.
 
-**Only events of which nothing smaller is missing have to be tried**, and some of memories that a step may overwrite. For let
-the missing part of an event lie within that of event i: it happens not after f_i, so at f_i, and may be taken first, unless
-f_i overwrites the input whose memory event i finishes. So f_i is in all smaller missing sets, where event i has to be tried.
+- *Workspaces.* If s has a workspace, then s itself is an event. This event is not before i, because s is in no earlier
+  closure. It is not after i, because s is in G + f_i. So s is f_i, and it has the same workspace as before.
+- *The end.* After the last event, steps only take memory. The end is the same in both orders.
+- *Overwriting.* f_i may overwrite an input in G. Then f_i needs less, by the size of that input. It finishes the
+  memory M of the input. Of the events that happen at f_i, let the event of M come first. If s is f_i, then all other
+  steps that touch M are in E, and s overwrites its input again. If s comes before f_i, then f_i has not taken its
+  memory yet. If s comes after f_i, then M is finished in E. In these last two cases, this makes up for the size.
 
-**Safe moves.** If nothing smaller is missing than the set U of an event in D, no step of U but the last finishes anything, so
-bytes(D + Q) >= bytes(D) for all parts Q of U. If U fits and bytes(D + U) <= bytes(D), it alone has to be tried in D: bring U
-to the front of any order from D on. Where P had run, P + U has; bytes is submodular, so bytes(D + P + U) - bytes(D + P) <=
-bytes(D + U) - bytes(D + (P and U)) <= 0. The rest is as for single steps (`chameleon.serenity.order.search`).
+Storage sharing, given memory and kept memory are part of "started" and "finished", so the proof covers them.
+
+**Claim 2: only events of which nothing smaller is missing have to be tried, and some events of memories that a step
+may overwrite.**
+
+"Nothing smaller is missing" means: no other event has a smaller missing part (not empty) that lies within the missing
+part of this event. Let the missing part of some event lie within the missing part of event i. That event happens not
+after f_i, so it happens at f_i, and it may be taken first. There is one exception: f_i overwrites the input whose
+memory event i finishes. Then f_i is in all of the smaller missing sets. Only in this case event i has to be tried.
+
+**Claim 3: some moves are safe, so that no other move has to be tried.**
+
+Let U be the missing set of an event in the downset D, and let nothing smaller be missing. Then no step of U but the
+last one finishes anything. So bytes(D + Q) >= bytes(D) for all parts Q of U. If U fits and bytes(D + U) <= bytes(D),
+then only U has to be tried in D. To see this, bring U to the front of any order from D on. Where the old order had run
+the set P, the new one has run P + U. bytes is submodular, so
+
+    bytes(D + P + U) - bytes(D + P) <= bytes(D + U) - bytes(D + (P and U)) <= 0.
+
+The rest is as for single steps (`chameleon.serenity.order.search`).
 """
 
 from __future__ import annotations
@@ -45,8 +67,9 @@ class Event(NamedTuple):
     Attributes:
         closure: mask of the steps that it needs.
         size: bytes that it frees.
-        overwriters: mask of the steps that may overwrite that memory.
-        inside: the events, by their places in the list, whose closures lie within this one, without those inside of others.
+        overwriters: mask of the steps that may overwrite the memory that it frees.
+        inside: the events whose closures lie within this closure, by their places in the list. An event that lies
+            inside of another one of these is left out.
     """
 
     closure: int
@@ -59,10 +82,10 @@ class Move(NamedTuple):
     """Steps to run in one go.
 
     Attributes:
-        steps: mask.
-        during: the most bytes in use while they run; at most that for a move that is not `least`.
+        steps: mask of the steps.
+        during: the most bytes in use while they run. For a move that is not `least` this is an upper bound.
         after: bytes in use after them.
-        least: no smaller set of steps ends in an event.
+        least: whether no smaller set of steps ends in an event.
     """
 
     steps: int
@@ -72,7 +95,10 @@ class Move(NamedTuple):
 
 
 def events(problem: Problem) -> list[Event]:
-    """All events of a problem, those of few steps first, and a last one for the end; those of one closure are one."""
+    """List all events of a problem, those with few steps first.
+
+    Events with the same closure become one event. The last event stands for the end.
+    """
     found: dict[int, tuple[int, int]] = {problem.full: (0, 0)}
     places = [(u, needs | 1 << u) for u, needs in enumerate(problem.overwrites) if needs is not None]
     for m in problem.memories:
@@ -101,13 +127,17 @@ def moves(problem: Problem, table: list[Event], done: int, in_use: int) -> list[
 
 
 def _least(table: list[Event], done: int) -> dict[int, int]:
-    """What is missing of the events of which nothing smaller is missing, and the bytes that it frees.
+    """Find the events of which nothing smaller is missing.
 
-    Of an event only the steps within the missing ones of those inside of it can be missing, so that most need no look at all.
+    If an event inside of this event has something missing, then that lies within what is missing of this event. So
+    this event misses either the same steps or more steps than the inner one. Most events need no further look.
+
+    Returns:
+        What is missing of each of these events, and the bytes that it frees.
     """
-    least: list[int] = []  # 0 for one that turned out to be larger than another
+    least: list[int] = []  # 0 for a set that turned out to be larger than another one
     freed: list[int] = []
-    place: list[int] = []  # of every event in `least`
+    place: list[int] = []  # for every event, its place in `least`
     for event in table:
         missing = event.closure & ~done
         inner = {place[i] for i in event.inside} - {FINISHED}
@@ -132,7 +162,10 @@ def _least(table: list[Event], done: int) -> dict[int, int]:
 
 
 def _overwriting(table: list[Event], done: int, least: dict[int, int]) -> set[int]:
-    """The other missing sets that may end with an overwritten input: all smaller ones have the step that overwrites it."""
+    """Find the other missing sets that may end with an overwritten input.
+
+    The step that overwrites the input must be in all smaller missing sets.
+    """
     found = set()
     for event in table:
         missing, last = event.closure & ~done, event.overwriters & ~done
@@ -147,7 +180,7 @@ def _overwriting(table: list[Event], done: int, least: dict[int, int]) -> set[in
 
 
 def _insides(closures: list[int]) -> list[tuple[int, ...]]:
-    """For every closure the places of the largest ones within it; closures are sorted by size."""
+    """For every closure, find the places of the largest closures within it; closures are sorted by size."""
     within: list[int] = []  # masks of places
     found = []
     for at, closure in enumerate(closures):
@@ -162,14 +195,20 @@ def _insides(closures: list[int]) -> list[tuple[int, ...]]:
 
 
 def unfold(problem: Problem, done: int, steps: int) -> list[int]:
-    """An order of the steps of a move that needs no more than the move says: last the one that saves most by overwriting."""
+    """Put the steps of a move in an order that needs no more than the move says.
+
+    The step that saves most by overwriting comes last.
+    """
     last = [u for u in bits(steps) if not problem.descendants[u] & steps]
     best = max(last, key=lambda u: _saved(problem, (done | steps) & ~(1 << u), u))
     return [u for u in bits(steps) if u != best] + [best]
 
 
 def _move(problem: Problem, done: int, in_use: int, steps: int, freed: int, least: bool) -> Move:
-    """A move all of whose steps take memory before its last frees some, perhaps overwriting an input."""
+    """Make the move that runs these steps.
+
+    All of its steps take memory before the last one frees some. The last one may overwrite an input.
+    """
     all_done = done | steps
     taken = {problem.own[u] for u in bits(steps)} - {-1}
     after = in_use + sum(problem.memories[o].size for o in taken if not problem.memories[o].starters & done)

@@ -1,20 +1,28 @@
-"""A graph as the solvers see it: steps are bits, memories have masks of the steps that start and touch them.
+"""A graph as the solvers see it.
 
-A *downset* is the set of the steps that have run, as a bit mask: with a step it holds the steps before it. Which memory is in
-use is a function of the downset alone, whatever the order it came about in:
+Each step is a bit. Each memory has masks of the steps that start it and of the steps that touch it.
+
+A *downset* is the set of the steps that have run, as a bit mask. If it holds a step, it also holds all steps before
+that step. The downset alone decides which memory is in use; the order in which its steps ran does not matter:
 
     bytes(D) = sum of size(m) over the memories m that are started (given, or a starter of m is in D)
                and not finished (kept, or a toucher of m is not in D)
 
-`bytes` is submodular: for D within E and a step u outside of E, bytes(E + u) - bytes(E) <= bytes(D + u) - bytes(D). For
-"a starter is in D" has diminishing gains, "all touchers are in D" has growing ones and is subtracted. All of storage sharing is
-in these masks: views and the parts of a concatenation are touchers, and starters if they write. Running u in D needs
+`bytes` is submodular: for D within E and a step u outside of E,
+
+    bytes(E + u) - bytes(E) <= bytes(D + u) - bytes(D)
+
+The reason is this. "A starter is in D" has diminishing gains. "All touchers are in D" has growing gains, and it is
+subtracted. All of storage sharing is in these masks: views and the parts of a concatenation are touchers, and they are
+starters too if they write. Running u in D needs
 
     during(D, u) = bytes(D) + grow(D, u) + workspace(u)
 
-where grow is the size of u's memory, or 0 if that is started or if u overwrites its input in D. grow never gets larger when
-more steps have run: u overwrites its input if all others that touch that have run. What is proved from these two facts holds
-for all that a graph can have.
+Here grow is the size of u's memory. It is 0 if that memory is already started, or if u overwrites its input in D. grow
+never gets larger when more steps have run: u overwrites its input if all other steps that touch that input have run.
+
+Whatever is proved from these two facts (`bytes` is submodular, grow never gets larger) holds for everything that a
+graph can have.
 """
 
 from __future__ import annotations
@@ -33,10 +41,10 @@ class Memory:
 
     Attributes:
         size: in bytes.
-        starters: mask of the steps whose tensors lie in it; the first that runs takes it.
-        touchers: mask of the steps that read or write it, starters included; it is freed after the last of them.
-        given: it is in use before the first step.
-        kept: it is in use at the end.
+        starters: mask of the steps whose tensors lie in it. The first of them that runs takes the memory.
+        touchers: mask of the steps that read or write it, including the starters. It is freed after the last of them.
+        given: whether it is in use before the first step.
+        kept: whether it is in use at the end.
     """
 
     size: int
@@ -48,16 +56,17 @@ class Memory:
 
 @dataclass(frozen=True)
 class Problem:
-    """Steps 0 .. n - 1, numbered so that every step comes after its predecessors.
+    """Steps 0 .. n - 1 to be ordered, numbered so that every step comes after its predecessors.
 
     Attributes:
-        names: `[n]` of the steps.
+        names: `[n]` names of the steps.
         before: `[n]` masks of the direct predecessors.
         memories: those in use at some time but not always.
         constant: bytes that are always in use.
         workspace: `[n]` bytes.
         own: `[n]` the memory that a step may start, -1 if none.
-        overwrites: `[n]` mask of the steps that must have run for the step to overwrite its input, None if it never does.
+        overwrites: `[n]` mask of the steps that must have run before the step can overwrite its input, None if it
+            never does.
     """
 
     names: tuple[str, ...]
@@ -109,7 +118,7 @@ class Problem:
 
     @cached_property
     def frees(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """`[n]` for every step (touchers, size) of the memories that it may be the last to touch."""
+        """`[n]` for every step, (touchers, size) of the memories that it may be the last to touch."""
         found: list[list[tuple[int, int]]] = [[] for _ in range(self.n)]
         for memory in self.memories:
             if not memory.kept:
@@ -128,7 +137,10 @@ class Problem:
         return sum(1 << u for u in range(self.n) if not self.before[u])
 
     def run(self, done: int, in_use: int, u: int) -> tuple[int, int]:
-        """Bytes in use while step `u` runs in the downset `done`, where `in_use` bytes are in use, and after it."""
+        """Count the bytes in use while step `u` runs, and after it.
+
+        Before the step, the steps of the downset `done` have run, and `in_use` bytes are in use.
+        """
         during = after = in_use
         own = self.own[u]
         if own >= 0 and not done & self.memories[own].starters:
@@ -143,7 +155,10 @@ class Problem:
         return during + self.workspace[u], after
 
     def ready_after(self, done: int, ready: int, u: int) -> int:
-        """The steps that can run once `u` has: the paper's zero-indegree set. `done` holds `u` already."""
+        """The steps that can run once step `u` has run: the paper's zero-indegree set.
+
+        `done` already holds `u`.
+        """
         ready &= ~(1 << u)
         for reader in self.after[u]:
             if not self.before[reader] & ~done:
@@ -151,7 +166,10 @@ class Problem:
         return ready
 
     def peak(self, order: Sequence[int]) -> int:
-        """The most bytes in use over an order. What is reported comes from `chameleon.serenity.accounting`, not from here."""
+        """The most bytes in use over an order.
+
+        The peaks that we report come from `chameleon.serenity.accounting`, not from here.
+        """
         done, in_use, peak = 0, self.first_bytes, self.first_bytes
         for u in order:
             during, in_use = self.run(done, in_use, u)
@@ -160,7 +178,7 @@ class Problem:
 
 
 def bits(mask: int) -> Iterator[int]:
-    """The positions of the ones, ascending."""
+    """Yield the positions of the one bits of a mask, in ascending order."""
     while mask:
         low = mask & -mask
         yield low.bit_length() - 1
@@ -168,7 +186,10 @@ def bits(mask: int) -> Iterator[int]:
 
 
 def problem_of(graph: Graph) -> Problem:
-    """A graph as a problem; steps are numbered in the order that comes nearest to the listed one."""
+    """Convert a graph to a problem.
+
+    The steps are numbered in the valid order that comes nearest to the listed one.
+    """
     names = _topological(graph)
     number = {name: u for u, name in enumerate(names)}
 
@@ -204,9 +225,10 @@ def problem_of(graph: Graph) -> Problem:
 
 
 def restrict(problem: Problem, start: int, stop: int) -> Problem:
-    """The part of a problem between two downsets, `start` within `stop`: what has run before is given, what runs after is kept.
+    """Cut out the part of a problem between two downsets, `start` within `stop`.
 
-    An order of the part, after any order of `start`, needs in the part what the whole problem needs there, step by step.
+    What has run before is given. What runs after is kept. So an order of the part needs, step by step, what it needs
+    in the whole problem after any order of `start`.
     """
     inside = list(bits(stop & ~start))
     number = {u: i for i, u in enumerate(inside)}
@@ -238,6 +260,7 @@ def restrict(problem: Problem, start: int, stop: int) -> Problem:
 
 
 def _overwrites(graph: Graph, name: str, mask: Callable[[Sequence[str]], int]) -> int | None:
+    """The mask of the steps that must have run before a node can overwrite its input; None if it never can."""
     node = graph.by_name[name]
     if not node.in_place:
         return None
@@ -250,7 +273,10 @@ def _overwrites(graph: Graph, name: str, mask: Callable[[Sequence[str]], int]) -
 
 
 def _topological(graph: Graph) -> tuple[str, ...]:
-    """The steps, at every time the first listed of those whose inputs are there: as listed, if that is a valid order."""
+    """Put the steps in a valid order that is near to the listed one.
+
+    At every time this takes the first listed step whose inputs are there. So a valid listed order stays as it is.
+    """
     at = {name: i for i, name in enumerate(graph.steps)}
     waiting = {name: sum(s in at for s in set(graph.by_name[name].inputs)) for name in graph.steps}
     heap = [at[name] for name in graph.steps if not waiting[name]]

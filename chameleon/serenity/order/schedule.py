@@ -1,4 +1,4 @@
-"""The order of a graph that needs the least memory, with a proof or a bound (Ahn 2020, sec. 3.1 and 3.2)."""
+"""Finds the order of a graph that needs the least memory, with a proof or a bound (Ahn 2020, sec. 3.1 and 3.2)."""
 
 from __future__ import annotations
 
@@ -18,26 +18,32 @@ from chameleon.serenity.order.heuristics import greedy_order, kahn_order, revers
 from chameleon.serenity.order.problem import Problem, problem_of
 from chameleon.serenity.order.search import Limits, Outcome
 
-SMALL_WORK = 100_000  # downsets times steps: what takes less is not worth loading the compiled kernels
-SEARCH_SHARE = 0.8  # of the time that is left; the rest is for a beam search if the exact one fails
+SMALL_WORK = 100_000  # downsets times steps: for less it is not worth loading the compiled kernels
+SEARCH_SHARE = 0.8  # of the remaining time; the rest is for a beam search if the exact search fails
 WIDEST_BEAM = 1 << 16
 
 
 @dataclass(frozen=True)
 class ScheduleOptions:
-    """How to search. The switches may change the time and never the peak that is found, as long as no limit is reached.
+    """How to search.
+
+    The switches may change the time that the search takes. They never change the peak that is found, as long as no
+    limit is reached. (A downset is a set of steps that have run, see `chameleon.serenity.order.problem`.)
 
     Attributes:
-        engine: `numba` is the compiled kernel, `python` the reference; `auto` takes numba if it is there and the graph large.
+        engine: `numba` is the compiled kernel, `python` the reference. `auto` takes numba if it is installed and the
+            graph is large.
         divide: cut the graph where every order passes, and order the parts one by one.
-        soft_budget: search under a budget of bytes; without it all downsets are visited.
-        budget_search: how the budget is found: `rising` from the lower bound, or as in the paper, from Kahn's peak by timeouts.
-        lazy: with the rising budget, run steps only when they help to free something (`chameleon.serenity.order.lazy`).
-        safe_moves: take a step that fits and frees as much as it takes without trying others.
+        soft_budget: search under a budget of bytes. Without it all downsets are visited.
+        budget_search: how the budget is found. `rising` starts at the lower bound. `paper` starts at Kahn's peak and
+            goes by timeouts, as in the paper.
+        lazy: with the rising budget, run steps only when they help to free something
+            (`chameleon.serenity.order.lazy`).
+        safe_moves: take a step that fits and frees at least as much as it takes, without trying others.
         bounds: begin with lower and upper bounds, and stop where they meet.
-        time_limit_s: for the search; loading the compiled kernels is not counted.
-        step_limit_s: the paper's T, for one round of its dynamic program; used with `budget_search="paper"`.
-        max_states: the most downsets to hold in memory, about 60 to 100 bytes each in the compiled kernel.
+        time_limit_s: for the search. Loading the compiled kernels is not counted.
+        step_limit_s: the paper's T, the limit for one round of its dynamic program. Used with `budget_search="paper"`.
+        max_states: the most downsets to hold in memory. Each takes about 60 to 100 bytes in the compiled kernel.
     """
 
     engine: Literal["auto", "numba", "python"] = "auto"
@@ -61,11 +67,11 @@ class Schedule:
 
     Attributes:
         order: names of the steps.
-        peak_bytes: the most that is in use at any time, by `chameleon.serenity.accounting`.
+        peak_bytes: the most that is in use at any time, counted by `chameleon.serenity.accounting`.
         lower_bound_bytes: no order has a smaller peak.
-        proven: the peak is the least possible.
-        states: downsets that the search visited.
-        seconds: that it took.
+        proven: whether the peak is the least possible.
+        states: how many downsets the search visited.
+        seconds: how long it took.
     """
 
     order: tuple[str, ...] = field(repr=False)
@@ -77,7 +83,10 @@ class Schedule:
 
     @property
     def gap(self) -> float:
-        """How far the peak may be above the least possible one, as a fraction of the bound; 0 if proven."""
+        """How far the peak may be above the least possible one, as a fraction of the lower bound.
+
+        It is 0 if the peak is proven.
+        """
         if self.proven:
             return 0.0
         return self.peak_bytes / self.lower_bound_bytes - 1 if self.lower_bound_bytes else float("inf")
@@ -85,7 +94,7 @@ class Schedule:
 
 @dataclass
 class _Part:
-    """A part between two cuts, and what is known of it."""
+    """A part between two cuts, and what is known about it."""
 
     problem: Problem
     order: tuple[int, ...]
@@ -94,7 +103,9 @@ class _Part:
 
 
 def schedule(graph: Graph, options: ScheduleOptions = DEFAULTS) -> Schedule:
-    """The order of least peak memory; if a limit is reached, the best order found, with a bound.
+    """Find the order with the least peak memory.
+
+    If a limit is reached, the result is the best order found, with a bound.
 
     Raises:
         UsageError: if numba is asked for and not installed, or a limit is not positive.
@@ -111,10 +122,11 @@ def schedule(graph: Graph, options: ScheduleOptions = DEFAULTS) -> Schedule:
 
 
 def _solve(parts: list[_Part], options: ScheduleOptions) -> int:
-    """Order the parts, those first that seem to need the most; returns the number of downsets visited.
+    """Order the parts, and return the number of downsets visited.
 
-    The peak of the whole is the largest of the parts. So a part is done as soon as an order of it needs no more than what some
-    part needs in any case, the floor.
+    The parts that seem to need the most come first. The peak of the whole is the largest peak of the parts. Some part
+    needs a certain amount in any case; this is the floor. So a part is done as soon as an order of it needs no more
+    than the floor.
     """
     floor = max((part.lower for part in parts), default=0) if options.bounds else 0
     states, deadline, unsolved = 0, None, []
@@ -129,13 +141,17 @@ def _solve(parts: list[_Part], options: ScheduleOptions) -> int:
             part.order, part.peak = found.order, found.peak
         elif found.flag == "timeout":
             unsolved.append(part)
-        part.lower = max(part.lower, min(found.lower, part.peak))  # what was found under the floor changes no maximum
+        part.lower = max(part.lower, min(found.lower, part.peak))  # a part under the floor changes no maximum
         floor = max(floor, part.lower) if options.bounds else 0
     return states + sum(_beams(part, max(p.lower for p in parts), options, deadline or 0.0) for part in unsolved)
 
 
 def _search(part: _Part, floor: int, options: ScheduleOptions, deadline: float) -> tuple[Outcome, float]:
-    """Search a part exactly, a tiny one in Python; returns the outcome and the deadline, put off by loading the kernels."""
+    """Search a part exactly. A tiny part is searched in Python.
+
+    Returns:
+        The outcome, and the deadline. The deadline is later by the time that loading the kernels took.
+    """
     now = time.perf_counter()
     limits = Limits(now + max(deadline - now, 0) * SEARCH_SHARE, options.max_states, options.step_limit_s)
     if options.engine != "numba":
@@ -152,6 +168,7 @@ def _search(part: _Part, floor: int, options: ScheduleOptions, deadline: float) 
 
 
 def _exact(engine: ModuleType, part: _Part, floor: int, options: ScheduleOptions, limits: Limits) -> Outcome:
+    """Run the exact search that the options ask for."""
     problem, upper = part.problem, part.peak if options.bounds else None
     if options.soft_budget and options.budget_search == "rising":
         switches = {"safe_moves": options.safe_moves, "lazy": options.lazy}
@@ -168,7 +185,10 @@ def _exact(engine: ModuleType, part: _Part, floor: int, options: ScheduleOptions
 
 
 def _beams(part: _Part, lower: int, options: ScheduleOptions, deadline: float) -> int:
-    """Improve a part's order by wider and wider beams until the deadline; returns the number of downsets visited."""
+    """Improve the order of a part by wider and wider beams, until the deadline.
+
+    Returns the number of downsets visited.
+    """
     loaded = "chameleon.serenity.order.compiled" in sys.modules  # if not, there is no time to load it now
     engine = _compiled() if loaded and options.engine != "python" else dp
     states, width = 0, 64
@@ -184,6 +204,7 @@ def _beams(part: _Part, lower: int, options: ScheduleOptions, deadline: float) -
 
 
 def _part(problem: Problem, options: ScheduleOptions) -> _Part:
+    """Start with the best of the quick orders of a part, and with a lower bound."""
     orders = tuple(range(problem.n)), kahn_order(problem), reverse_postorder_order(problem), greedy_order(problem)
     best = min(orders, key=problem.peak)
     return _Part(problem, best, problem.peak(best), node_bound(problem) if options.bounds else problem.first_bytes)
@@ -199,7 +220,8 @@ def _compiled() -> ModuleType:
 def _check(options: ScheduleOptions) -> None:
     if options.engine == "numba" and find_spec("numba") is None:
         raise UsageError(
-            'the engine "numba" needs numba, which is not installed: pip install "chameleon-tvm[memory]", or engine="python"'
+            'the engine "numba" needs numba, which is not installed: '
+            'pip install "chameleon-tvm[memory]", or engine="python"'
         )
     for name in ("time_limit_s", "step_limit_s", "max_states"):
         if not getattr(options, name) > 0:

@@ -1,15 +1,26 @@
 """The exact dynamic program over downsets, to be read beside the paper (Ahn 2020, sec. 3.1 and 3.2).
 
-The paper keys its memo by the zero-indegree set, we by the downset: either determines the other. `rounds` is the paper's
-program: round i holds for every reachable set of i steps the least peak that gets there. `soft_budget` is its search for the
-budget. `rise` is ours: it visits each downset at most once, and only those that a budget up to the optimum reaches.
+A downset is the set of the steps that have run (`chameleon.serenity.order.problem`). The paper uses the zero-indegree
+set as the key of its memo. We use the downset. Each of the two determines the other.
 
-Safe moves. A step u that can run in D, fits under the budget and does not add bytes, bytes(D + u) <= bytes(D), may be the only
-one that is tried in D. Proof: take any order from D to the end under the budget and bring u to its front. A set of steps E that
-this order has run before u becomes E + u. `bytes` is submodular, so bytes(E + u) - bytes(E) <= bytes(D + u) - bytes(D) <= 0,
-and grow of the step that runs next is no larger in E + u than in E: no step needs more than before. u itself fits in D, and
-after the place that it came from nothing has changed. So an order under the budget that begins with u exists if any does. This
-uses only what `chameleon.serenity.order.problem` proves for workspaces, shared storage, in-place steps, given and kept memory alike.
+- `rounds` is the paper's program. Round i holds, for every reachable set of i steps, the least peak that gets there.
+- `soft_budget` is the paper's search for the budget.
+- `rise` is ours. It visits each downset at most once, and only those that a budget up to the optimum reaches.
+
+**Safe moves.** A step u that can run in D is safe if it fits under the budget and does not add bytes, that is,
+bytes(D + u) <= bytes(D). Then u may be the only step that is tried in D.
+
+Proof: take any order from D to the end that keeps the budget, and bring u to its front. A set of steps E that this
+order has run before u becomes E + u. `bytes` is submodular, so
+
+    bytes(E + u) - bytes(E) <= bytes(D + u) - bytes(D) <= 0
+
+And for the step that runs next, grow is no larger in E + u than in E. So no step needs more than before. u itself fits
+in D. After the place that u came from, nothing has changed. So if there is an order under the budget, there is one
+that begins with u.
+
+The proof uses only what `chameleon.serenity.order.problem` shows for all graphs. So it holds for workspaces, shared
+storage, in-place steps, and given and kept memory alike.
 """
 
 from __future__ import annotations
@@ -31,7 +42,7 @@ class Limits:
     """When to give up.
 
     Attributes:
-        deadline_s: a reading of `time.perf_counter`.
+        deadline_s: when to stop, in the time of `time.perf_counter`.
         states: the most downsets to hold.
         step_s: the most seconds for one round, the paper's T; 0 for no limit.
     """
@@ -49,11 +60,11 @@ class Outcome:
     """How a search for an order ended.
 
     Attributes:
-        flag: as in the paper: an order was found, none is under the budget, or a limit was reached.
+        flag: as in the paper: an order was found, no order is under the budget, or a limit was reached.
         order: the steps, if there is a solution.
-        peak: of the order; -1 if there is none.
+        peak: peak of the order; -1 if there is none.
         lower: no order has a smaller peak.
-        states: downsets visited.
+        states: how many downsets were visited.
     """
 
     flag: Flag
@@ -72,21 +83,23 @@ def rounds(
     width: int = 0,
     limits: Limits = NO_LIMITS,
 ) -> Outcome:
-    """The paper's dynamic program: |V| rounds, in round i the least peak for every set of i steps.
+    """Run the paper's dynamic program: |V| rounds, where round i finds the least peak for every set of i steps.
 
-    Without a budget, or under one that some order keeps, the order found is optimal, as long as `width` drops no sets.
+    The order found is optimal without a budget, or under a budget that some order keeps, as long as `width` drops no
+    sets.
 
     Args:
         problem: what to order.
         budget: sets that are reached only with a larger peak are dropped.
-        lower: no order has a smaller peak; widens what counts as a safe move.
-        safe_moves: see above; here the budget of a set is the peak that it was reached with, or `lower`.
-        width: how many sets a round keeps, those of least peak and bytes in use (a beam search); 0 for all.
+        lower: no order has a smaller peak. A larger value makes more moves count as safe.
+        safe_moves: see the top of this module. Here the budget of a set is the peak that it was reached with, or
+            `lower` if that is larger.
+        width: how many sets a round keeps (a beam search); 0 for all. It keeps the sets with the least peak, then with
+            the fewest bytes in use.
         limits: when to give up.
     """
-    memo = {
-        0: (problem.first_bytes, problem.first_bytes, problem.first_ready)
-    }  # downset -> peak, bytes, zero-indegree set
+    # memo: downset -> peak, bytes in use, zero-indegree set
+    memo = {0: (problem.first_bytes, problem.first_bytes, problem.first_ready)}
     trail: list[dict[int, tuple[int, int]]] = []  # for every round: downset -> the downset before, the step
     states, dropped = 1, float("inf")
     for _ in range(problem.n):
@@ -126,11 +139,15 @@ def rounds(
 
 
 def soft_budget(solve: Callable[[float], Outcome], tau_max: int, lower: int) -> Outcome:
-    """The paper's adaptive soft budgeting: a budget that is wide enough for a solution and small enough for the time limit.
+    """Run the paper's adaptive soft budgeting.
 
-    As in the paper the budget starts at the peak of Kahn's order, is halved after a timeout, and after "no solution" moves to
-    the middle. We keep the bracket (largest budget without a solution, smallest that timed out), since the paper's two last
-    values can go in circles, and end with "timeout" when it is closed: then T is too small for this graph.
+    It looks for a budget that is wide enough for a solution, and small enough for the time limit. As in the paper, the
+    budget starts at the peak of Kahn's order. After a timeout it is halved. After "no solution" it moves to the
+    middle.
+
+    We differ in one point. The paper keeps the two last values, and these can go in circles. We keep a bracket: the
+    largest budget without a solution, and the smallest one that timed out. When the bracket is closed, the result is
+    "timeout". Then T is too small for this graph.
 
     Args:
         solve: runs the dynamic program under a budget.
@@ -164,17 +181,18 @@ def rise(
     lazy: bool = True,
     limits: Limits = NO_LIMITS,
 ) -> Outcome:
-    """Raise the budget from a lower bound until an order keeps it; every downset is visited at most once.
+    """Raise the budget from a lower bound until an order keeps it.
 
-    Where the paper tries budgets from above and starts again for each, we search depth-first under a budget that is too low,
-    note where each set was stopped and by how much, and raise the budget to the least of those. What was visited stays valid,
-    and no set is visited that only a budget above the optimum reaches. When a limit is reached, the budget is a lower bound.
+    Every downset is visited at most once. The paper tries budgets from above, and starts again for each of them. We
+    search depth-first under a budget that is too low. We note where each set was stopped, and which budget it would
+    need. Then we raise the budget to the least of these. What was visited stays valid. No set is visited that only a
+    budget above the optimum reaches. When a limit is reached, the budget is a lower bound.
 
     Args:
         problem: what to order.
-        budget: to begin with; if no order has a smaller peak, an order found under it is optimal.
+        budget: the budget to begin with. If no order has a smaller peak, an order found under it is optimal.
         upper: the peak of a known order; "no solution" means that this is the optimum. None if no order is known.
-        safe_moves: see above; what is safe under a budget is safe under a larger one.
+        safe_moves: see the top of this module. What is safe under a budget is safe under a larger one.
         lazy: move by several steps, up to the next event (`chameleon.serenity.order.lazy`), instead of one by one.
         limits: when to give up.
     """
@@ -182,7 +200,7 @@ def rise(
     table = events(problem) if lazy else []
     trail: dict[int, int] = {0: 0}  # set -> the set before
     stack = [(0, problem.first_bytes, problem.first_ready)]
-    stopped: list[tuple[int, int, int, int]] = []  # what the cheapest move that did not fit needs, and the set
+    stopped: list[tuple[int, int, int, int]] = []  # a heap: what the cheapest move that did not fit needs, the set
     count = 0
     while True:
         if not stack:
@@ -221,6 +239,7 @@ def _late(started: float, limits: Limits) -> bool:
 
 
 def _safe_or_all(moves: list[tuple[int, int, int]], in_use: int, budget: int) -> list[tuple[int, int, int]]:
+    """The first safe move alone, or all moves if none is safe."""
     for move in moves:
         if move[1] <= budget and move[2] <= in_use:
             return [move]
@@ -228,6 +247,7 @@ def _safe_or_all(moves: list[tuple[int, int, int]], in_use: int, budget: int) ->
 
 
 def _trace(full: int, trail: list[dict[int, tuple[int, int]]]) -> tuple[int, ...]:
+    """Find the order that the rounds took to the full set."""
     order, done = [], full
     for came in reversed(trail):
         done, u = came[done]
@@ -236,6 +256,7 @@ def _trace(full: int, trail: list[dict[int, tuple[int, int]]]) -> tuple[int, ...
 
 
 def _follow(problem: Problem, trail: dict[int, int]) -> tuple[int, ...]:
+    """Find the order that `rise` took to the full set."""
     order: list[int] = []
     done = problem.full
     while done:

@@ -1,1 +1,1 @@
-"""Changes of a graph that leave its outputs as they are and lower its peak."""
+"""Rewrites a graph so that its outputs stay the same and its peak gets lower."""

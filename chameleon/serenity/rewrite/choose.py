@@ -1,4 +1,7 @@
-"""Which of many possible rewrites to apply, when each may help, hurt, or help only together with others."""
+"""Chooses which of many possible rewrites to apply.
+
+Each rewrite may help, hurt, or help only together with others. A place that can be rewritten is called a site.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,14 @@ Score = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Choice(Generic[S]):
-    """A set of sites and what it gives.
+    """A set of sites and what it gains.
 
     Attributes:
-        chosen: in the order in which the sites were given.
-        score: of the chosen set; the first number is its peak.
-        before: the score of no site.
+        chosen: the chosen sites, in the order in which the sites were given.
+        score: the score of the chosen set. The first number is its peak.
+        before: the score of the set without any site.
         evaluations: how many sets were tried.
-        complete: the search ended because nothing was left to try, not because its evaluations were spent.
+        complete: whether the search ended because nothing was left to try. Otherwise it had used up its evaluations.
     """
 
     chosen: tuple[S, ...]
@@ -37,18 +40,25 @@ def choose_sites(
     moves: Iterable[Iterable[S]] = (),
     max_evaluations: int = 256,
 ) -> Choice[S]:
-    """The sites to rewrite: a local search, deterministic, with a bounded number of evaluations.
+    """Choose the sites to rewrite by a local search.
 
-    No single site may lower the peak where two places of a network share it, or where it takes several rewrites in a row to
-    get rid of a tensor; and all sites together may raise it. So the search starts from all sites, and from the best of *no
-    site* and *all of a group*; puts in or takes out one bundle of `moves` or one site at a time as long as that lowers the
-    score; and at the end takes out, in chunks that get smaller, every site without which the peak is the same. What stays is
-    therefore needed: a rewrite stays only if the peak falls.
+    The search is deterministic, and its number of evaluations is bounded.
+
+    A single site may not lower the peak. This happens where two places of a network share the peak, or where it takes
+    several rewrites in a row to get rid of a tensor. And all sites together may raise the peak. So the search works in
+    these steps:
+
+    1. It starts twice: from all sites, and from the best of *no site*, *all sites* and *all sites of a group*.
+    2. It puts in or takes out one bundle of `moves`, or one site, at a time, as long as that lowers the score.
+    3. At the end it takes out every site without which the peak is the same. It does so in chunks that get smaller.
+
+    So every site that stays is needed: a rewrite stays only if the peak falls.
 
     Args:
-        needs: per site all those without which it cannot be applied, those that they need included.
-        evaluate: the score of a set that holds with every site what it needs; lower is better. The first number is the
-            peak, the others tell apart sets of one peak, so that a step that clears one of two places counts.
+        needs: for each site, all sites without which it cannot be applied, including the sites that these need.
+        evaluate: the score of a set of sites; lower is better. The set holds with every site what that site needs. The
+            first number is the peak. The other numbers compare sets of equal peak, so that a step counts even if it
+            clears only one of two places that have the peak.
         groups: sets to start from.
         moves: bundles of sites that may only help together.
         max_evaluations: at least 1.
@@ -73,7 +83,7 @@ class _Search(Generic[S]):
     spent: bool = False
 
     def closed(self, sites: Iterable[S]) -> frozenset[S]:
-        """The sites with all that they need."""
+        """The sites together with all that they need."""
         return frozenset().union(*({site} | self.needs[site] for site in sites))
 
     def score(self, sites: frozenset[S]) -> tuple[float, ...]:
@@ -88,12 +98,12 @@ class _Search(Generic[S]):
         return (*self.score(sites), len(sites))
 
     def without(self, sites: frozenset[S], dropped: Iterable[S]) -> frozenset[S]:
-        """The sites less some and those that need them."""
+        """The sites without those in `dropped` and without the sites that need them."""
         gone = set(dropped)
         return frozenset(site for site in sites if site not in gone and not gone & self.needs[site])
 
     def improved(self, best: frozenset[S]) -> frozenset[S]:
-        """Put in or take out one bundle at a time while the score falls."""
+        """Put in or take out one bundle at a time, as long as the score falls."""
         i = unchanged = 0
         while unchanged < len(self.moves) and not self.spent:
             move = self.moves[i % len(self.moves)]
@@ -104,7 +114,11 @@ class _Search(Generic[S]):
         return best
 
     def thinned(self, best: frozenset[S]) -> frozenset[S]:
-        """Take out what the peak does not need: all, then halves, quarters, ... then single sites until none can go."""
+        """Take out the sites that the peak does not need.
+
+        It tries to take out all of them, then halves, quarters and so on. At the end it tries single sites until none
+        can go.
+        """
         size = 2 * len(best)
         while size:
             size = max(size // 2, 1)

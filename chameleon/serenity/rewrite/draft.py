@@ -10,7 +10,7 @@ from chameleon.serenity.graph import Graph, GraphError, Node
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """A place where an identity can be applied: its kind and the node that is replaced."""
+    """A place where an identity can be applied: the kind of identity, and the node that is replaced."""
 
     kind: str
     node: str
@@ -25,10 +25,10 @@ class Draft:
 
     Attributes:
         given: the graph as it was.
-        nodes: by name.
-        made_by: the sites that turned a node into a concatenation.
-        sum_of: partial convolutions and the sum whose memory they add to.
-        passed: concatenations that some reader no longer reads.
+        nodes: the nodes of the rewritten graph so far, by name.
+        made_by: for each node that was turned into a concatenation, the site that did so.
+        sum_of: for each term of a sum (such as a partial convolution), the sum whose memory it adds to.
+        passed: concatenations that at least one reader no longer reads.
     """
 
     given: Graph
@@ -38,7 +38,7 @@ class Draft:
     passed: set[str] = field(default_factory=set)
 
     def add(self, base: str, **fields: Any) -> str:
-        """A new node with a name of its own."""
+        """Add a new node whose name is `base`, with underscores if that name is taken; return its name."""
         name = base
         while name in self.nodes:
             name += "_"
@@ -52,20 +52,24 @@ class Draft:
         return self.nodes[name].storage or name
 
     def members(self, owner: str) -> list[str]:
-        """Other nodes whose tensors lie in the memory of `owner`."""
+        """The other nodes whose tensors lie in the memory of `owner`."""
         return [node.name for node in self.nodes.values() if node.storage == owner]
 
     def readers(self, name: str) -> list[Node]:
         return [node for node in self.nodes.values() if name in node.inputs]
 
     def channels(self, concat: str) -> list[int]:
-        """The channels of each part of a concatenation; empty if it does not say."""
+        """The number of channels of each part of a concatenation; empty if the node does not say.
+
+        Raises:
+            GraphError: if these numbers are not one positive integer for each part.
+        """
         node = self.nodes[concat]
         counts = node.attrs.get("channels", [])
         good = isinstance(counts, (list, tuple)) and all(isinstance(c, int) and c > 0 for c in counts)
         if not good or (counts and len(counts) != len(node.inputs)):
             raise GraphError(
-                f"node {concat!r}: expected attrs['channels'] to hold {len(node.inputs)} positive integers, one for each part, "
-                f"got {counts!r:.80}"
+                f"node {concat!r}: expected attrs['channels'] to hold {len(node.inputs)} positive integers, "
+                f"one for each part, got {counts!r:.80}"
             )
         return list(counts)

@@ -1,40 +1,52 @@
-"""Graphs that compute the same with less memory: identity graph rewriting (Ahn 2020, sec. 3.3), one site at a time.
+"""Identity graph rewriting: graphs that compute the same with less memory (Ahn 2020, sec. 3.3).
 
-**What a node must say**, in `op` and, as plain data, in `attrs` (channels are those of the tensors):
+A site is a place where one rewrite can be applied. The graph is rewritten one site at a time.
 
-- `concat` of its inputs: `channels`, a list, says how many each of them has. Without it the concatenation is left alone.
-- `conv` of one input (weights are no nodes): `groups`, 1 if absent. Others are left alone.
-- `depthwise` of one input: `multiplier`, output channels per input channel, 1 if absent.
-- `unary`, `affine`, `pool` of one input: nothing. Output channel c depends on input channel c only; `affine` has a scale and a
-  shift for each.
-- `add` of two inputs or more, of one shape: nothing.
+**What a node must say.** The rewriting reads `op` and, as plain data, `attrs`. Channels are the channels of the
+tensors.
 
-All else in `attrs` (what to compute) is carried along. **Nodes that the rewriting makes** have besides `of`, a node's name, and
-`slice`, `[start, stop]`: they do the work of that node on these of its input channels.
+- `concat` joins its inputs. `channels`, a list, says how many channels each input has. Without `channels` the
+  concatenation is left alone.
+- `conv` has one input (weights are not nodes). `groups` is 1 if absent. A convolution with more groups is left alone.
+- `depthwise` has one input. `multiplier` is the number of output channels per input channel, 1 if absent.
+- `unary`, `affine` and `pool` have one input and need no attrs. Output channel c depends on input channel c only.
+  `affine` has a scale and a shift for each channel.
+- `add` has two inputs or more, all of one shape, and needs no attrs.
 
-- `depthwise`, `unary`, `affine`, `pool` as above, and then a `concat`.
-- `add_conv` adds the convolution of its input to what lies in the `sum` that reads it; the first of a sum that runs writes.
-- `add_term` does to its input what `through` says, a list of `of`, `op` and `attrs`, and adds that to what lies in its `sum`.
-- `sum` of `add_conv`s does, where they lie, what follows the convolution in node `of` (a bias, an activation), perhaps nothing;
-  of `add_term`s nothing, but `replaces` lists the nodes that they do the work of.
-- `partial_conv` of a part and, after the first, of a sum so far: the convolution plus that sum. The one with `last`: true also
-  does what follows. `partial_term` likewise.
+Everything else in `attrs` (what to compute) is carried along.
 
-**Kinds of sites**
-- `channel_wise`: concat(x_i) -> conv = sum of partial convolutions. The paper's sum|x_i| + |y| becomes max|x_i| + |y|.
-- `kernel_wise`: concat(x_i) -> depthwise = concat(depthwise_i(x_i)).
-- `push`: concat(x_i) -> f = concat(f_i(x_i)) for an activation, an affine map per channel or a pooling, which otherwise hides
-  one of the two patterns above.
-- `flatten`: concat(concat(a, b), c) = concat(a, b, c).
-- `zero_copy`: parts of a concatenation are written at their place in it (`storage`). Its attrs get `placed`, the positions of
-  these parts among its inputs; the others (inputs and outputs of the graph, parts that lie elsewhere already) are copied.
-- `accumulate`: x_1 + x_2 + ... of three terms or more, in any tree of additions that nobody else reads, are added up in place
-  (`chameleon.serenity.rewrite.sums`), each as soon as it is there. Activations and affine maps of one term alone go with its addition.
-  The additions as they were are one of the orders: so this is never worse, and one choice for all sums of a graph.
+**Nodes that the rewriting makes** also have `of`, the name of a node, and `slice`, `[start, stop]`. They do the work
+of node `of` on these of its input channels.
 
-Where we differ from the paper: it has the first two kinds, adds partial results in a fixed order, and applies a pattern where
-it matches. Here terms of a sum may run in any order (`Accumulation`), chains of operators are followed, and what is
-applied is chosen by solving (`chameleon.serenity.rewrite.search`).
+- `depthwise`, `unary`, `affine` and `pool` as above, and after them a `concat`.
+- `add_conv` computes the convolution of its input and adds it to what lies in the `sum` that reads it. The first
+  `add_conv` of a sum that runs writes instead of adding.
+- `add_term` does to its input what `through` says, and adds the result to what lies in its `sum`. `through` is a list
+  of `of`, `op` and `attrs`.
+- `sum` of `add_conv`s does what follows the convolution in node `of` (a bias, an activation), perhaps nothing. It does
+  so in place. `sum` of `add_term`s does nothing. Its `replaces` lists the nodes whose work the terms do.
+- `partial_conv` reads a part and, after the first one, a sum so far. It computes the convolution plus that sum. The
+  one with `last`: true also does what follows the convolution. `partial_term` works the same way.
+
+**Kinds of sites.** The arrow means "is replaced by".
+
+- `channel_wise`: conv(concat(x_i)) -> sum of partial convolutions. The paper's sum|x_i| + |y| becomes max|x_i| + |y|.
+- `kernel_wise`: depthwise(concat(x_i)) -> concat(depthwise_i(x_i)).
+- `push`: f(concat(x_i)) -> concat(f_i(x_i)), where f is an activation, an affine map per channel or a pooling.
+  Otherwise f would hide one of the two patterns above.
+- `flatten`: concat(concat(a, b), c) -> concat(a, b, c).
+- `zero_copy`: parts of a concatenation are written at their place in it (`storage`). The concatenation gets the attr
+  `placed`, the positions of these parts among its inputs. The other parts are copied: inputs and outputs of the graph,
+  and parts that already lie elsewhere.
+- `accumulate`: a sum x_1 + x_2 + ... is added up in place, each term as soon as it is there
+  (`chameleon.serenity.rewrite.sums`). The sum has three terms or more, in any tree of additions that nobody else
+  reads. Activations and affine maps of one term alone are done together with its addition. The old order of the
+  additions is still one of the possible orders, so this is never worse. That is why it is one choice for all sums of a
+  graph.
+
+**Where we differ from the paper.** The paper has only the first two kinds. It adds partial results in a fixed order,
+and it applies a pattern wherever it matches. Here the terms of a sum may run in any order (`Accumulation`), and chains
+of operators are followed. Which sites are applied is chosen by solving (`chameleon.serenity.rewrite.search`).
 """
 
 from __future__ import annotations
@@ -55,10 +67,13 @@ KINDS = ("channel_wise", "kernel_wise", "push", "flatten", "zero_copy", "accumul
 
 
 def find_sites(graph: Graph) -> dict[Site, frozenset[Site]]:
-    """All sites, those included that others open, in the order of the data; per site those without which it does not exist.
+    """Find all sites, including sites that exist only after other sites were rewritten.
+
+    Returns:
+        The sites in the order of the data. For each site, the sites without which it does not exist.
 
     Raises:
-        GraphError: if a node says something of its channels that cannot be.
+        GraphError: if a node says something impossible about its channels.
     """
     needs: dict[Site, frozenset[Site]] = {}
 
@@ -71,19 +86,24 @@ def find_sites(graph: Graph) -> dict[Site, frozenset[Site]]:
 
 
 def apply_sites(graph: Graph, sites: Collection[Site], accumulation: Accumulation = "shared") -> Graph:
-    """The graph with some of the sites of `find_sites` rewritten; one whose pattern is not there is passed over.
+    """Rewrite some of the sites of `find_sites`.
 
-    Nodes keep their names where they still make the same tensor, so what reads a rewritten node reads the same tensor.
+    A site whose pattern is not there is passed over. Nodes keep their names where they still make the same tensor. So
+    a node that reads a rewritten node still reads the same tensor.
 
     Raises:
-        GraphError: if a node says something of its channels that cannot be.
+        GraphError: if a node says something impossible about its channels.
     """
     chosen = set(sites)
     return _run(graph, lambda site, _: site in chosen, accumulation)
 
 
 def data_order(graph: Graph) -> list[str]:
-    """All nodes, inputs of the graph included, in the order in which they are listed, each right after what it reads."""
+    """List all nodes, including the inputs of the graph, so that each comes after the nodes that it reads.
+
+    The nodes come in the order in which they are listed. Where a node still lacks something that it reads, that comes
+    first.
+    """
     order: dict[str, None] = {}
     stack = [node.name for node in reversed(graph.nodes)]
     while stack:
@@ -99,7 +119,7 @@ Take = Callable[[Site, Collection[Site]], bool]
 
 
 def _run(graph: Graph, take: Take, accumulation: Accumulation) -> Graph:
-    """One pass in the order of the data, in which `take` decides at every site."""
+    """Go through the nodes once, in the order of the data, and let `take` decide at every site."""
     draft = Draft(graph, {node.name: node for node in graph.nodes})
     order = data_order(graph)
     for name in order:
@@ -139,7 +159,10 @@ def _is_splittable(draft: Draft, name: str) -> bool:
 
 
 def _matches(draft: Draft, node: Node) -> bool:
-    """Whether a node of a kind that can be split reads a concatenation, and its sizes can be split."""
+    """Whether a node can be split.
+
+    Its kind must allow that, it must read a concatenation, and its sizes must be divisible.
+    """
     if len(node.inputs) != 1 or not _is_splittable(draft, node.inputs[0]):
         return False
     if node.op == "conv":
@@ -149,14 +172,14 @@ def _matches(draft: Draft, node: Node) -> bool:
 
 
 def _nested(draft: Draft, node: Node) -> set[str]:
-    """The parts of a concatenation that are such themselves."""
+    """The parts of a concatenation that are concatenations themselves and can be dissolved."""
     if not draft.channels(node.name) or draft.members(node.name):
         return set()
     return {part for part in node.inputs if not draft.nodes[part].storage and _is_splittable(draft, part)}
 
 
 def _flatten(draft: Draft, node: Node) -> None:
-    """`flatten`: concat(concat(a, b), c) = concat(a, b, c)."""
+    """`flatten`: concat(concat(a, b), c) -> concat(a, b, c)."""
     nested = _nested(draft, node)
     parts, channels = [], []
     for source, count in zip(node.inputs, draft.channels(node.name), strict=True):
@@ -171,7 +194,11 @@ def _flatten(draft: Draft, node: Node) -> None:
 
 
 def _slices(draft: Draft, node: Node) -> list[tuple[str, int, dict[str, Any]]]:
-    """For every part of the concatenation that a node reads: its name, its channels, the attrs of the work on it."""
+    """For every part of the concatenation that a node reads, say what work the node has to do on it.
+
+    Returns:
+        For each part its name, its channels, and the attrs of the work on it.
+    """
     concat = node.inputs[0]
     draft.passed.add(concat)
     channels = draft.channels(concat)
@@ -185,12 +212,12 @@ def _slices(draft: Draft, node: Node) -> list[tuple[str, int, dict[str, Any]]]:
 
 
 def _share(size: int, count: int, total: int) -> int:
-    """The part of a workspace that the work on some channels needs, rounded up."""
+    """The share of a workspace that the work on some of the channels needs, rounded up."""
     return -(-size * count // total)
 
 
 def _split(draft: Draft, node: Node, accumulation: Accumulation) -> None:
-    """`channel_wise`: y = sum of the convolutions of the parts."""
+    """`channel_wise`: replace a convolution by the sum of the convolutions of the parts."""
     slices = _slices(draft, node)
     total = sum(count for _, count, _ in slices)
     terms = [Term(part, attrs, _share(node.workspace_bytes, count, total)) for part, count, attrs in slices]
@@ -198,7 +225,7 @@ def _split(draft: Draft, node: Node, accumulation: Accumulation) -> None:
 
 
 def _push(draft: Draft, node: Node, site: Site) -> None:
-    """`kernel_wise` and `push`: f(concat(x_i)) = concat(f_i(x_i))."""
+    """`kernel_wise` and `push`: f(concat(x_i)) -> concat(f_i(x_i))."""
     slices = _slices(draft, node)
     total = sum(count for _, count, _ in slices)
     overwrites = node.in_place == node.inputs[0]
@@ -240,7 +267,10 @@ def _in_place_parts(draft: Draft, concat: str) -> list[str]:
 
 
 def _write_in_place(draft: Draft, concat: str) -> None:
-    """`zero_copy`: the parts and all that lies in them lie in the concatenation; nothing overwrites them any more."""
+    """`zero_copy`: let the parts, and everything that lies in them, lie in the concatenation.
+
+    From then on nothing overwrites them any more.
+    """
     owner, node = draft.owner(concat), draft.nodes[concat]
     parts = _in_place_parts(draft, concat)
     draft.update(concat, attrs={**node.attrs, "placed": [node.inputs.index(part) for part in parts]})
@@ -258,7 +288,10 @@ def _is_dead(draft: Draft, name: str) -> bool:
 
 
 def _drop_dead(draft: Draft) -> None:
-    """Take out the concatenations that nobody reads any more; what lay in them stands alone."""
+    """Remove the concatenations that nobody reads any more.
+
+    Tensors that lay in them then have memory of their own.
+    """
     dead = [name for name in draft.passed if _is_dead(draft, name)]
     while dead:
         for name in sorted(dead):

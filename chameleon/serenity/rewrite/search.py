@@ -1,8 +1,11 @@
-"""Rewrite a graph where that lowers the peak of its best schedule (Ahn 2020, sec. 3.3).
+"""Rewrites a graph where that lowers the peak of its best schedule (Ahn 2020, sec. 3.3).
 
-`chameleon.serenity.rewrite.identities` says what can be rewritten and what a node must tell for it. The paper applies every pattern
-it finds. That can raise the peak: a part that was small may have readers that now wait, and two readers of one concatenation
-may need it and its parts. So here a rewrite stays only if the *solved* peak falls by it.
+`chameleon.serenity.rewrite.identities` says what can be rewritten, and what a node must tell for that.
+
+The paper applies every pattern that it finds. That can raise the peak, for two reasons. A small part may now have
+readers that wait, so that it stays in memory. And if two readers share one concatenation, both the concatenation and
+its parts may be needed. So here a rewrite stays only if it lowers the *solved* peak, the peak of the order that the
+solver finds.
 """
 
 from __future__ import annotations
@@ -37,9 +40,9 @@ T = TypeVar("T", bound=Solution)
 class RewriteOptions:
     """What may be rewritten, and how long to search."""
 
-    kinds: tuple[str, ...] = KINDS  # of sites, see chameleon.serenity.rewrite.identities
+    kinds: tuple[str, ...] = KINDS  # kinds of sites, see chameleon.serenity.rewrite.identities
     accumulation: Accumulation = "shared"  # how the partial sums of a convolution are kept
-    max_solves: int = 256  # solver calls, the one for the graph as it is included
+    max_solves: int = 256  # the most solver calls, including the call for the graph as it is
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,13 @@ class Rewritten(Generic[T]):
 
     Attributes:
         graph: the rewritten graph; the given one if nothing lowers its peak.
-        schedule: of `graph`.
-        applied: the sites that were rewritten; without any one of them and what needs it the peak would be higher.
+        schedule: the schedule of `graph`.
+        applied: the sites that were rewritten. Without any one of them, and the sites that need it, the peak would be
+            higher.
         before: the schedule of the graph as it was given.
         sites: how many sites there were.
         solves: how often the solver ran.
-        complete: the search ended by itself, not by `max_solves`.
+        complete: whether the search ended by itself, not by `max_solves`.
     """
 
     graph: Graph
@@ -71,13 +75,14 @@ class Rewritten(Generic[T]):
 
 
 def rewrite(graph: Graph, solve: Callable[[Graph], T], options: RewriteOptions = RewriteOptions()) -> Rewritten[T]:
-    """The graph with the rewrites that lower the peak that `solve` finds; deterministic if `solve` is.
+    """Apply the rewrites that lower the peak that `solve` finds.
 
-    Sets of one peak are told apart by the number of steps that reach it, so that the search sees a step forward where a
-    network has its peak at two places and a rewrite clears one of them.
+    The result is deterministic if `solve` is. Sets of sites with equal peak are compared by the number of steps that
+    reach the peak. So the search sees progress where a network has its peak at two places and a rewrite clears one of
+    them.
 
     Raises:
-        GraphError: if a node says something of its channels that cannot be.
+        GraphError: if a node says something impossible about its channels.
     """
     needs = choices(find_sites(graph), options.kinds)
     sites, solved = len(needs), dict[frozenset[Site], tuple[Graph, T]]()
@@ -91,7 +96,7 @@ def rewrite(graph: Graph, solve: Callable[[Graph], T], options: RewriteOptions =
         return schedule.peak_bytes, int((use.during == use.peak_bytes).sum())
 
     if evaluate(frozenset())[0] <= floor_bytes(graph, needs):
-        needs = {}  # the peak is where no rewrite reaches
+        needs = {}  # the peak is at a step that no rewrite changes
     choice = choose_sites(needs, evaluate, kind_groups(needs), neighbourhoods(graph, needs), options.max_solves)
     best, schedule = solved[frozenset(choice.chosen)]
     before = solved[frozenset()][1]
@@ -99,9 +104,13 @@ def rewrite(graph: Graph, solve: Callable[[Graph], T], options: RewriteOptions =
 
 
 def choices(sites: Mapping[Site, frozenset[Site]], kinds: Collection[str]) -> dict[Site, frozenset[Site]]:
-    """The sites of some kinds that can be applied without others; per site those that come with it.
+    """Pick the sites of some kinds that can be applied without sites of other kinds.
 
-    Sums accumulate all or none: if any order of terms is allowed, the solver chooses for each (`chameleon.serenity.rewrite.sums`).
+    Either all sums accumulate or none does. That is enough, because the terms may be added in any order: the solver
+    chooses the order for each sum (`chameleon.serenity.rewrite.sums`).
+
+    Returns:
+        For each site, the sites that come with it.
     """
     found = {site: needs for site, needs in sites.items() if site.kind in kinds}
     found = {site: needs for site, needs in found.items() if needs <= found.keys()}
@@ -110,7 +119,10 @@ def choices(sites: Mapping[Site, frozenset[Site]], kinds: Collection[str]) -> di
 
 
 def floor_bytes(graph: Graph, sites: Collection[Site]) -> int:
-    """What some step needs that no rewrite changes: whatever is rewritten, no order has a smaller peak."""
+    """A lower bound for the peak of every rewritten graph.
+
+    It is the most that some step needs that no rewrite changes. So whatever is rewritten, no order has a smaller peak.
+    """
     changed = {site.node for site in sites}
     given, merged = set(graph.inputs), ("add", *PER_TERM) if any(site.kind == "accumulate" for site in sites) else ()
     stays = [n for n in graph.nodes if n.name not in changed | given and n.op not in ("concat", *merged)]
@@ -118,7 +130,10 @@ def floor_bytes(graph: Graph, sites: Collection[Site]) -> int:
 
 
 def _least(graph: Graph, node: Node) -> int:
-    """The inputs, output and workspace of a step; a part of a concatenation may come to lie alone."""
+    """The least bytes that a step needs: its inputs, its output and its workspace.
+
+    A part of a concatenation counts with its own size, because it may come to lie alone.
+    """
     sizes: dict[str, int] = {}
     for source in node.inputs:
         owner = graph.by_name[graph.owner(source)]
@@ -130,14 +145,20 @@ def _least(graph: Graph, node: Node) -> int:
 
 
 def kind_groups(sites: Collection[Site]) -> list[list[Site]]:
-    """Where a search may start: the sites of each kind, and of all kinds but one."""
+    """Sets of sites from which a search may start.
+
+    There is one set for the sites of each kind, and one for the sites of all kinds but one.
+    """
     kinds = list(dict.fromkeys(site.kind for site in sites))
     alone = [[site for site in sites if site.kind == kind] for kind in kinds]
     return alone + [[site for site in sites if site.kind != kind] for kind in kinds]
 
 
 def neighbourhoods(graph: Graph, sites: Mapping[Site, frozenset[Site]]) -> list[list[Site]]:
-    """Sites that may only help together: those of each chain of concatenations, with all, some or no zero-copy ones."""
+    """Groups of sites that may help only together.
+
+    For each chain of concatenations these are its sites, with all, some or no zero-copy ones.
+    """
     links = nx.Graph()
     sites = {site: needs for site, needs in sites.items() if site.kind != "accumulate"}
     for site in sites:
@@ -149,6 +170,7 @@ def neighbourhoods(graph: Graph, sites: Mapping[Site, frozenset[Site]]) -> list[
     found = []
     for chain in nx.connected_components(links):
         near = [site for site in sites if site.node in chain]
-        new = [site for site in near if site.kind != "zero_copy" or sites[site]]  # copies of the graph as it was stay
+        # new: without the zero-copy sites of concatenations of the given graph; these still copy
+        new = [site for site in near if site.kind != "zero_copy" or sites[site]]
         found += [[site for site in near if site.kind != "zero_copy"], new, near]
     return [group for group in found if len(group) > 1]

@@ -1,11 +1,14 @@
-"""Sums whose terms are added, one by one, to the one tensor of the sum: partial convolutions, and additions as they are given.
+"""Sums whose terms are added, one by one, to the one tensor of the sum.
 
-A sum of k tensors that one operator makes needs all of them at a time. Added up in place each is needed only until it has been
-added, and the sum may begin with whichever terms are there first. Two terms are no such sum: one alone frees no more than its
-sum takes.
+The terms are partial convolutions, or the terms of additions in the given graph.
 
-`write_sum` is how a draft gets such a sum; `accumulate` finds the terms of given additions. `gathered` moves the terms of a sum
-together where an order keeps them apart for nothing: who makes kernels of terms that stand side by side needs fewer.
+If one operator adds k tensors, it needs all of them at the same time. If they are added up in place, each tensor is
+needed only until it has been added. And the sum may begin with whichever terms are there first. A sum of two terms is
+not treated like this: one term alone frees no more than its sum takes.
+
+`write_sum` writes such a sum into a draft. `accumulate` finds the terms of given additions. `gathered` moves the terms
+of a sum next to each other, where an order keeps them apart without need. If terms stand side by side, one kernel can
+do several of them, so fewer kernels are needed.
 """
 
 from __future__ import annotations
@@ -19,14 +22,18 @@ from chameleon.serenity.graph import Graph, Node
 from chameleon.serenity.rewrite.draft import Draft
 
 Accumulation = Literal["shared", "chain", "copy"]
-"""How sums are kept. `shared`: all terms are added to the one tensor of the sum, in whatever order the schedule runs them.
-`chain`: each is added to the sum before, in the order in which they are given, and may overwrite it (`in_place`).
-`copy`: the same for a host that cannot overwrite: two sums are alive at a time."""
+"""How sums are kept.
+
+- `shared`: all terms are added to the one tensor of the sum, in whatever order the schedule runs them.
+- `chain`: each term is added to the sum before it, in the order in which the terms are given. It may overwrite that
+  sum (`in_place`).
+- `copy`: the same as `chain`, for a host that cannot overwrite. So two sums are in memory at a time.
+"""
 
 TERM = "add_term"
 LEAST_TERMS = 3
 PER_TERM = ("affine", "unary")
-"""Operators that may be done to a term when it is added, in place of before."""
+"""Operators that may be applied to a term when it is added, instead of before."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +42,9 @@ class Term:
 
     Attributes:
         source: the node that is read.
-        attrs: what is done to it before it is added.
-        workspace_bytes: for that.
-        in_place: whether the first term of a sum may overwrite its source.
+        attrs: what is done to the source before it is added.
+        workspace_bytes: the workspace for that.
+        in_place: whether this term may overwrite its source if it is the first term of its sum.
     """
 
     source: str
@@ -47,7 +54,11 @@ class Term:
 
 
 def write_sum(draft: Draft, node: Node, what: str, terms: Sequence[Term], accumulation: Accumulation) -> None:
-    """Let a node be the sum of some terms, by nodes `add_WHAT` and a `sum`, or by nodes `partial_WHAT`."""
+    """Turn a node into the sum of some terms.
+
+    If the accumulation is `shared`, it makes nodes `add_WHAT`, and the node becomes a `sum`. Otherwise it makes nodes
+    `partial_WHAT`.
+    """
     if accumulation == "shared":
         _write_shared(draft, node, f"add_{what}", terms)
     else:
@@ -93,18 +104,24 @@ def _write_chain(draft: Draft, node: Node, op: str, terms: Sequence[Term], *, ov
 
 
 def is_sum(draft: Draft, node: Node) -> bool:
-    """Whether a node is the last of some additions, of `LEAST_TERMS` terms at least, each of a memory of its own."""
+    """Whether a node is the last of some additions that can be accumulated.
+
+    They must have at least `LEAST_TERMS` terms, and each term must lie in a memory of its own.
+    """
     if not _adds(draft, node.name):
         return False
     readers = draft.given.consumers[node.name]
     if readers and _adds(draft, readers[0]) and _only_read_by(draft, node.name, readers[0]):
-        return False  # the sum of these has more
+        return False  # it is part of a larger sum
     owners = [draft.owner(term.source) for term in _terms(draft, node)[0]]
     return len(owners) >= LEAST_TERMS and len(set(owners)) == len(owners)
 
 
 def accumulate(draft: Draft, node: Node, accumulation: Accumulation) -> None:
-    """`accumulate`: what is done to a term, and to nothing else, goes with its addition; partial sums go."""
+    """Apply `accumulate` to a sum.
+
+    What is done to one term, and to nothing else, is done together with its addition. The partial sums are removed.
+    """
     terms, replaced = _terms(draft, node)
     total = replace(node, attrs={**node.attrs, "replaces": replaced})
     write_sum(draft, total, "term", terms, accumulation)
@@ -114,9 +131,10 @@ def accumulate(draft: Draft, node: Node, accumulation: Accumulation) -> None:
 
 
 def gathered(graph: Graph, order: Sequence[str]) -> list[str]:
-    """The order with the given terms of each sum moved to later ones of the same sum, as far as no other step needs more.
+    """Move the terms of each sum next to later terms of the same sum, where no other step then needs more.
 
-    So it costs nothing for a host either whose steps need less than those of the graph.
+    Only terms of given additions are moved. A host whose steps need less than those of the graph loses nothing by the
+    moves either.
     """
     found = list(order)
     for total in dict.fromkeys(graph.consumers[name][0] for name in order if graph.by_name[name].op == TERM):
@@ -134,19 +152,23 @@ def gathered(graph: Graph, order: Sequence[str]) -> list[str]:
 
 
 def _rises(graph: Graph, before: Sequence[str], after: Sequence[str]) -> bool:
-    """Whether the peak is higher in another order, or some step that adds no term needs more."""
+    """Whether another order has a higher peak, or needs more in some step that adds no term."""
     old, new = (dict(zip(order, footprint(graph, order).during.tolist(), strict=True)) for order in (before, after))
     return max(new.values()) > max(old.values()) or any(new[n] > old[n] for n in old if graph.by_name[n].op != TERM)
 
 
 def runs(graph: Graph, order: Sequence[str]) -> dict[str, list[list[str]]]:
-    """For every sum of given terms these in the order in which they are added, in one list those with no other step between."""
+    """List the terms of every given sum in the order in which they are added.
+
+    Returns:
+        For every sum a list of runs. A run is a list of terms with no other step between them.
+    """
     found: dict[str, list[list[str]]] = {}
     last = ""
     for name in order:
         op = graph.by_name[name].op
         if op == "sum":
-            continue  # it does nothing
+            continue  # it adds no term
         (total,) = graph.consumers[name] if op == TERM else ("",)
         if total:
             known = found.setdefault(total, [])
@@ -166,20 +188,26 @@ def _adds(draft: Draft, name: str) -> bool:
 
 
 def _size(draft: Draft, name: str) -> int | None:
-    """Bytes of a tensor, none for a graph's input that is not counted."""
+    """Bytes of a tensor; None for a graph input that is not counted."""
     size = draft.nodes[name].output_bytes or draft.nodes[draft.owner(name)].output_bytes
     return None if name in draft.given.inputs and not size else size
 
 
 def _only_read_by(draft: Draft, name: str, reader: str) -> bool:
-    """Whether a tensor that has memory of its own is read once, by one node, and nothing else is in that memory."""
+    """Whether a tensor is read once, by `reader`, and by no other node.
+
+    It must also have memory of its own in which nothing else lies, and it must not be an output of the graph.
+    """
     alone = draft.given.consumers[name] == (reader,) and draft.given.by_name[reader].inputs.count(name) == 1
     node = draft.nodes[name]
     return alone and not node.storage and name not in draft.given.outputs and len(draft.given.members[name]) == 1
 
 
 def _terms(draft: Draft, node: Node) -> tuple[list[Term], list[str]]:
-    """The terms of a sum in order, and the nodes that are replaced: additions, and what is done to one term alone."""
+    """Find the terms of a sum, in order, and the names of the nodes that are replaced.
+
+    The replaced nodes are the additions, and the operators that are applied to one term alone.
+    """
     terms, replaced = [], [node.name]
     stack = [(source, node.name) for source in reversed(node.inputs)]
     while stack:
@@ -201,7 +229,10 @@ def _terms(draft: Draft, node: Node) -> tuple[list[Term], list[str]]:
 
 
 def _own_operators(draft: Draft, leaf: str, reader: str) -> list[str]:
-    """What is done to a term and to nothing else, last first; nothing if it can take the place of what it is done to."""
+    """List the operators that are applied to a term and to nothing else, the last one first.
+
+    The list is empty if the result can take the place of what the operators are applied to.
+    """
     chain: list[str] = []
     size, name = draft.nodes[leaf].output_bytes, leaf
     while name not in draft.given.inputs and _only_read_by(draft, name, reader):
