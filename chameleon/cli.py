@@ -1,4 +1,7 @@
-"""The command line: parse, call, print. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (records are kept)."""
+"""The command line: reads the arguments, calls the code that does the work, and prints the result.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (everything measured is kept in the records).
+"""
 
 from __future__ import annotations
 
@@ -36,14 +39,14 @@ notes = Console(stderr=True)
 
 
 def _searcher_names() -> list[str]:
-    """For the shell's completion."""
+    """The names that the shell offers as completions of `--searcher`."""
     from chameleon.search import SEARCHERS
 
     return list(SEARCHERS)
 
 
 def _preset_names() -> list[str]:
-    """For the shell's completion."""
+    """The names that the shell offers as completions of `--config`."""
     from chameleon.jobs.config import preset_names
 
     return preset_names()
@@ -57,7 +60,8 @@ TargetOpt = Annotated[
 ]
 OutOpt = Annotated[Path | None, typer.Option("--out", help="Folder of the run. Default: one under runs/.")]
 ShapeOpt = Annotated[
-    str | None, typer.Option("--input-shape", help="For a model that leaves it open, such as 1,3,224,224.")
+    str | None,
+    typer.Option("--input-shape", help="The input's shape, such as 1,3,224,224, for a model that leaves it open."),
 ]
 RewriteOpt = Annotated[
     bool, typer.Option("--rewrite", help="Rewrite the network first where that lowers its peak memory.")
@@ -131,7 +135,7 @@ def compile_command(
     input_shape: ShapeOpt = None,
     rewrite: RewriteOpt = False,
     memory_aware: Annotated[
-        bool, typer.Option("--memory-aware", help="Order it for the least memory; all its tensors in one arena.")
+        bool, typer.Option("--memory-aware", help="Order the network for the least memory; all tensors in one arena.")
     ] = False,
 ) -> None:
     """Build a network with the best schedules that were found; plain TVM runs the result."""
@@ -178,18 +182,19 @@ def memory_command(
     target: TargetOpt = None,
     input_shape: ShapeOpt = None,
     budget: Annotated[
-        str | None, typer.Option(help="Does it fit into 512KB, 256KiB, 2MB? Exit code 1 if it provably does not.")
+        str | None,
+        typer.Option(help="A budget, such as 512KB, 256KiB, 2MB. Exit code 1 if the network provably does not fit."),
     ] = None,
     time_limit: Annotated[
-        float, typer.Option(help="Seconds for each order; then the best so far, with its gap.")
+        float, typer.Option(help="Seconds to search for each order. Then the best so far is taken, with its gap.")
     ] = 60.0,
     rewrite: Annotated[bool, typer.Option(help="Rewrite the graph where that lowers the peak.")] = True,
     measure: Annotated[bool, typer.Option(help="Build and run a model to measure its peak.")] = True,
     count_inputs: Annotated[
-        bool, typer.Option(help="Count the model's inputs, which are the caller's, as TFLite does.")
+        bool, typer.Option(help="Count the model's inputs as well, as TFLite does. They belong to the caller.")
     ] = False,
     alignment: Annotated[
-        int | None, typer.Option(help="Of the tensors of a graph.json, in bytes. Default: 64.")
+        int | None, typer.Option(help="Alignment of the tensors of a graph.json, in bytes. Default: 64.")
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw footprint and arena into this file (.png, .svg, .pdf).")
@@ -199,7 +204,11 @@ def memory_command(
     ] = None,
     json_out: JsonOpt = None,
 ) -> None:
-    """Order a network for the least memory: as it is, Kahn, best, rewritten; arena and measured peak."""
+    """Find the order of a network that needs the least memory.
+
+    The table has the network's peak memory as it is, in Kahn's order, in the best order, and rewritten.
+    Below the table are the size of the arena and the measured peak.
+    """
     from chameleon.cli_memory import MemoryRequest, run_memory
 
     run_memory(
@@ -247,7 +256,7 @@ def searchers_command() -> None:
 def zoo_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The list of models, targets and budgets (YAML).")],
 ) -> None:
-    """Tune a list of models: what is finished is skipped, what they share is tuned once."""
+    """Tune a list of models; finished models are skipped, and a task that several models share is tuned once."""
     from chameleon.jobs.config import read_yaml
     from chameleon.jobs.zoo import read_zoo, tune_zoo
     from chameleon.live import Watcher
@@ -268,10 +277,14 @@ def autotvm_command(
     tuner: Annotated[
         str, typer.Option(help="chameleon, release, annealing, or AutoTVM's xgb, ga, random.")
     ] = "chameleon",
-    trials: Annotated[int, typer.Option(help="Measurements of a task, at most.", min=1)] = 128,
-    early_stopping: Annotated[int | None, typer.Option(help="End a task after so many without a better one.")] = None,
+    trials: Annotated[int, typer.Option(help="At most so many measurements of each task.", min=1)] = 128,
+    early_stopping: Annotated[
+        int | None, typer.Option(help="End a task after so many measurements without a better one.")
+    ] = None,
     size: Annotated[int, typer.Option(help="Height and width of the input image.", min=1)] = 224,
-    tasks: Annotated[int | None, typer.Option(help="Only so many of the network's tasks.", min=1)] = None,
+    tasks: Annotated[
+        int | None, typer.Option(help="Tune only the first so many of the network's tasks.", min=1)
+    ] = None,
     target: TargetOpt = None,
     log: Annotated[Path, typer.Option(help="AutoTVM's log; it is appended to.")] = Path("tune.log"),
     json_out: JsonOpt = None,
@@ -315,7 +328,7 @@ def replay_command(
     searcher: Annotated[str, typer.Option(help="Searchers, separated by commas.")] = "chameleon,annealing,random",
     trials: Annotated[int, typer.Option(help="Measurements of each run.")] = 220,
     seeds: Annotated[int, typer.Option(help="Runs of each searcher on each landscape.")] = 10,
-    jobs: Annotated[int | None, typer.Option(help="Processes. Default: one a core.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Number of processes. Default: one for each core.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the curves into this file (.png, .svg, .pdf).")] = None,
     json_out: JsonOpt = None,
 ) -> None:
@@ -332,15 +345,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def guarded(command: typer.Typer, argv: Sequence[str]) -> int:
-    """Run any typer application and return its exit code; people see messages, never a traceback."""
+    """Run any typer application and return its exit code; people see a message, never a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         command(list(argv))
     except ChameleonError as error:
         return _fail(str(error), error.exit_code)
-    except (
-        SystemExit
-    ) as ended:  # typer's own end: it has shown what is wrong with the usage; 130 is its word for Ctrl-C
+    except SystemExit as ended:
+        # Typer ends this way when the usage is wrong, and has said what is wrong. After Ctrl-C its code is 130.
         if ended.code == 130:
             return _fail(
                 "interrupted; everything measured is in the records, the same command goes on from there", 130
@@ -399,7 +411,7 @@ def _print_report(report: TuneReport, folder: Path) -> None:
 
 
 def _zoo_table(results: Sequence[ZooResult]) -> Table:
-    """One row a model: trials, time, latency before and after, what was skipped."""
+    """One row for each model: trials, time, latency before and after, and whether it was skipped."""
     table = Table("model", "trials", "tuning s", "untuned ms", "tuned ms", "times faster", "failures", "note")
     for result in results:
         if result.report is None:
@@ -424,7 +436,8 @@ def _print_bench(result: BenchResult) -> None:
     console.print(table)
     for name, d in result.difference.items():
         console.print(
-            f"outputs differ from {names.get(name, name)}'s by {d.absolute:.1e} at most, {d.relative:.1e} of the largest"
+            f"outputs differ from {names.get(name, name)}'s by {d.absolute:.1e} at most, "
+            f"{d.relative:.1e} of the largest"
         )
     if not result.agrees:
         raise ChameleonError(f"the tuned network's outputs are not within {result.tolerance:g} of the others'")

@@ -1,4 +1,4 @@
-"""`chameleon memory`: from what was typed to tables, files and the answer whether a network fits."""
+"""The command `chameleon memory`: prints tables, writes files, and answers whether a network fits into a budget."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class MemoryRequest:
     rewrite: bool = True
     measure: bool = True
     count_inputs: bool = False
-    alignment: int | None = None  # of a graph's arena; TVM's is 64
+    alignment: int | None = None  # of the arena of a graph, in bytes; for models it is TVM's, 64
     plot: Path | None = None
     json_out: Path | None = None
     graph_out: Path | None = None
 
 
 def run_memory(request: MemoryRequest, console: Console, say: Callable[[str], None]) -> None:
-    """Print the table, write what was asked for, and answer the budget.
+    """Print the table, write the files that were asked for, and say whether the network fits into the budget.
 
     Raises:
         ChameleonError: if the network provably does not fit into the budget, or cannot be read.
@@ -155,7 +155,7 @@ def _write(summary: MemorySummary, request: MemoryRequest) -> None:
 
 
 def _draw(summary: MemorySummary, path: Path) -> None:
-    """All orders of the table, and the arena of the last."""
+    """Draw the memory of all orders in the table, and the arena of the last one."""
     from chameleon.serenity.picture import draw_memory
 
     graph, last = summary.rewritten_graph or summary.graph, "rewritten" if summary.rewritten_graph else "best"
@@ -197,5 +197,5 @@ def plan_text(plan: MemoryPlan) -> str:
 
 
 def kilobytes(size_bytes: int) -> str:
-    """Thousands of bytes, as the paper counts."""
+    """A size in kB of 1,000 bytes, as the paper counts; the unit is left out."""
     return f"{size_bytes / 1000:.1f}"

@@ -1,4 +1,4 @@
-"""Which cores this process may use. Knows nothing of tvm."""
+"""Says which cores this process may use. It does not import tvm."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 
 
 def allowed_cores() -> frozenset[int]:
-    """The cores that any thread of this process may run on: fewer than the machine's in containers and under taskset.
+    """The cores that any thread of this process may run on: in containers and under taskset, fewer than there are.
 
-    Not only the calling thread's: TVM binds the thread that runs a first kernel to one core, and who asks, or is
-    started, after that would take this one for the whole machine.
+    All threads are asked, not only the calling one. The reason: TVM binds the thread that runs a first kernel to one
+    core. Code that runs in this thread afterwards, or in a process started from it, would take this one core for the
+    whole machine.
     """
     if not hasattr(os, "sched_getaffinity"):
         return frozenset(range(os.cpu_count() or 1))

@@ -1,4 +1,4 @@
-"""The errors that people see: the command line prints their message and exits with their code, without a traceback."""
+"""The errors that people see: the command line prints only their message and exits with their code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class ChameleonError(Exception):
-    """Something cannot be done; the message says what was expected, what came and what to do."""
+    """Something cannot be done; the message says what was expected, what came instead and what to do."""
 
     exit_code = 1
 
@@ -19,7 +19,7 @@ class UsageError(ChameleonError):
 
 
 def unknown(what: str, name: str, names: Iterable[str], kind: type[UsageError] = UsageError) -> UsageError:
-    """The error for a misspelt name, with the nearest known ones."""
+    """The error for a misspelt name; its message has the nearest known names."""
     known = sorted(names)
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
     hint = (

@@ -1,4 +1,4 @@
-"""Checks of the files that a command is to write, before hours are spent on their content."""
+"""Checks that files can be written, made before hours are spent on their content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees while a network is tuned: a live table on a terminal, a line now and then elsewhere."""
+"""Shows the progress while a network is tuned: a live table on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def headline(session: Session) -> Text:
 
 
 def session_table(session: Session) -> Table:
-    """Per task: occurrences, trials, best time and throughput, failures by reason."""
+    """One row for each task: occurrences, trials, best time and throughput, failures by reason."""
     table = Table(title=f"searcher {session.config.searcher}, seed {session.config.seed}")
     table.add_column("task", overflow="fold")
     for name in ("weight", "trials", "best us", "GFLOP/s"):

@@ -1,4 +1,4 @@
-"""What a result was made with, written beside it: commit, platform, versions and arguments."""
+"""Writes beside a result what it was made with: commit, platform, versions and arguments."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ def manifest(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The facts that tell one run from another.
 
     Args:
-        arguments: what the run was asked to do, seeds included, as plain data; of a path only the file's name is kept,
-            since a folder says something of the machine and nothing of the result.
+        arguments: what the run was asked to do, seeds included, as plain data. Only the file name of a path is kept,
+            since a folder tells about the machine and not about the result.
 
     Returns:
-        `commit` and `dirty` are None where the code is not in a git checkout, a version is None where the package is not there.
+        The facts by name. `commit` and `dirty` are None if the code is not in a git checkout. A version is None if the
+        package is not installed.
     """
     commit = _git("rev-parse", "HEAD")
     return {
@@ -64,7 +65,7 @@ def _plain(value: Any) -> Any:
 
 
 def _git(*arguments: str) -> str | None:
-    """The output of git in the folder of this code, None without git or outside of a checkout of this project."""
+    """The output of git in the folder of this code; None without git or outside of a checkout of this project."""
     here = Path(__file__).resolve().parent
     try:
         ran = subprocess.run(("git", "-C", here, *arguments), capture_output=True, text=True, timeout=10, check=False)

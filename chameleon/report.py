@@ -1,4 +1,4 @@
-"""What was found, for people and for programs: tables, plots and JSON of `chameleon replay`."""
+"""`chameleon replay`: compares searchers on recorded landscapes; the results are tables, plots and JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from chameleon.search import KnobSpace, make_searcher
 from tuners.replay import Landscape, ReplayRun, load_landscape, replay_all
 
 MARKS = (25, 50, 100, 220)
-"""After how many trials the fraction of the optimum is reported."""
+"""The numbers of trials after which the fraction of the optimum is reported."""
 GOAL = 0.95
 
 
@@ -30,7 +30,7 @@ class ReplaySummary:
     """One searcher on one landscape, over all seeds.
 
     Attributes:
-        space_size: listed configurations.
+        space_size: number of configurations that the landscape lists.
         fraction: best time on record / best found, mean over seeds, after each of the `MARKS` within the budget.
         trials_to_95: trials until 95 % of the best, median over seeds; None if the median seed never gets there.
         engine_s_per_trial: seconds the searcher took for each trial.
@@ -77,7 +77,7 @@ def run_replay(
     """Compare searchers on recorded landscapes: print tables, write JSON and a plot where asked.
 
     Args:
-        jobs: worker processes, by default one a core; what is found does not depend on it.
+        jobs: number of worker processes, by default one for each core; the results do not depend on it.
         console: where the tables go, by default the standard output.
 
     Raises:
@@ -105,7 +105,7 @@ def run_replay(
 
 
 def summarise(landscape: Landscape, runs: Sequence[ReplayRun], trials: int) -> ReplaySummary:
-    """Put the seeds of one searcher on one landscape together."""
+    """Summarise the runs of one searcher on one landscape, one run for each seed."""
     curves = np.array([[run.fraction_at(n) for n in range(1, trials + 1)] for run in runs])
     reached = float(np.median([run.trials_to(GOAL) for run in runs]))
     return ReplaySummary(
@@ -122,7 +122,10 @@ def summarise(landscape: Landscape, runs: Sequence[ReplayRun], trials: int) -> R
 
 
 def print_replay(summaries: Sequence[ReplaySummary], n_searchers: int, console: Console) -> None:
-    """One table a landscape and, for several landscapes, one of the means over them; the best of a column is bold."""
+    """Print one table for each landscape and, if there are several, one with the means over them.
+
+    The best value of a column is bold.
+    """
     groups = [summaries[i : i + n_searchers] for i in range(0, len(summaries), n_searchers)]
     for group in groups:
         first = group[0]
@@ -134,12 +137,13 @@ def print_replay(summaries: Sequence[ReplaySummary], n_searchers: int, console: 
             _table(f"Mean over {len(groups)} landscapes", [_mean_row(row) for row in by_searcher], summaries)
         )
     console.print(
-        f"Fraction of the best time on record, mean over seeds; a failed trial counts as a trial. To {GOAL:.0%}: median."
+        f"Fraction of the best time on record, mean over seeds; a failed trial counts as a trial. "
+        f"To {GOAL:.0%}: median."
     )
 
 
 def plot_replay(summaries: Sequence[ReplaySummary], n_searchers: int, path: Path) -> None:
-    """Draw the median over seeds and the band between the quartiles, one panel a landscape."""
+    """Draw the median over seeds and the band between the quartiles, one panel for each landscape."""
     from matplotlib.figure import Figure  # slow to load, and only a plot needs it
 
     groups = [summaries[i : i + n_searchers] for i in range(0, len(summaries), n_searchers)]
@@ -178,7 +182,7 @@ def _check_numbers(files: Sequence[Path], searchers: Sequence[str], **numbers: i
 
 
 def _check_searchers(names: Sequence[str], space: KnobSpace) -> None:
-    """A misspelt name shows before anything runs."""
+    """Make sure that a misspelt name is reported before anything runs."""
     for name in names:
         make_searcher(name, space, np.random.default_rng(0))
 
@@ -195,7 +199,7 @@ def _run_all(
 
 
 Row = tuple[str, dict[int, float], str, float]
-"""Searcher, fraction at each mark, trials to the goal, engine seconds a trial."""
+"""Searcher, fraction at each mark, trials to the goal, engine seconds for each trial."""
 
 
 def _row(summary: ReplaySummary) -> Row:

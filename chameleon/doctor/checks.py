@@ -1,6 +1,7 @@
 """Is the installation complete, and do its versions work together?
 
-Nothing here imports tvm: a broken one takes its process along. What needs it runs in a process of its own (`doctor_probe`).
+Nothing here imports tvm, because a broken tvm can crash the process that imports it. The checks that need tvm run in a
+process of their own (`chameleon.doctor.probe`).
 """
 
 from __future__ import annotations
@@ -64,15 +65,15 @@ REQUIREMENTS = (
 
 
 def checks() -> list[Check]:
-    """Everything that is looked at, in the order in which to mend it."""
-    return [_python(), *map(check_distribution, REQUIREMENTS), *_tools(), _cores(), _disk(), *_probed()]
+    """Make all checks, in the order in which to fix what they find."""
+    return [_python(), same_folder(), *map(check_distribution, REQUIREMENTS), *_tools(), _cores(), _disk(), *_probed()]
 
 
 def check_distribution(requirement: Requirement, version: str | None = None) -> Check:
     """Is the distribution installed, in a version that works?
 
     Args:
-        version: in place of the installed one.
+        version: checked in place of the installed one.
     """
     name = requirement.distribution
     wanted = f">={requirement.at_least}" + (f",<{requirement.below}" if requirement.below else "")
@@ -87,6 +88,18 @@ def check_distribution(requirement: Requirement, version: str | None = None) -> 
     found = release(version)
     ok = found >= release(requirement.at_least) and (requirement.below is None or found < release(requirement.below))
     return Check(name, ok, version if ok else f"{version}, needed {wanted}", "" if ok else advice)
+
+
+def same_folder() -> Check:
+    """Is there another distribution that installs a folder `chameleon`? The package index has a template engine of that name."""
+    name = "no other `chameleon`"
+    try:
+        version = importlib.metadata.version("chameleon")
+    except importlib.metadata.PackageNotFoundError:
+        return Check(name, True, "none")
+    detail = f"the template engine chameleon {version} is installed too; both have a folder `chameleon`"
+    advice = "pip uninstall chameleon, then pip install --force-reinstall --no-deps chameleon-tvm"
+    return Check(name, False, detail, advice)
 
 
 def release(version: str) -> tuple[int, ...]:
@@ -124,7 +137,7 @@ def _disk() -> Check:
 
 
 def _probed() -> list[Check]:
-    """What only TVM can tell, asked in a process of its own."""
+    """The checks that need TVM, made in a process of its own."""
     path = [os.path.abspath(entry) for entry in sys.path]
     code = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from chameleon.doctor.probe import main; main()"
     try:
@@ -138,7 +151,7 @@ def _probed() -> list[Check]:
 
 
 def read_probe(stdout: str, stderr: str, returncode: int) -> list[Check]:
-    """The probe's lines as checks; and, if it did not come to its end, where it broke."""
+    """Turn the lines that the probe printed into checks; if it did not reach its end, the last says where it broke."""
     found, last = [], "import tvm"
     for line in stdout.splitlines():
         kind, _, text = line.partition("\t")
@@ -149,6 +162,9 @@ def read_probe(stdout: str, stderr: str, returncode: int) -> list[Check]:
     if returncode != 0:
         how = f"ended by signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
         reason = stderr.strip().splitlines()[-1] if stderr.strip() else "no message"
-        advice = f"check the versions of apache-tvm and apache-tvm-ffi above; the pair that works: 0.27.0.post1 and {_NEWEST_FFI}"
+        advice = (
+            "check the versions of apache-tvm and apache-tvm-ffi above; "
+            f"the pair that works: 0.27.0.post1 and {_NEWEST_FFI}"
+        )
         found.append(Check(last, False, f"{how}: {reason[:200]}", advice))
     return found

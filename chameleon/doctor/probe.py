@@ -1,4 +1,8 @@
-"""The part of the doctor that uses TVM, in a process that may break: says before each step what comes."""
+"""The part of the doctor that uses TVM.
+
+It runs in a process of its own, because a broken TVM may crash it. Before each step it prints which step comes. So a
+crash is reported with the step in which it happened.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ def main() -> None:
 
     _report(Check("import tvm", True, str(tvm.__version__)))
     _announce("target of this machine")
-    target, cores = detect_target(), usable_cores()  # before TVM makes its threads, which binds this one to a core
+    target, cores = detect_target(), usable_cores()  # before TVM makes its threads: that binds this thread to one core
     threads = tvm.get_global_func("runtime.NumThreads")()
     note = f"; TVM itself would use {threads} of {cores} threads" if threads != cores else ""
     _report(Check("target of this machine", True, f"{target}{note}"))
@@ -49,7 +53,7 @@ def _doubling() -> Any:
 
 
 def _use_database(mod: Any, target: Any) -> None:
-    """Write and read a record: where versions that do not fit together crash."""
+    """Write and read a record; versions of TVM's packages that do not fit together crash here."""
     from tvm.s_tir import Schedule
     from tvm.s_tir import meta_schedule as ms
 

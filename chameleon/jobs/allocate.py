@@ -1,9 +1,14 @@
-"""Which task of a network to measure next: the one whose next trials are expected to save the most time.
+"""Decides which task of a network to measure next: the one whose next trials are expected to save the most time.
 
-The rule is Ansor's task scheduler (Zheng et al. 2020, sec. 6.2) for one network: the gradient of the network's latency
-with respect to trials, a mixture of what the last trials gained and of what an optimist would still hope for.
-Where we differ: the hope is bounded by `headroom` times the best throughput seen among tasks of the same kind, so that a
-task which already runs as well as its kin gets little, and a task that only ever failed is set aside after `max_barren` trials.
+The rule is that of Ansor's task scheduler (Zheng et al. 2020, sec. 6.2) for one network. It follows the gradient of
+the network's latency with respect to trials: how much the latency falls with one more trial of a task. The estimate of
+this gradient mixes two numbers: what the last trials gained, and what an optimist would still hope for.
+
+We differ from Ansor in two ways:
+
+- The hope is bounded. A task may hope for at most `headroom` times the best throughput seen among tasks of the same
+  kind. So a task that already runs as well as the others of its kind gets few trials.
+- A task that only ever failed is set aside after `max_barren` trials.
 """
 
 from __future__ import annotations
@@ -16,15 +21,15 @@ from dataclasses import dataclass
 class AllocationConfig:
     """How trials are spread over tasks."""
 
-    alpha: float = 0.2  # weight of the gain of the last trials against the hope for the next
-    window: int = 32  # trials over which the last gain is taken
+    alpha: float = 0.2  # weight of what the last trials gained; the hope for the next ones has the rest
+    window: int = 32  # how many of the last trials the gain is taken over
     headroom: float = 1.5  # how much faster than the best of its kind a task may hope to become
-    max_barren: int = 64  # a task without one success after so many trials is set aside
+    max_barren: int = 64  # a task without any success after so many trials is set aside
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What tuning one task came to so far.
+    """The result of tuning one task so far.
 
     Attributes:
         kind: tasks of the same kind (conv2d, dense, ...) are compared by throughput.
@@ -46,9 +51,10 @@ class Progress:
 
 
 def next_task(tasks: Sequence[Progress], config: AllocationConfig = AllocationConfig()) -> int | None:
-    """The position of the task to measure next, `None` if every task is exhausted or barren.
+    """The position of the task to measure next, `None` if there is none.
 
-    Tasks that have not been measured come first, the heaviest in floating-point operations before the others.
+    A task is left out if it is exhausted, or if it is barren: `max_barren` trials without any success. Tasks that have
+    not been measured come first. Of these, the one with the most floating-point operations is taken.
     """
     open_ = [i for i, t in enumerate(tasks) if not t.exhausted and not _barren(t, config)]
     if not open_:

@@ -1,11 +1,12 @@
-"""`chameleon autotvm`: tune a network with AutoTVM (TVM up to 0.19), with its own tuner or with one of ours.
+"""`chameleon autotvm`: tunes a network with AutoTVM (TVM up to 0.19), with one of its own tuners or one of ours.
 
-The steps are those of TVM's tutorial "Auto-tuning a Convolutional Network for x86 CPU". Extract the tasks, tune each, build
-with the best of the log, run. `tvm.relay.testing`, where the networks come from, needs pytest.
+The steps are those of TVM's tutorial "Auto-tuning a Convolutional Network for x86 CPU": extract the tasks, tune each
+of them, build the network with the best configurations in the log, and run it. The networks come from
+`tvm.relay.testing`, which needs pytest.
 """
 
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
-# Types are checked where the newest TVM is installed, which has neither AutoTVM nor relay.
+# Types are checked with the newest TVM, which has neither AutoTVM nor relay.
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from chameleon.errors import ChameleonError, unknown
 from chameleon.manifest import manifest
 from tuners.autotvm import AnnealingTuner, ChameleonTuner, ReleaseTuner
 
-os.environ.setdefault("TOPHUB_LOCATION", "NONE")  # or TVM asks the network for configurations tuned elsewhere
+os.environ.setdefault("TOPHUB_LOCATION", "NONE")  # otherwise TVM downloads configurations tuned elsewhere
 
 try:
     import tvm
@@ -32,7 +33,7 @@ try:
     from tvm.relay import testing
 except ImportError as error:
     raise ChameleonError(
-        f"AutoTVM is needed, which TVM had up to 0.19 ({error}); in an environment of its own: "
+        f"AutoTVM is needed; TVM has it only up to version 0.19 ({error}). Install it in an environment of its own: "
         "pip install 'chameleon-tvm[autotvm]' pytest"
     ) from error
 
@@ -59,17 +60,17 @@ class AutoTvmSpec:
 
     network: str = "resnet-18"  # one of NETWORKS
     tuner: str = "chameleon"  # one of TUNERS
-    trials: int = 128  # measurements of a task, at most
+    trials: int = 128  # at most so many measurements of each task
     early_stopping: int | None = None  # end a task after so many trials without a better one
     size: int = 224  # height and width of the input image
-    tasks: int | None = None  # only so many of the network's tasks
+    tasks: int | None = None  # tune only the first so many of the network's tasks; None: all
     target: str | None = None  # TVM's target; None: this machine
     log: Path = Path("tune.log")  # AutoTVM's log; it is appended to
 
 
 @dataclass(frozen=True)
 class AutoTvmReport:
-    """What came of it: a row a task, and the network's latency in milliseconds."""
+    """The result: one row for each task, and the network's latency before and after, in milliseconds."""
 
     rows: list[dict[str, Any]]
     untuned_ms: float
@@ -77,7 +78,7 @@ class AutoTvmReport:
     manifest: dict[str, Any]
 
     def write(self, path: Path) -> None:
-        """Write it as JSON."""
+        """Write the report as JSON."""
         latency = {"untuned": self.untuned_ms, "tuned": self.tuned_ms}
         result = {"manifest": self.manifest, "tasks": self.rows, "latency_ms": latency}
         path.write_text(json.dumps(result, indent=2) + "\n")
@@ -126,14 +127,17 @@ def get_network(name: str, size: int) -> tuple[tvm.IRModule, dict[str, Any], tup
 def tune_tasks(
     tasks: list[Any], tuner: str, trials: int, early_stopping: int | None, log: Path
 ) -> list[dict[str, Any]]:
-    """Every task by the tuner of that name, all records in one log; what each came to."""
+    """Tune every task with the tuner of that name and return one row of results for each.
+
+    All records go into one log.
+    """
     measure_option = autotvm.measure_option(
         builder=autotvm.LocalBuilder(), runner=autotvm.LocalRunner(number=1, repeat=5, min_repeat_ms=20)
     )
     rows = []
     for i, task in enumerate(tasks):
         start_s = time.perf_counter()
-        tuner_obj = TUNERS[tuner](task)  # the line that differs
+        tuner_obj = TUNERS[tuner](task)  # the only line that differs from the tutorial
         n_trial = min(trials, len(task.config_space))
         tuner_obj.tune(
             n_trial=n_trial,
@@ -150,7 +154,7 @@ def tune_tasks(
 
 
 def latency_ms(mod: tvm.IRModule, params: dict[str, Any], shape: tuple[int, ...], target: tvm.target.Target) -> float:
-    """Median time of one inference, of the configurations that are in force."""
+    """Median time of one inference, in milliseconds, with the configurations that are in force."""
     with tvm.transform.PassContext(opt_level=3):
         library = relay.build(mod, target=target, params=params)
     module = graph_executor.GraphModule(library["default"](tvm.cpu()))

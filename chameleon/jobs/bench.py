@@ -1,4 +1,4 @@
-"""Latency of one network, untuned, tuned and under ONNX Runtime, measured side by side in one process."""
+"""Measures the latency of a network: untuned, tuned and in ONNX Runtime, side by side in one process."""
 
 # TVM's reflected attributes have no static types:
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
@@ -30,13 +30,16 @@ Run = Callable[[], Any]
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """How long to measure. The contenders take turns, so that a change of the machine's clock meets all of them."""
+    """How long to measure.
+
+    The contenders (untuned, tuned, ONNX Runtime) take turns. So a change of the processor's clock affects all of them.
+    """
 
     rounds: int = 8
     runs: int = 8  # timed runs of a contender in a round, after one that is not timed
-    slow_s: float = 0.25  # a contender with slower runs gets one run a round
-    turn_s: float = 0.02  # pause between two contenders: thread pools spin for a while
-    tolerance: float = 1e-4  # largest difference of outputs relative to the largest output, float32
+    slow_s: float = 0.25  # a contender whose run takes longer gets one run in each round
+    turn_s: float = 0.02  # pause between two contenders: a thread pool still occupies its cores for a while
+    tolerance: float = 1e-4  # largest difference of outputs, relative to the largest output, for float32
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Latencies, and how far the outputs of the tuned network are from the others'."""
+    """Latencies, and how far the outputs of the tuned network are from those of the others."""
 
     untuned: Latency
     tuned: Latency
@@ -93,13 +96,16 @@ def bench_model(
     config: BenchConfig | None = None,
     seed: int = 0,
 ) -> BenchResult:
-    """Time a tuned network against what a user gets without tuning (plain `tvm.compile` of the model as it was written).
+    """Time a tuned network against the same network without tuning.
+
+    Without tuning means: what a user gets from plain `tvm.compile` of the model as it was written.
 
     Raises:
         ModelError: if ONNX Runtime is asked for and cannot run the model.
     """
     untuned = tvm.compile(model.mod, target)
-    # In a thread of its own: TVM's pool belongs to a thread, and this one's, if it ran a kernel, has half the cores for good.
+    # Measure in a new thread. TVM's thread pool belongs to the thread that calls it. If this thread has run a kernel
+    # before, its pool may use only half of the cores, and its size cannot be changed any more.
     with ThreadPoolExecutor(1) as fresh:
         return fresh.submit(
             _bench, model, target, compiled, untuned, onnxruntime, config or BenchConfig(), seed
@@ -125,14 +131,14 @@ def time_executables(
     model: Model, target: Target, executables: Mapping[str, Any], *, config: BenchConfig | None = None, seed: int = 0
 ) -> dict[str, Latency]:
     """Time several compiled forms of a model in turns."""
-    with ThreadPoolExecutor(1) as fresh:  # as above
+    with ThreadPoolExecutor(1) as fresh:  # a new thread for the reason given in `bench_model`
         return fresh.submit(
             lambda: interleaved(_runs(model, target, executables, seed), config or BenchConfig())
         ).result()
 
 
 def _runs(model: Model, target: Target, executables: Mapping[str, Any], seed: int) -> dict[str, Run]:
-    """What runs each of them once, by all of the target's threads."""
+    """For each executable a function that runs it once, with all of the target's threads."""
     if target.kind.name == "llvm":
         set_threads(int(target.attrs.get("num-cores", usable_cores())))
     inputs = input_arrays(model, np.random.default_rng(seed))

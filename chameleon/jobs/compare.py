@@ -1,4 +1,4 @@
-"""How far the outputs of a network are from others'."""
+"""Compares the outputs of two networks."""
 
 # TVM's reflected attributes have no static types:
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
@@ -16,14 +16,14 @@ Arrays = Sequence[NDArray[Any]]
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two networks' outputs lie apart, at most: absolute, and relative to the largest output."""
+    """The largest difference between two networks' outputs: absolute, and relative to the largest output."""
 
     absolute: float
     relative: float
 
 
 def difference(ours: Arrays, theirs: Arrays) -> Difference:
-    """The largest difference between two lists of arrays; relative to the largest number in `theirs`."""
+    """The largest difference between two lists of arrays, absolute and relative to the largest number in `theirs`."""
     if [a.shape for a in ours] != [b.shape for b in theirs]:
         raise ValueError(f"outputs differ in shape: {[a.shape for a in ours]} against {[b.shape for b in theirs]}")
     pairs = [(a.astype("float64"), b.astype("float64")) for a, b in zip(ours, theirs, strict=True) if b.size]

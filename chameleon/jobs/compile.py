@@ -1,4 +1,4 @@
-"""Build a network with the best schedules found."""
+"""`chameleon compile`: builds a network with the best schedules that were found."""
 
 # TVM's reflected attributes have no static types:
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
@@ -25,12 +25,12 @@ from chameleon.serenity.order.schedule import schedule
 
 @dataclass(frozen=True)
 class Compiled:
-    """A network that runs.
+    """A compiled network, ready to run.
 
     Attributes:
         executable: for `relax.VirtualMachine`.
         untuned: the kernels for which the database has no schedule, sorted.
-        memory: its order and arena; none if TVM planned its memory.
+        memory: the order of its kernels and its arena; None if TVM planned its memory.
     """
 
     executable: Any = field(repr=False)
@@ -38,18 +38,23 @@ class Compiled:
     memory: MemoryPlan | None = None
 
     def export(self, path: str | Path) -> None:
-        """Write one shared library, weights inside; `tvm.runtime.load_module` and `relax.VirtualMachine` run it."""
+        """Write one shared library with the weights inside.
+
+        `tvm.runtime.load_module` and `relax.VirtualMachine` run it.
+        """
         self.executable.export_library(str(path))
 
 
 def compile_model(
     lowered: IRModule, target: Target, database: ms.database.Database, solve: Solve | None = None
 ) -> Compiled:
-    """Build a module of `lower` with the database's schedules; kernels without one get a default.
+    """Build a module that `lower` made with the database's schedules; kernels without one get a default.
 
     Args:
-        solve: orders the network for little memory, such as `chameleon.serenity.order.schedule.schedule`. An order changes no kernel,
-            so tuning does not depend on it; but the schedules bring workspaces along, so it is found with them applied.
+        solve: finds an order of the network that needs little memory, such as
+            `chameleon.serenity.order.schedule.schedule`; None: TVM plans the memory. An order changes no kernel, so
+            tuning does not depend on it. But the schedules bring workspaces with them, so the order is found after
+            they are applied.
     """
     transform = relax.transform
     with target, database, tvm.transform.PassContext(opt_level=3):
@@ -73,7 +78,8 @@ def compile_tuned(spec: JobSpec, output: Path, say: Say, *, memory_aware: bool =
     """Build the network with the best schedules in the folder's records and write it.
 
     Args:
-        memory_aware: order it for the least memory, with these schedules' workspaces, in one arena.
+        memory_aware: order the network for the least memory, counting the workspaces of these schedules, and put all
+            its tensors into one arena.
 
     Raises:
         ChameleonError: if there are no records, or they belong to another model or target.

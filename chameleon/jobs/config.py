@@ -1,6 +1,7 @@
-"""Presets: a YAML file overrides the defaults in code, flags override the file, an unknown key is an error.
+"""The configuration of tuning: defaults, presets and flags.
 
-The presets in the folder `chameleon/presets` are known by name, such as `quick`.
+A preset is a YAML file. It overrides the defaults in the code, and flags override the preset. An unknown key is an
+error. The presets in the folder `chameleon/presets` are known by name, such as `quick`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """How a network is tuned. Whichever of the two budgets is used up first ends it."""
+    """How a network is tuned.
+
+    There are two budgets: `trials` and `time_budget_s`. Tuning ends when the first of them is used up.
+    """
 
     searcher: str = "chameleon"  # one of chameleon.search.SEARCHERS
     seed: int = 0
@@ -35,9 +39,9 @@ class TuneConfig:
     time_budget_s: float | None = 600.0  # seconds of tuning, earlier runs included; None: no bound
     batch: int = 16  # candidates built together
     first_batch: int = 8  # candidates of a task's first batch
-    max_refusals: int = 2000  # candidates that TVM may refuse in a row before a task is given up
+    max_refusals: int = 2000  # a task is given up after TVM refused so many candidates in a row
     allocation: AllocationConfig = field(default_factory=AllocationConfig)
-    options: dict[str, Any] = field(default_factory=dict)  # for the searcher
+    options: dict[str, Any] = field(default_factory=dict)  # options of the searcher
 
 
 def duration_s(text: str | float) -> float:
@@ -90,7 +94,7 @@ def read_preset(given: str) -> dict[str, Any]:
 def tune_config(preset: Mapping[str, Any], flags: Mapping[str, Any]) -> TuneConfig:
     """The resolved configuration: defaults, then the preset, then the flags that were given (not `None`).
 
-    Budgets: where only a number of trials is asked for, time is not bounded.
+    If only a number of trials is asked for, the time is not bounded.
 
     Raises:
         UsageError: on an unknown key, a value of a wrong type or a budget that is not positive.
@@ -112,7 +116,11 @@ def tune_config(preset: Mapping[str, Any], flags: Mapping[str, Any]) -> TuneConf
 
 
 def build(kind: type[T], values: Any, what: str) -> T:
-    """A configuration dataclass from plain values; unknown keys and wrong types are errors that name what is allowed."""
+    """Make a configuration dataclass from plain values.
+
+    Raises:
+        UsageError: on an unknown key or a value of a wrong type; the message names what is allowed.
+    """
     if not isinstance(values, Mapping):
         raise UsageError(f"{what}: expected `key: value` pairs, got {values!r}")
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
-"""`chameleon memory MODEL`: a network's peaks in the orders of `chameleon.serenity.summary`, on the kernels that would run.
+"""`chameleon memory MODEL`: finds the peak memory of a network in several orders, for the kernels that would run.
 
-The kernels are those of `chameleon.kernels.lower.lower` with the lean default schedule. The last row is built and run: what it
-allocates is measured, and its outputs are compared with those of the same network as TVM orders and plans it.
+The orders are those of `chameleon.serenity.summary`. The kernels are those of `chameleon.kernels.lower.lower` with the
+lean default schedule. The network of the last row is built and run. What it allocates is measured. Its outputs are
+compared with those of the same network in TVM's order and with TVM's memory plan.
 """
 
 # TVM's reflected attributes have no static types:
@@ -33,12 +34,12 @@ from chameleon.target import detect_target, parse_target
 Say = Callable[[str], None]
 
 SEARCH_LIMIT_S = 5.0
-"""For the order of each graph that the search of rewrites looks at."""
+"""Time limit for the order of each graph that the search for rewrites looks at."""
 
 
 @dataclass(frozen=True)
 class MemorySettings:
-    """What to look at, and how long."""
+    """What to look for, and for how long."""
 
     target: str | None = None  # None: this machine
     input_shape: tuple[int, ...] | None = None  # for models whose file leaves it open
@@ -46,21 +47,22 @@ class MemorySettings:
     arena_limit_s: float = 10.0
     rewrite: bool = True
     measure: bool = True
-    count_inputs: bool = (
-        False  # count the inputs as TFLite does; the measured peak has them not, so it is left out then
-    )
+    # Count the inputs, as TFLite does. The measured peak does not contain them, so nothing is measured then.
+    count_inputs: bool = False
 
 
 @dataclass(frozen=True)
 class ModelMemory:
-    """A model's summary and how it compares with TVM's own planning of the same kernels, their default schedules as usual.
+    """The memory of a model, and for comparison that of stock TVM: the same kernels, planned by TVM itself.
+
+    Our kernels have the lean default schedules, those of stock TVM the usual ones.
 
     Attributes:
         summary: the rows, the arena, the measured peak.
-        scratch_bytes: what kernels allocate inside their loops, beside the arena, at most.
+        scratch_bytes: the most that our kernels allocate inside their loops, in addition to the arena.
         stock_planned_bytes: TVM's storages and outputs; workspaces inside kernels are not in it.
-        stock_measured_bytes: what a run of that takes; none if nothing was measured.
-        difference: of the outputs of both.
+        stock_measured_bytes: what a run of stock TVM takes; None if nothing was measured.
+        difference: between the outputs of both; None if nothing was measured.
     """
 
     summary: MemorySummary
@@ -71,10 +73,10 @@ class ModelMemory:
 
 
 def memory_of_model(spec: str, settings: MemorySettings, say: Say) -> ModelMemory:
-    """Order, rewrite, place and, if asked for, run a model.
+    """Find the orders, the rewrites and the arena of a model and, if asked for, run it.
 
     Raises:
-        ChameleonError: with a message for people, on anything that the user can mend.
+        ChameleonError: with a message for people, on anything that the user can fix.
     """
     target = parse_target(settings.target) if settings.target else detect_target()
     say(f"loading {spec} for {target.kind.name}")
@@ -88,7 +90,7 @@ def memory_of_model(spec: str, settings: MemorySettings, say: Say) -> ModelMemor
         return schedule(candidate, ScheduleOptions(time_limit_s=settings.time_limit_s))
 
     def quickly(candidate: Graph) -> Schedule:
-        """For the many graphs of the search."""
+        """As `solve`, with a short time limit: the search for rewrites orders many graphs."""
         return schedule(candidate, ScheduleOptions(time_limit_s=min(settings.time_limit_s, SEARCH_LIMIT_S)))
 
     rows = rows_of(graph, solve)
@@ -126,7 +128,7 @@ def _run(
     settings: MemorySettings,
     say: Say,
 ) -> ModelMemory:
-    """Build both networks, run them, compare."""
+    """Build the network as we plan it and as TVM does, run both, and compare them."""
     stock = schedule_defaults(lowered, target)
     with target:
         mod, plan = plan_memory(

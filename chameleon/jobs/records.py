@@ -1,6 +1,6 @@
-"""The records of tuning: one JSON line a trial, appended at once, read back to resume.
+"""The records of tuning: a file with one JSON line for each trial, written at once, and read back to resume.
 
-The file's first line names the target; a `task` line introduces each workload and the knobs of its space; every
+The first line of the file names the target. A `task` line introduces each workload and the knobs of its space. Every
 other line is a trial of one task. The format is documented in docs/records.md.
 """
 
@@ -38,7 +38,7 @@ class TaskRecords:
 class Records:
     """An append-only file of trials with a single writer.
 
-    A torn last line (the process was killed, the disk was full) is cut off when the file is opened.
+    An incomplete last line (the process was killed, the disk was full) is cut off when the file is opened.
 
     Args:
         path: the file; it is created where it does not exist.
@@ -67,7 +67,7 @@ class Records:
             self._write({"chameleon": FORMAT, "kind": "tuning", "target": target})
 
     def add_task(self, key: str, name: str, space: KnobSpace) -> list[Trial]:
-        """Introduce a workload and return what was measured of it before.
+        """Introduce a workload and return its trials from earlier runs.
 
         Raises:
             RecordsError: if the file knows the workload with another space of knobs.
@@ -108,7 +108,7 @@ class Records:
             ) from None
 
     def _lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """All whole lines with their numbers; a torn last line is cut off the file."""
+        """All complete lines with their numbers; an incomplete last line is cut off the file."""
         self._file.seek(0)
         content = self._file.read()
         whole = content[: content.rfind(b"\n") + 1]

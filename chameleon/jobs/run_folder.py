@@ -1,4 +1,20 @@
-"""TODO"""
+"""The folder of a run: it holds everything that was measured and made for one model and one target.
+
+`chameleon tune` fills the folder. `chameleon compile` and `chameleon bench` read the best schedules from it. A second
+`chameleon tune` on the same folder goes on where the first one ended. The files are:
+
+runs/resnet18-llvm-znver4/
+    run.json        which model and target the folder belongs to, and the resolved configuration
+    manifest.json   commit, platform and versions of the last run
+    rewrite.json    what was rewritten before tuning, if anything (`--rewrite`)
+    trials.jsonl    every measurement (docs/records.md)
+    database/       the best schedules as a MetaSchedule JSON database
+    network.so      the compiled network with the best schedules
+    report.json     the result of the run, as `--json` writes it
+
+This module opens such a folder, checks which model and target it belongs to, and reads and writes these files.
+`chameleon.jobs.records` reads and writes `trials.jsonl`.
+"""
 
 # pyright: reportAttributeAccessIssue=false
 # (TVM's attributes come from C++ and have no types)
@@ -42,7 +58,7 @@ class JobSpec:
     input_shape: tuple[int, ...] | None = None  # for models whose file leaves it open
     tracker: str | None = None  # host:port of an RPC tracker; None: measure here
     device_key: str | None = None
-    records: Path | None = None  # shared by several models; None: trials.jsonl in `out`
+    records: Path | None = None  # a file that several models may share; None: trials.jsonl in `out`
     rewrite: bool = False  # rewrite the network first where that lowers the peak of its memory
 
 
@@ -89,7 +105,10 @@ class Opened:
 def open_job(spec: JobSpec, say: Say) -> Opened:
     """Load the model, lower it for the target and extract its tasks."""
     target = parse_target(spec.target) if spec.target else detect_target()
-    name = f"{Path(spec.model).stem}-{target.kind.name}-{target.attrs.get('mcpu', '')}{'-rewritten' if spec.rewrite else ''}"
+    name = (
+        f"{Path(spec.model).stem}-{target.kind.name}-{target.attrs.get('mcpu', '')}"
+        f"{'-rewritten' if spec.rewrite else ''}"
+    )
     out = spec.out or Path("runs") / slug(name)
     _make_folder(out)
     say(f"loading {spec.model} for {target.kind.name}")
@@ -100,7 +119,10 @@ def open_job(spec: JobSpec, say: Say) -> Opened:
 
 
 def _lowered(model: Model, target: Target, out: Path, spec: JobSpec, say: Say) -> Any:
-    """The kernels of a run's network. What is rewritten is found once and kept in its folder: the tasks depend on it."""
+    """Lower a run's network to kernels, rewritten first if that was asked for.
+
+    The rewrites are found once and kept in the run's folder, because the tasks depend on them.
+    """
     kept = out / "rewrite.json"
     if kept.exists():
         return lower_again(model, target, schedule, Rewrites.from_json(json.loads(kept.read_text())))
@@ -154,7 +176,11 @@ def _make_folder(out: Path) -> None:
 
 
 def _check_folder(out: Path, model: Model, target: Target) -> None:
-    """Refuse a folder that belongs to another model or target before anything is lowered."""
+    """Refuse a folder that belongs to another model or target, before any time is spent on lowering.
+
+    Raises:
+        ChameleonError: if it does.
+    """
     known = read_json(out / "run.json")
     for name, ours in (("model", model.name), ("fingerprint", model.fingerprint), ("target", str(target))):
         if known and known.get(name) != ours:
@@ -164,6 +190,7 @@ def _check_folder(out: Path, model: Model, target: Target) -> None:
 
 
 def claim(job: Opened, spec: JobSpec, config: TuneConfig, *, finished: bool) -> None:
+    """Write into the folder whose run it holds: model, target, configuration, and whether the run is finished."""
     run = {"model": job.model.name, "fingerprint": job.model.fingerprint, "target": str(job.target)}
     run = {**run, "config": dataclasses.asdict(config), "finished": finished}
     (job.out / "run.json").write_text(json.dumps(run, indent=1) + "\n")
@@ -180,7 +207,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def export(compiled: Any, path: Path) -> None:
-    """Write the library beside its place first, so that a killed process leaves no half of it."""
+    """Write the library under another name, then rename it: so a killed process leaves no half-written file."""
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         compiled.export(part)
@@ -190,7 +217,7 @@ def export(compiled: Any, path: Path) -> None:
 
 
 def export_database(database: ms.database.Database, folder: Path) -> None:
-    """Write the best schedules for stock tools: a MetaSchedule JSON database."""
+    """Write the best schedules as a MetaSchedule JSON database, which TVM's own tools read."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     exported = ms.database.JSONDatabase(work_dir=str(folder))
@@ -200,5 +227,5 @@ def export_database(database: ms.database.Database, folder: Path) -> None:
 
 
 def slug(text: str) -> str:
-    """The text as part of a file name."""
+    """Turn a text into one that may be part of a file name."""
     return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-")

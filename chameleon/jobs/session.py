@@ -1,7 +1,7 @@
-"""Tuning the tasks of one network: spread the budget, propose, build, time, record, and again.
+"""Tunes the tasks of one network: choose a task, propose candidates for it, build, time and record them, and repeat.
 
-The engine proposes, `tuners.trace_space` turns proposals into schedules, any MetaSchedule builder and runner measure
-them, and every result is on disk before the next candidate is timed.
+The engine (`chameleon.search`) proposes configurations. `tuners.trace_space` turns them into schedules. Any
+MetaSchedule builder and runner measure these. Every result is on disk before the next candidate is timed.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
@@ -38,8 +38,8 @@ class TaskTuner:
 
     Args:
         task: the workload.
-        history: trials of earlier runs, told to the searcher first.
-        shared: the history was made by tuning another model; the task counts as done.
+        history: trials of earlier runs; the searcher is told of them first.
+        shared: whether the history comes from tuning another model; if so, the task counts as done.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class TaskTuner:
         return found
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Take what came of proposals, or of earlier runs."""
+        """Take the results of proposals, or of earlier runs."""
         self._proposals.tell(trials)
         for trial in trials:
             self._note(trial)
@@ -99,11 +99,11 @@ class TaskTuner:
 
 
 class Measurer:
-    """Candidates to trials through any MetaSchedule builder and runner.
+    """Measures candidates with any MetaSchedule builder and runner; the results are trials.
 
     Args:
-        together: how many candidates the runner gets at once: 1 on this machine, so that each result is recorded
-            before the next is timed; more where several devices wait at a tracker.
+        together: how many candidates the runner gets at once. On this machine it is 1, so that each result is recorded
+            before the next candidate is timed. It is more where several devices wait at a tracker.
     """
 
     def __init__(self, target: Target, builder: ms.Builder, runner: ms.Runner, together: int = 1) -> None:
@@ -133,15 +133,14 @@ class Measurer:
         for (config, run_input), future in zip(ready, futures, strict=True):
             result = future.result()
             timings = {"build": round(build_s, 4), "run": round((time.perf_counter() - start) / len(ready), 4)}
-            shutil.rmtree(
-                Path(run_input.artifact_path).parent, ignore_errors=True
-            )  # as MetaSchedule does; it is ours to do
+            # The builder leaves the artifact to whoever ran it. In MetaSchedule its own tuning loop removes it.
+            shutil.rmtree(Path(run_input.artifact_path).parent, ignore_errors=True)
             yield measured_trial(config, result.run_secs, result.error_msg, timings)
 
 
 @dataclass
 class Session:
-    """The state of tuning one network, for whoever watches."""
+    """The state of tuning one network, also for those who watch it."""
 
     tasks: list[TaskTuner]
     config: TuneConfig
@@ -165,7 +164,10 @@ class Session:
 
     @property
     def left_s(self) -> float | None:
-        """Estimated seconds until the budget is used up, `None` before the first trial where only trials are bounded."""
+        """Estimated seconds until the budget is used up.
+
+        `None` if only the number of trials is bounded and there was no trial yet.
+        """
         by_time = None if self.config.time_budget_s is None else self.config.time_budget_s - self.elapsed_s
         by_trials = None
         if self.config.trials is not None and self.trials:
@@ -175,7 +177,7 @@ class Session:
 
 
 def open_session(tasks: Sequence[Task], target: Target, records: Records, config: TuneConfig, model: str) -> Session:
-    """Make the spaces and searchers of all tasks and tell them what the records hold."""
+    """Make the spaces and searchers of all tasks, and tell the searchers what the records hold."""
     rngs = [np.random.default_rng(s) for s in np.random.SeedSequence(config.seed).spawn(len(tasks))]
     tuners = []
     for task, rng in zip(tasks, rngs, strict=True):
@@ -190,7 +192,7 @@ def tune(session: Session, measurer: Measurer, records: Records, model: str, wat
     """Measure until the budget is used up or nothing is left to try.
 
     Args:
-        model: whose tuning this is, for the records.
+        model: name of the model that is tuned, for the records.
         watch: called before each batch and after each trial.
 
     Returns:
@@ -240,7 +242,7 @@ def operator_of(name: str) -> str:
 
 
 def _batch_size(session: Session, tuner: TaskTuner) -> int:
-    """The next batch of a task; a first batch leaves a share of a small budget to the other tasks."""
+    """How many candidates to propose for a task; a first batch leaves a share of a small budget to the others."""
     config = session.config
     n = config.batch if tuner.best_s else config.first_batch
     if config.trials is None:

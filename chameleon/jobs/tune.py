@@ -1,13 +1,7 @@
-"""`chameleon tune` and `chameleon compile`: one folder a run, holding everything that was measured and made.
+"""`chameleon tune`: tunes the tasks of a network, then compiles the network with the best schedules and times it.
 
-runs/resnet18-llvm-znver4/
-    run.json        which model and target the folder belongs to, and the resolved configuration
-    manifest.json   commit, platform and versions of the last run
-    rewrite.json    what was rewritten before tuning, if anything (`--rewrite`)
-    trials.jsonl    every measurement (docs/records.md)
-    database/       the best schedules as a MetaSchedule JSON database
-    network.so      the compiled network with the best schedules
-    report.json     what `--json` prints
+Everything that is measured and made goes into one folder; `chameleon.jobs.run_folder` describes its files. Because all
+measurements are kept there, a run that was interrupted goes on where it ended.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -57,14 +51,14 @@ def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tup
         The report and the folder.
 
     Raises:
-        ChameleonError: with a message for people, on anything that the user can mend.
+        ChameleonError: with a message for people, on anything that the user can fix.
     """
     _check_config(spec, config)
     job = open_job(spec, say)
     claim(job, spec, config, finished=False)
     with Records(spec.records or job.out / "trials.jsonl", str(job.target)) as records:
         say(f"{len(job.tasks)} tasks; records in {records.path}")
-        if not records.elapsed_s.get(job.model.name):  # there is something to measure for certain
+        if not records.elapsed_s.get(job.model.name):  # nothing was measured before, so a device is needed
             _check_device(spec, job.target)
         session = open_session(job.tasks, job.target, records, config, job.model.name)
         if session.trials:
@@ -90,14 +84,14 @@ def _measurer(spec: JobSpec, target: Target, stack: ExitStack) -> Measurer:
     _check_device(spec, target)
     if spec.tracker is None:
         return Measurer(target, stack.enter_context(WarmBuilder()), stack.enter_context(WarmRunner()))
-    assert spec.device_key is not None  # _check_config saw to it
+    assert spec.device_key is not None  # `_check_config` has checked this
     builder = stack.enter_context(WarmBuilder(export="tar"))
     runner = stack.enter_context(rpc_runner(spec.tracker, spec.device_key))
     return Measurer(target, builder, runner, together=16)
 
 
 def _finish(job: Opened, spec: JobSpec, session: Session, made: int, say: Say) -> TuneReport:
-    """Compile, export and time the network, unless nothing is new and an earlier run did."""
+    """Compile, export and time the network, unless there is no new trial and an earlier run has done it."""
     report_path, artifact = job.out / "report.json", job.out / "network.so"
     report = _report(job, session)
     if (
@@ -143,7 +137,7 @@ def _report(job: Opened, session: Session) -> TuneReport:
 
 
 def _check_config(spec: JobSpec, config: TuneConfig) -> None:
-    """What is wrong with the names is said before the model is loaded.
+    """Check the names in the configuration, so that a mistake is reported before the model is loaded.
 
     Raises:
         UsageError: on an unknown searcher or option of it, or a tracker without a device key.

@@ -1,4 +1,7 @@
-"""Tuning a list of models: one records file a target, so that a workload that models share is tuned once."""
+"""`chameleon zoo`: tunes a list of models; a workload that several models share is tuned only once.
+
+For this, all models of a target write their trials into the same records file.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ class ZooEntry:
 
 @dataclass(frozen=True)
 class ZooResult:
-    """What came of one entry: its report, or why it failed."""
+    """The result of one entry: its report, or why it failed."""
 
     entry: ZooEntry
     report: TuneReport | None
@@ -37,7 +40,7 @@ class ZooResult:
 
 
 def read_zoo(content: Mapping[str, Any]) -> list[ZooEntry]:
-    """The entries of a zoo file.
+    """Read the entries of a zoo file.
 
     Its keys are `out` (a folder), `defaults` (a preset for all) and `models`: a list of mappings with `model`,
     optionally `target` and `input_shape`, and any key of a preset.
@@ -75,7 +78,7 @@ def tune_zoo(entries: Sequence[ZooEntry], watch: Watch, say: Say) -> list[ZooRes
     """Tune every model that is not finished; one that fails does not stop the others."""
     results = []
     for number, entry in enumerate(entries, start=1):
-        assert entry.spec.out is not None  # read_zoo gives every entry a folder
+        assert entry.spec.out is not None  # `read_zoo` gives every entry a folder
         done = finished_report(entry.spec.out, entry.config)
         say(f"[{number}/{len(entries)}] {entry.spec.model}{': finished before' if done else ''}")
         if done:

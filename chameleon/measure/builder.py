@@ -1,8 +1,10 @@
 """A MetaSchedule builder with warm, isolated workers.
 
-What is built equals what the stock builder builds (`s_tir.meta_schedule.builder.default_build`). Ours is faster because a
-worker imports tvm once and not at every batch, leaves out the import of all tensor intrinsics (a module that is
-already scheduled holds their bodies), and links with `ld` itself instead of through g++.
+It builds the same as the stock builder (`s_tir.meta_schedule.builder.default_build`), but faster, for three reasons:
+
+- A worker imports tvm once and not for every batch.
+- It leaves out the import of all tensor intrinsics: a module that is already scheduled holds their bodies.
+- It links with `ld` itself instead of through g++.
 """
 
 from __future__ import annotations
@@ -43,11 +45,11 @@ class BuildConfig:
     """How candidates are built."""
 
     export: str = "so"  # "so" for runners on this machine, "tar" for RPC
-    n_workers: int | None = None  # None: one a usable core
+    n_workers: int | None = None  # None: one for each usable core
     timeout_s: float = 30.0
     memory_limit_bytes: int | None = None  # of one worker; None: an equal share of three quarters of the memory
-    recycle_after: int = 500  # builds, after which a worker is replaced
-    f_build: str | None = None  # module:function (mod, target, params) -> Module in place of the default
+    recycle_after: int = 500  # a worker is replaced after so many builds
+    f_build: str | None = None  # builds in place of the default; module:function (mod, target, params) -> Module
 
     def __post_init__(self) -> None:
         if self.export not in EXPORTS:
@@ -69,11 +71,11 @@ class BuildRequest:
 class WarmBuilder(_PyBuilder):
     """Builds candidates in warm workers; for any MetaSchedule call that takes a builder.
 
-    An artifact lies alone in a folder of its own, which whoever ran it removes (MetaSchedule does); what is left goes
-    with the builder.
+    Each artifact lies alone in a folder of its own. Whoever runs the artifact removes this folder, as MetaSchedule
+    does. Folders that are left are removed together with the builder.
 
-    A direct subclass of the class below TVM's `PyBuilder`: `derived_object`, the usual way, forwards no special methods, hides
-    the type, and its call through C++ turns Ctrl-C into a RuntimeError without a word.
+    The base class is the one below TVM's `PyBuilder`. The usual way, `derived_object`, has three faults: it forwards
+    no special methods, it hides the type, and its call through C++ turns Ctrl-C into a RuntimeError without a message.
     """
 
     __slots__ = ("__dict__",)
@@ -88,7 +90,7 @@ class WarmBuilder(_PyBuilder):
         super().__init__(self._engine.build)
 
     def __enter__(self) -> WarmBuilder:
-        self._engine.pool.start()  # the imports run beside whatever comes before the first candidate
+        self._engine.pool.start()  # so the imports run while the caller prepares the first candidate
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -99,12 +101,12 @@ class WarmBuilder(_PyBuilder):
         self._engine.close()
 
     def build(self, build_inputs: Sequence[BuilderInput]) -> list[BuilderResult]:
-        """One result an input, in order; a failure's `error_msg` begins with its reason."""
+        """Build all inputs: one result for each, in order; the `error_msg` of a failure begins with its reason."""
         return self._engine.build(build_inputs)
 
     @property
     def last_build_s(self) -> list[float]:
-        """Seconds that each candidate of the last call took, from its sending to its outcome."""
+        """Seconds that each candidate of the last call took, from sending it to getting its outcome."""
         return self._engine.last_build_s
 
     def worker_pids(self) -> list[int]:
@@ -113,7 +115,10 @@ class WarmBuilder(_PyBuilder):
 
 
 class _BuildEngine:
-    """What a builder does; TVM's object holds it and it does not hold TVM's object, so that neither keeps the other alive."""
+    """Does the work of a builder.
+
+    TVM's object holds this one, but this one does not hold TVM's object. So neither keeps the other alive.
+    """
 
     def __init__(self, config: BuildConfig) -> None:
         self.config = config
@@ -138,7 +143,7 @@ class _BuildEngine:
         self._workspace.remove()
 
     def build(self, build_inputs: Sequence[BuilderInput]) -> list[BuilderResult]:
-        """One result an input."""
+        """One result for each input."""
         requests = [self._request(build_input) for build_input in build_inputs]
         outcomes = self.pool.map(requests)
         self.last_build_s = [outcome.wall_s for outcome in outcomes]
@@ -161,9 +166,10 @@ def _result(request: BuildRequest, outcome: Outcome) -> BuilderResult:
 
 
 class _Workspace:
-    """A temporary folder that goes with its owner.
+    """A temporary folder that is removed together with its owner.
 
-    The owner holds a lock on it. Should the owner be killed, the folder stays, unlocked, and the next owner removes it.
+    The owner holds a lock on the folder. If the owner is killed, the folder stays, but it is no longer locked. The
+    next owner removes it.
     """
 
     def __init__(self) -> None:
@@ -207,7 +213,7 @@ def _sweep(parent: Path) -> None:
 
 
 def build_candidate(request: BuildRequest) -> str:
-    """Build one candidate and export it; returns the artifact's path."""
+    """Build one candidate, export it, and return the artifact's path."""
     params = None if request.params is None else load_param_dict(bytearray(request.params))
     build = default_build if request.f_build is None else resolve(request.f_build)
     path = os.path.join(request.folder, f"candidate.{request.export}")
@@ -220,7 +226,10 @@ def build_candidate(request: BuildRequest) -> str:
 
 
 def default_build(mod: tvm.IRModule, target: tvm.target.Target, _params: Any = None) -> Module:
-    """What the stock builder does, layout-rewrite blocks of constant weights included, without its slow import."""
+    """Build as the stock builder does, but without its slow import.
+
+    Blocks that rewrite the layout of constant weights are removed, as there.
+    """
     from tvm.s_tir.transform import RemoveWeightLayoutRewriteBlock
 
     with warnings.catch_warnings():
@@ -238,7 +247,7 @@ def default_build(mod: tvm.IRModule, target: tvm.target.Target, _params: Any = N
 def link_shared(output: str, objects: list[str], **options: Any) -> None:
     """Link objects to a shared library with `ld`: 5 ms where g++ takes 20.
 
-    Anything but plain objects, and machines without GNU ld, go TVM's way through the C++ compiler.
+    TVM's own way, through the C++ compiler, is taken for anything but plain objects and on machines without GNU ld.
     """
     linker, libraries = _linker()
     if linker is not None and not options and all(name.endswith(".o") for name in objects):
@@ -252,7 +261,11 @@ def link_shared(output: str, objects: list[str], **options: Any) -> None:
 
 @functools.cache
 def _linker() -> tuple[str | None, tuple[str, ...]]:
-    """The linker, and the libraries that generated code may call: maths, and the compiler's own for 16-bit floats."""
+    """The linker, and the libraries that generated code may call.
+
+    These are the maths library, and the compiler's own library for 16-bit floats. Without GNU ld or a C compiler there
+    is no linker.
+    """
     linker, compiler = shutil.which("ld"), shutil.which("gcc") or shutil.which("cc")
     if linker is None or compiler is None or os.name != "posix" or not os.path.exists("/proc"):
         return None, ()

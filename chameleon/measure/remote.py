@@ -1,8 +1,9 @@
-"""Timing candidates on remote devices through TVM's RPC tracker and servers.
+"""Times candidates on remote devices through TVM's RPC tracker and servers.
 
-What happens on the device is TVM's own: the functions behind its `RPCRunner`, its `RPCConfig`, its evaluator. Ours is
-where they run: in isolated workers with a time limit that covers waiting for a free device as well. The stock runner
-waits for ever when no device is left, and its worker stays behind, waiting, when its owner is killed.
+The work on the device is done by TVM's own code: the functions behind its `RPCRunner`, its `RPCConfig`, its evaluator.
+This module only changes where that code runs: in isolated workers, with a time limit that also covers the wait for a
+free device. The stock runner waits for ever when no device is left. And when its owner is killed, its worker stays
+behind and goes on waiting.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ class RemoteConfig:
     """How candidates are run on devices at a tracker."""
 
     tracker: str  # host:port
-    device_key: str  # under which the devices registered
-    session_timeout_s: int = 30  # for one candidate on the device; the server ends it then
-    wait_timeout_s: float = 60.0  # for a free device
-    n_devices: int = 1  # used at the same time
+    device_key: str  # the key under which the devices registered
+    session_timeout_s: int = 30  # for one candidate on the device; after that the server ends the session
+    wait_timeout_s: float = 60.0  # how long to wait for a free device
+    n_devices: int = 1  # devices used at the same time
     number: int = 3  # runs in one repeat, at least
     repeats: int = 3
     min_repeat_ms: int = 50  # the shortest repeat
-    recycle_after: int = 500  # candidates, after which a worker is replaced
+    recycle_after: int = 500  # a worker is replaced after so many candidates
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class RemoteRequest:
 
 
 def rpc_runner(tracker: str, device_key: str, **options: Any) -> RemoteRunner:
-    """A runner for devices registered at a tracker.
+    """Make a runner for devices that registered at a tracker.
 
     Args:
         tracker: `host:port`.
@@ -66,7 +67,7 @@ def rpc_runner(tracker: str, device_key: str, **options: Any) -> RemoteRunner:
 
 
 def parse_tracker(tracker: str) -> tuple[str, int]:
-    """Host and port.
+    """Split the address of a tracker into host and port.
 
     Raises:
         UsageError: if the text has not the form `host:port`.
@@ -80,9 +81,9 @@ def parse_tracker(tracker: str) -> tuple[str, int]:
 class RemoteRunner(_PyRunner):
     """Times candidates on remote devices; for any MetaSchedule call that takes a runner.
 
-    `run` returns at once with futures: what is built meanwhile does not disturb the device. Candidates must be exported in a
-    form the server links or loads (`WarmBuilder(export="tar")`). The result is one number of seconds a repeat. As to the base
-    class, see `WarmBuilder`.
+    `run` returns at once with futures: building on this machine meanwhile does not disturb the device. Candidates must
+    be exported in a form that the server links or loads (`WarmBuilder(export="tar")`). The result is one number of
+    seconds for each repeat. `WarmBuilder` says why the base class is what it is.
     """
 
     __slots__ = ("__dict__",)
@@ -102,7 +103,7 @@ class RemoteRunner(_PyRunner):
         self._engine.desk.close()
 
     def run(self, runner_inputs: Sequence[RunnerInput]) -> list[RunnerFuture]:
-        """One future an input, in order; a failure's `error_msg` begins with its reason."""
+        """Run all inputs: one future for each, in order; the `error_msg` of a failure begins with its reason."""
         return self._engine.run(runner_inputs)
 
     def worker_pids(self) -> list[int]:
@@ -111,7 +112,7 @@ class RemoteRunner(_PyRunner):
 
 
 class _RemoteEngine:
-    """What a remote runner does; as with the builder's, nothing here holds TVM's object."""
+    """Does the work of a remote runner; as in the builder, this object does not hold TVM's object."""
 
     def __init__(self, config: RemoteConfig) -> None:
         self._key = config.device_key
@@ -128,7 +129,7 @@ class _RemoteEngine:
         self.desk = _Desk([WorkerPool(pool) for _ in range(config.n_devices)])
 
     def run(self, runner_inputs: Sequence[RunnerInput]) -> list[RunnerFuture]:
-        """One future an input."""
+        """One future for each input."""
         return [_RemoteFuture(_Answer(self.desk.submit(self._request(i)), self._key)) for i in runner_inputs]
 
     def _request(self, runner_input: RunnerInput) -> RemoteRequest:
@@ -143,7 +144,10 @@ class _RemoteEngine:
 
 
 class _RemoteFuture(RunnerFuture):
-    """A result that is still being measured. Python waits for it without a detour through C++, for the sake of Ctrl-C."""
+    """A result that is still being measured.
+
+    Python waits for it directly and not through C++, so that Ctrl-C works.
+    """
 
     __slots__ = ("__dict__",)
 
@@ -158,7 +162,7 @@ class _RemoteFuture(RunnerFuture):
 
 @dataclass(frozen=True)
 class _Answer:
-    """The future of a worker's outcome, as a future of MetaSchedule's result."""
+    """Turns the future of a worker's outcome into a future of MetaSchedule's result."""
 
     future: Future[Outcome]
     device_key: str
@@ -171,7 +175,7 @@ class _Answer:
         """Wait for the seconds, or the message of the failure."""
         try:
             outcome = self.future.result()
-        except Exception as error:  # a worker that does not start: no candidate's fault, but the batch must end
+        except Exception as error:  # a worker did not start: not the candidate's fault, but the batch must end
             return RunnerResult(None, f"run_error: {error}")
         if outcome.ok:
             return RunnerResult(outcome.value, None)
@@ -187,7 +191,10 @@ class _Answer:
 
 
 class _Desk:
-    """Hands requests to pools of one worker each, one thread a pool, so that several devices work at a time."""
+    """Hands requests to several pools, so that several devices work at the same time.
+
+    Each pool has one worker, and one thread that serves it.
+    """
 
     def __init__(self, pools: list[WorkerPool]) -> None:
         self._pools = pools
@@ -197,7 +204,7 @@ class _Desk:
         weakref.finalize(self, _send_home, self._queue, len(pools))
 
     def submit(self, request: RemoteRequest) -> Future[Outcome]:
-        """The outcome to be."""
+        """Queue a request and return the future of its outcome."""
         future: Future[Outcome] = Future()
         self._queue.put((future, request))
         return future
@@ -207,7 +214,7 @@ class _Desk:
         return [pid for pool in self._pools for pid in pool.pids()]
 
     def close(self) -> None:
-        """Fail what waits and stop the workers."""
+        """Let the requests that still wait fail, and stop the workers."""
         waiting = []
         while not self._queue.empty():
             waiting.append(self._queue.get())
@@ -219,12 +226,13 @@ class _Desk:
 
 
 def _send_home(waiting: queue.SimpleQueue[Any], n_threads: int) -> None:
+    """Tell all threads to end: `_serve` ends at None."""
     for _ in range(n_threads):
         waiting.put(None)
 
 
 def _serve(waiting: queue.SimpleQueue[tuple[Future[Outcome], RemoteRequest] | None], pool: WorkerPool) -> None:
-    """Serve until told to go home."""
+    """Serve requests from the queue with one pool, until None comes."""
     while (entry := waiting.get()) is not None:
         future, request = entry
         try:
@@ -238,7 +246,11 @@ def _serve(waiting: queue.SimpleQueue[tuple[Future[Outcome], RemoteRequest] | No
 
 
 def run_remote(request: RemoteRequest) -> list[float]:
-    """Time one candidate: connect, upload, allocate, evaluate, clean up, all by TVM's functions; returns seconds a repeat."""
+    """Time one candidate with TVM's own functions: connect, upload, allocate, evaluate, clean up.
+
+    Returns:
+        The seconds of each repeat.
+    """
     costs = stock._worker_func(  # what TVM's RPCRunner runs in its own workers
         None,
         None,

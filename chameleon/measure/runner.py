@@ -27,11 +27,12 @@ class TimingConfig:
     """How long a candidate is timed."""
 
     quick_runs: int = 3  # runs of the first estimate, after one warm-up
-    quick_budget_s: float = 0.1  # the first estimate stops here; one run, the warm-up, is enough
-    slow_factor: float = 2.0  # slower than the best by this factor: the first estimate is the result
+    quick_budget_s: float = 0.1  # the first estimate stops after this time, even if only the warm-up has run
+    # A candidate slower than the best by this factor is not measured any longer: the first estimate is its result.
+    slow_factor: float = 2.0
     repeats: int = 5  # of the long measurement, whose median is the result
-    close_factor: float = 1.1  # two repeats both slower than the best by this factor are enough
-    min_repeat_s: float = 0.02  # runs in one repeat are as many as fill this
+    close_factor: float = 1.1  # if the first two repeats are slower than the best by this factor, they are enough
+    min_repeat_s: float = 0.02  # one repeat has as many runs as fill this time
 
     def __post_init__(self) -> None:
         if min(self.quick_runs, self.repeats, self.slow_factor, self.close_factor) < 1:
@@ -44,9 +45,9 @@ class RunConfig:
 
     timing: TimingConfig = TimingConfig()
     timeout_s: float = 30.0
-    n_threads: int | None = None  # of a CPU kernel; None: all usable cores
+    n_threads: int | None = None  # threads of a CPU kernel; None: as many as there are usable cores
     memory_limit_bytes: int | None = None  # None: three quarters of the machine's memory
-    recycle_after: int = 500  # runs, after which the worker is replaced
+    recycle_after: int = 500  # the worker is replaced after so many runs
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,19 @@ class RunRequest:
 class WarmRunner(_PyRunner):
     """Times candidates one after the other; for any MetaSchedule call that takes a runner.
 
-    `run` returns when all are timed, so nothing of the same tuning loop is built meanwhile. The result is one number of
-    seconds: the median of the long measurement's repeats, which end early for a candidate that is clearly not the best; or,
-    if its first estimate is slower than `slow_factor` times the best so far with the same arguments, that estimate. Tasks
-    whose arguments have equal shapes share this best; `forget` starts anew. The same random inputs serve all candidates
-    with the same arguments.
+    `run` returns when all candidates are timed. So the same tuning loop builds nothing while a candidate is timed.
 
-    The stock runner takes the mean of one repeat of at least 100 ms, for every candidate. As to the base class, see
-    `WarmBuilder`.
+    The result of a candidate is one number of seconds. There are two cases:
+
+    - Its first estimate is slower than `slow_factor` times the best so far: the result is this estimate.
+    - Otherwise it gets a long measurement: the result is the median of the repeats. The repeats end early for a
+      candidate that is clearly not the best.
+
+    "The best so far" is that of the candidates with the same arguments. Tasks whose arguments have equal shapes share
+    it; `forget` starts anew. All candidates with the same arguments get the same random inputs.
+
+    The stock runner differs: for every candidate it takes the mean of one repeat of at least 100 ms. `WarmBuilder`
+    says why the base class is what it is.
     """
 
     __slots__ = ("__dict__",)
@@ -85,7 +91,7 @@ class WarmRunner(_PyRunner):
         super().__init__(self._engine.run)
 
     def __enter__(self) -> WarmRunner:
-        self._engine.pool.start()  # the imports run beside whatever comes before the first candidate
+        self._engine.pool.start()  # so the imports run while the caller prepares the first candidate
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -100,12 +106,12 @@ class WarmRunner(_PyRunner):
         self._engine.best_s.clear()
 
     def run(self, runner_inputs: Sequence[RunnerInput]) -> list[RunnerFuture]:
-        """One finished future an input, in order; a failure's `error_msg` begins with its reason."""
+        """Run all inputs: one finished future for each, in order; a failure's `error_msg` begins with its reason."""
         return self._engine.run(runner_inputs)
 
     @property
     def last_run_s(self) -> list[float]:
-        """Seconds that each candidate of the last call took, from its sending to its outcome."""
+        """Seconds that each candidate of the last call took, from sending it to getting its outcome."""
         return self._engine.last_run_s
 
     def worker_pids(self) -> list[int]:
@@ -114,7 +120,7 @@ class WarmRunner(_PyRunner):
 
 
 class _RunEngine:
-    """What a runner does; as with the builder's, nothing here holds TVM's object."""
+    """Does the work of a runner; as in the builder, this object does not hold TVM's object."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -134,7 +140,7 @@ class _RunEngine:
         )
 
     def run(self, runner_inputs: Sequence[RunnerInput]) -> list[RunnerFuture]:
-        """One finished future an input."""
+        """One finished future for each input."""
         self.last_run_s = []
         return [ready(self._run_one(runner_input)) for runner_input in runner_inputs]
 
@@ -155,7 +161,7 @@ class _RunEngine:
 
 
 def ready(result: RunnerResult) -> RunnerFuture:
-    """A future whose result is there."""
+    """A future that has its result already."""
     return RunnerFuture(lambda: True, lambda: result)
 
 
@@ -165,7 +171,10 @@ def _error_message(outcome: Outcome) -> str:
 
 
 def device_name(name: str) -> str:
-    """The device of a target kind: MetaSchedule says `cpu`, other callers give the kind, `llvm`, which TVM no longer takes."""
+    """The name of a target kind's device.
+
+    MetaSchedule says `cpu`. Other callers give the kind, `llvm`, which TVM no longer takes as the name of a device.
+    """
     return "cpu" if name in ("llvm", "c") else name
 
 
@@ -231,7 +240,7 @@ def _size_bytes(signature: Signature) -> int:
 
 
 def raced_s(repeat: Callable[[], float], timing: TimingConfig, close_s: float) -> float:
-    """Median of `timing.repeats` calls of `repeat`; of the first two alone where both exceed `close_s`."""
+    """Median of `timing.repeats` calls of `repeat`, or of the first two alone if both exceed `close_s`."""
     seconds = [repeat() for _ in range(min(2, timing.repeats))]
     if min(seconds) <= close_s:
         seconds += [repeat() for _ in range(timing.repeats - len(seconds))]
@@ -239,9 +248,9 @@ def raced_s(repeat: Callable[[], float], timing: TimingConfig, close_s: float) -
 
 
 def quick_estimate_s(run: Callable[[], Any], device: Any, timing: TimingConfig, give_up_s: float) -> float:
-    """Shortest of a few runs, the first of them cold.
+    """The shortest time of a few runs, of which the first is cold and serves as the warm-up.
 
-    Stops early when the time for it is used up, and when a second run, too, took longer than `give_up_s`.
+    It stops early when its time is used up, or when the first two runs both took longer than `give_up_s`.
     """
     seconds: list[float] = []
     begin_s = time.perf_counter()

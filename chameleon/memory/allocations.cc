@@ -1,4 +1,4 @@
-// Counts what a process allocates, for `chameleon.deploy.memory_peak`: loaded before the C library (LD_PRELOAD), Linux with glibc.
+// Counts what a process allocates, for `chameleon.memory.measured_peak`: loaded before the C library (LD_PRELOAD), Linux with glibc.
 //
 // Two counts, both of what is allocated after `chameleon_watch(1)` and not yet freed:
 //   tensors: blocks asked for with an alignment, in the bytes asked for. TVM's CPU device takes all its memory so (posix_memalign):
