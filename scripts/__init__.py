@@ -1,1 +1,1 @@
-"""Benchmarks and data collection: a package for each question. Run one as `python -m scripts.tuning.ablation`."""
+"""Benchmarks and data collection, a package for each question. Run a script as `python -m scripts.tuning.ablation`."""

@@ -91,7 +91,10 @@ def check_distribution(requirement: Requirement, version: str | None = None) -> 
 
 
 def same_folder() -> Check:
-    """Is there another distribution that installs a folder `chameleon`? The package index has a template engine of that name."""
+    """Is there another distribution that installs a folder `chameleon`?
+
+    The package index has a template engine of that name.
+    """
     name = "no other `chameleon`"
     try:
         version = importlib.metadata.version("chameleon")

@@ -1,1 +1,1 @@
-"""What the experiments share: a file of finished runs, statistics over seeds."""
+"""Code that the experiments share: a file of finished runs, and statistics over seeds."""

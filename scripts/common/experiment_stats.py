@@ -1,4 +1,4 @@
-"""What the experiments count: when a run came near to the best, and how sure a mean over seeds is."""
+"""Statistics of the experiments: when a run came near to the best, and how sure a mean over seeds is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Run:
     Attributes:
         seconds: time of each trial in the order made, None where it failed.
         at_s: optimisation time at which each trial's result was known, from the start of the run.
-        tuner_s: seconds of it that the tuner itself took.
+        tuner_s: seconds of the optimisation time that the tuner itself took.
         gave_up: whether the tuner ended by itself, before its budget was spent.
     """
 
@@ -45,7 +45,7 @@ class Run:
         return np.minimum.accumulate(times)
 
     def reached(self, goal_s: float) -> int | None:
-        """Position of the first trial that is as fast as `goal_s`."""
+        """Position of the first trial that is as fast as `goal_s`, None if there is none."""
         found = np.flatnonzero(self.best_s <= goal_s)
         return int(found[0]) if len(found) else None
 
@@ -73,9 +73,14 @@ def bootstrap(
     rng: np.random.Generator,
     resamples: int = 2000,
 ) -> Interval:
-    """The statistic of `groups` (one array of seeds a task) with the interval of it when the seeds are resampled.
+    """Compute a statistic with its 95 % bootstrap interval, by resampling the seeds.
 
-    Tasks are taken as they are: the interval says how sure the result is on these tasks, not on others.
+    The tasks are not resampled: the interval says how sure the result is on these tasks, not on others.
+
+    Args:
+        groups: one array for each task, with one value for each seed.
+        statistic: computes the number from such groups.
+        resamples: how often the seeds are resampled.
     """
     values = [
         statistic([group[rng.integers(len(group), size=len(group))] for group in groups]) for _ in range(resamples)

@@ -1,4 +1,4 @@
-"""A file of finished runs that is appended to, so that an experiment that was stopped goes on where it was."""
+"""A file to which finished runs are appended, so that an experiment that was stopped goes on where it was."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "TVM_NUM_THREADS": "1"}
 
 
 class RunStore:
-    """The lines of finished runs under a header that says how all of them were made.
+    """The file of an experiment: a header that says how all runs were made, then a line for each finished run.
 
     Raises:
-        ChameleonError: if the file's runs were made otherwise.
+        ChameleonError: if the runs in the file were made in another way.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any], key: Callable[[Mapping[str, Any]], Hashable]) -> None:
@@ -35,13 +35,15 @@ class RunStore:
         self.lines = {key(line): line for line in lines}
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Keep a finished run."""
+        """Append a finished run to the file."""
         self.lines[self._key(line)] = dict(line)
         with self._path.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
 
     def fill(self, requests: Mapping[Any, Any], config: PoolConfig) -> list[dict[str, Any]]:
-        """The lines of all requests; those that are not on record are made by the pool's target, a line each.
+        """Return the lines of all requests, in their order.
+
+        A request that is not on record is run first: the pool's target makes one line of it.
 
         Raises:
             ChameleonError: if a run failed.
@@ -57,7 +59,7 @@ class RunStore:
 
 
 def _mapped(pool: WorkerPool, requests: Sequence[Any], at_once: int) -> Iterator[tuple[Any, Any]]:
-    """Requests and outcomes, as many at once as there are workers, so that little is lost when it is stopped."""
+    """Requests and outcomes, as many at a time as there are workers, so that little is lost if it is stopped."""
     for start in range(0, len(requests), at_once):
         batch = requests[start : start + at_once]
         yield from zip(batch, pool.map(batch), strict=True)

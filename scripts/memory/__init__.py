@@ -1,1 +1,1 @@
-"""How much memory do networks need, and how fast is that found?"""
+"""Experiments on memory: how much do networks need, and how fast is that found?"""

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""How small the arenas of static allocation problems get, and how fast: greedy, local search, exact search.
+"""Measure how small the arenas of static allocation problems get, and how fast: greedy, local search, exact search.
 
     python -m scripts.memory.arena_benchmark A.1048576.csv B.1048576.csv --runs 5 --out results/serenity/arena
 
-A problem is a CSV file with the columns `id`, `lower`, `upper` (half-open, in any unit of time) and `size` (bytes), as those of
-MiniMalloc, and a capacity to fit into: the number in the file's name, or `--capacity`. Every run has another seed; the runs of
-all problems and methods take turns, so that a slow time of the machine hits them all. With `--peer` OR-tools' CP-SAT gets the
-same question and time. Writes `results.json`, `table.md` and `manifest.json`.
+A problem is a CSV file and a capacity. The file has the columns `id`, `lower`, `upper` (half-open, in any unit of
+time) and `size` (bytes), as the files of MiniMalloc. The capacity is what the buffers are to fit into: the number in
+the file's name, or `--capacity`. Every run has another seed. The runs of all problems and methods take turns, so that
+a slow time of the machine hits them all. With `--peer`, OR-tools' CP-SAT gets the same question and the same time. The
+results are written to `results.json`, `table.md` and `manifest.json`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ app = typer.Typer(add_completion=False)
 
 @dataclass(frozen=True)
 class Problem:
-    """Buffers, and the capacity that they are to fit into."""
+    """A static allocation problem: buffers, and the capacity that they are to fit into."""
 
     name: str
     buffers: list[Buffer]
@@ -53,7 +54,7 @@ class Problem:
 
 
 def read_problem(path: Path, capacity_bytes: int | None = None) -> Problem:
-    """Read a CSV file.
+    """Read a problem from a CSV file.
 
     Raises:
         UsageError: if there is none, its columns or numbers are not as expected, or no capacity is known.
@@ -81,7 +82,7 @@ def _buffer(path: Path, line: int, row: dict[str, str]) -> Buffer:
 
 
 def solve(problem: Problem, method: str, seed: int, time_limit_s: float) -> dict[str, Any]:
-    """One run: how large, whether it fits, how long it took."""
+    """Make one run: how large the arena is, whether it fits, how long it took."""
     if method == "cp-sat":
         size_bytes, seconds = cp_sat(problem, seed, time_limit_s)
     else:
@@ -101,7 +102,7 @@ def solve(problem: Problem, method: str, seed: int, time_limit_s: float) -> dict
 
 
 def cp_sat(problem: Problem, seed: int, time_limit_s: float) -> tuple[int | None, float]:
-    """The same question to OR-tools' CP-SAT on one thread: size and seconds; no size if it finds none in the time.
+    """Ask OR-tools' CP-SAT the same, on one thread: size and seconds; the size is None if none is found in time.
 
     Raises:
         UsageError: if OR-tools is not installed.
@@ -155,7 +156,11 @@ def summarise(problem: Problem, runs: Sequence[dict[str, Any]]) -> dict[str, Any
 
 
 def table(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> str:
-    """Markdown: sizes as multiples of the capacity, and for the exact ones in how many runs it fits and how long it takes."""
+    """Make a table in Markdown.
+
+    It has sizes as multiples of the capacity. For the exact methods it also has in how many runs the arena fits, and
+    how long a run takes.
+    """
     placed, searched = (
         [m for m in ("greedy", "improved") if m in methods],
         [m for m in methods if m not in METHODS[:2]],
@@ -171,7 +176,10 @@ def table(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> str:
             cells += [f"{one['size_bytes'] / capacity:.3f}" if one["size_bytes"] else "none"]
             cells += [f"{one['fits']} of {one['runs']}", f"{one['median_s']:.2f} ({one['worst_s']:.2f})"]
         lines.append("| " + " | ".join(cells) + " |")
-    text = "Sizes are multiples of the capacity, medians over runs with different seeds. `by size`: first fit, the largest first."
+    text = (
+        "Sizes are multiples of the capacity, medians over runs with different seeds. "
+        "`by size`: first fit, the largest first."
+    )
     return "\n".join(lines) + f"\n\n{text}\n"
 
 
@@ -179,14 +187,14 @@ def table(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> str:
 def main(
     files: Annotated[list[Path], typer.Argument(metavar="CSV...", help="Problems.")],
     capacity: Annotated[
-        int | None, typer.Option(min=1, help="In bytes. Default: the number in the file's name.")
+        int | None, typer.Option(min=1, help="Capacity in bytes. Default: the number in the file's name.")
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Of every method on every problem, seeded 0, 1, 2...")] = 5,
-    time_limit: Annotated[float, typer.Option(help="Of a run, in seconds.")] = 10.0,
-    peer: Annotated[bool, typer.Option(help="Ask CP-SAT (ortools) the same.")] = False,
+    runs: Annotated[int, typer.Option(min=1, help="Runs of every method on every problem, seeded 0, 1, 2...")] = 5,
+    time_limit: Annotated[float, typer.Option(help="Time limit of a run, in seconds.")] = 10.0,
+    peer: Annotated[bool, typer.Option(help="Ask CP-SAT (ortools) the same question.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/serenity/arena"),
 ) -> None:
-    """Place the buffers of static allocation problems by every method and keep sizes and times."""
+    """Place the buffers of static allocation problems with every method, and keep sizes and times."""
     started = time.perf_counter()
     problems, methods = [read_problem(path, capacity) for path in files], [*METHODS, *(["cp-sat"] if peer else [])]
     load()

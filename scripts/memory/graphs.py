@@ -3,7 +3,8 @@
 
     python -m scripts.memory.graphs
 
-They are what `chameleon memory FILE.json` reads, without TVM or PyTorch. `chameleon.models.irregular` says what they are.
+`chameleon memory FILE.json` reads these files without TVM or PyTorch. `chameleon.models.irregular` says what the cells
+are.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ app = typer.Typer(add_completion=False, help=(__doc__ or "").splitlines()[0])
 
 @app.command()
 def main(out: Annotated[Path, typer.Option(help="Folder of the files.")] = Path("configs/serenity")) -> None:
-    """Write all of them."""
+    """Write the graphs of all irregular cells."""
     out.mkdir(parents=True, exist_ok=True)
     for name in CELLS:
         write_graph(cell_graph(cell(name)), out / f"{name}.json")

@@ -1,11 +1,17 @@
 #!/usr/bin/env python3
-"""How the memory-aware scheduler scales: Watts-Strogatz wirings of more and more nodes, each in a process of its own.
+"""Measure how the memory-aware scheduler scales: Watts-Strogatz wirings with more and more nodes.
 
     python -m scripts.memory.scaling --out results/serenity/scaling
 
-Searches: `lazy` is what `schedule` does; `steps` the same without moves of several steps; `paper` the dynamic program of the
-paper with adaptive soft budgeting and divide and conquer; `plain` the dynamic program alone. Writes `runs.jsonl` (a line a run;
-a second call goes on where the first was stopped), `results.json`, `table.md` and `manifest.json`.
+Each run has a process of its own. There are four searches:
+
+- `lazy` is what `schedule` does.
+- `steps` is the same without moves of several steps.
+- `paper` is the dynamic program of the paper, with adaptive soft budgeting and divide and conquer.
+- `plain` is the dynamic program alone.
+
+The results are written to `runs.jsonl` (a line for each run; a second call goes on where the first was stopped),
+`results.json`, `table.md` and `manifest.json`.
 """
 
 from __future__ import annotations
@@ -44,13 +50,17 @@ app = typer.Typer(add_completion=False)
 
 
 def wiring(n: int, sizes: str, seed: int) -> Graph:
-    """WS(n, 4, 0.75) with tensors of one byte, or of 64 to 2048 bytes in steps of 64."""
+    """Make a wiring WS(n, 4, 0.75) with tensors of one byte (`unit`), or of 64 to 2048 bytes in steps of 64."""
     rng = np.random.default_rng([n, seed])
     return watts_strogatz(n, rng=rng, sizes=None if sizes == "unit" else (rng.integers(1, 33, n) * 64).tolist())
 
 
 def run(search: str, sizes: str, n: int, seed: int, time_limit_s: float, max_states: int) -> dict[str, Any]:
-    """One schedule in this process, after one that is cut short and loads the kernels; memory is what the process grew by."""
+    """Find one schedule in this process.
+
+    Before that, another search is started and cut short, so that the compiled kernels are loaded. The memory of the
+    search is what the process grew by.
+    """
     graph = wiring(n, sizes, seed)
     options = replace(SEARCHES[search], time_limit_s=time_limit_s, max_states=max_states)
     schedule(graph, replace(options, time_limit_s=1e-3))
@@ -77,7 +87,7 @@ def in_own_process(*arguments: Any) -> dict[str, Any]:
 
 
 def summarise(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each search, kind of sizes and number of nodes: medians and worst over the seeds."""
+    """One row for each search, kind of sizes and number of nodes: the medians and the worst over the seeds."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for line in lines:
         groups.setdefault(tuple(line[k] for k in KEY[:3]), []).append(line)
@@ -97,20 +107,22 @@ def summarise(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     text = [
-        "| search | sizes | n | proven | worst gap | states (median, worst) | seconds (median, worst) | MiB grown (worst) |"
+        "| search | sizes | n | proven | worst gap | states (median, worst) | seconds (median, worst) "
+        "| MiB grown (worst) |"
     ]
     text.append("|---|---|---|---|---|---|---|---|")
     for r in rows:
         text.append(
             f"| {r['search']} | {r['sizes']} | {r['n']} | {r['proven']}/{r['seeds']} | {r['worst_gap']:.1%} "
-            f"| {r['median_states']:,.0f}, {r['worst_states']:,} | {r['median_seconds']:.3f}, {r['worst_seconds']:.3f} "
+            f"| {r['median_states']:,.0f}, {r['worst_states']:,} "
+            f"| {r['median_seconds']:.3f}, {r['worst_seconds']:.3f} "
             f"| {r['worst_grown_mib']:.0f} |"
         )
     return "\n".join(text) + "\n"
 
 
 def numbers(text: str, option: str) -> list[int]:
-    """Positive numbers separated by commas.
+    """Read positive numbers separated by commas.
 
     Raises:
         UsageError: if they are not.
@@ -122,7 +134,7 @@ def numbers(text: str, option: str) -> list[int]:
 
 
 def names(text: str, option: str, allowed: tuple[str, ...]) -> list[str]:
-    """Names separated by commas.
+    """Read names separated by commas.
 
     Raises:
         UsageError: if one is not allowed.
@@ -140,15 +152,17 @@ def main(
     ] = "16,24,32,40,48,56,64,72,80,88,96",
     sizes: Annotated[str, typer.Option(help="unit, varied or both, separated by commas.")] = "unit,varied",
     searches: Annotated[
-        str, typer.Option(help=f"Of {', '.join(SEARCHES)}, separated by commas.")
+        str, typer.Option(help=f"Some of {', '.join(SEARCHES)}, separated by commas.")
     ] = "lazy,steps,paper,plain",
     seeds: Annotated[int, typer.Option(help="Wirings of each kind, seeded 0, 1, 2...")] = 5,
-    time_limit_s: Annotated[float, typer.Option(help="Of each run.")] = 30.0,
-    max_states: Annotated[int, typer.Option(help="Of each run; about 100 bytes each.")] = 20_000_000,
+    time_limit_s: Annotated[float, typer.Option(help="Time limit of each run.")] = 30.0,
+    max_states: Annotated[
+        int, typer.Option(help="Limit on the states of each run; a state takes about 100 bytes.")
+    ] = 20_000_000,
     slow_at: Annotated[int, typer.Option(help="Searches other than lazy run only up to so many nodes.")] = 64,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/serenity/scaling"),
 ) -> None:
-    """Schedule random wirings of growing size and keep states, seconds, memory and what was proven."""
+    """Schedule random wirings of growing size, and keep states, seconds, memory and what was proven."""
     kinds, chosen = names(sizes, "--sizes", ("unit", "varied")), names(searches, "--searches", tuple(SEARCHES))
     header = {"time_limit_s": time_limit_s, "max_states": max_states}
     counts = numbers(nodes, "--nodes")

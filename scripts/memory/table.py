@@ -1,20 +1,29 @@
 #!/usr/bin/env python3
-"""Ahn 2020's table of peak memory, side by side: the paper's figures, ours, stock TVM's and what other runtimes need.
+"""Make Ahn 2020's table of peak memory: the paper's figures, ours, stock TVM's and those of other runtimes.
 
     scripts/peers/setup.sh ENVS
-    python -m scripts.memory.table --peer tflite=ENVS/tflite/bin/python --peer executorch=ENVS/executorch/bin/python ...
+    python -m scripts.memory.table --peer tflite=ENVS/tflite/bin/python --peer ort=ENVS/ort/bin/python ...
 
-The cells are `chameleon.models.irregular`'s; its docstring says what of them is known and what is inferred. Two tables:
+The cells are those of `chameleon.models.irregular`. Its docstring says what is known of them and what is inferred.
+There are two tables:
 
-- *The graph as the paper counts it*: one node for every published operator, inputs until their last reader, no workspaces.
-- *What runs*: the compiled kernels. Ours are planned (one arena) and measured (allocations of a cold run); stock TVM is its
-  own plan and the same measurement; peers are run by `scripts/peers/`, each in an environment of its own. All count inputs,
-  intermediate tensors, workspaces and outputs: where a runtime leaves the inputs to its caller (TVM, ONNX Runtime), their
-  bytes are added. ExecuTorch's plan may reuse the memory of an input after its last reader; what runs of ours may not, since
-  the caller owns it. So our plans are given for inputs in the arena as well (`reusing_inputs`), for comparison only. What
-  runtimes that plan take of the heap is in the table; it holds their own structures too, so no means are made of it.
+- *The graph as the paper counts it*. It has one node for every published operator. Inputs are counted until their last
+  reader. There are no workspaces.
+- *What runs*: the compiled kernels. Our networks are planned (one arena) and measured (the allocations of a cold
+  run). For stock TVM there are its own plan and the same measurement. Peers are other runtimes; `scripts/peers/` runs
+  each of them in an environment of its own.
 
-Writes `results.json`, `table.md` and `manifest.json`.
+In the second table all figures count inputs, intermediate tensors, workspaces and outputs. Some runtimes (TVM, ONNX
+Runtime) leave the inputs to the caller: there the bytes of the inputs are added.
+
+ExecuTorch's plan may reuse the memory of an input after its last reader. Our networks may not when they run, since
+the caller owns the input. So our plans are also given with the inputs in the arena (`reusing_inputs`), for comparison
+only.
+
+For a runtime that plans its memory, the table also has what it takes of the heap. That contains the runtime's own
+structures too, so it is left out of the means.
+
+The results are written to `results.json`, `table.md` and `manifest.json`.
 """
 
 from __future__ import annotations
@@ -44,7 +53,10 @@ app = typer.Typer(add_completion=False, help=(__doc__ or "").splitlines()[0])
 
 
 class Published(NamedTuple):
-    """The paper's peaks of a cell in kB; from memory of the paper, whose geometric means they agree with."""
+    """The paper's peaks of a cell in kB.
+
+    They are quoted from memory. Their geometric means agree with those that the paper gives.
+    """
 
     tflite: int
     ordered: int
@@ -68,12 +80,12 @@ PAPER: Mapping[str, Published] = {
 def main(
     cells: Annotated[str, typer.Option(help="Names, separated by commas.")] = ",".join(PAPER),
     peer: Annotated[
-        list[str] | None, typer.Option(help=f"NAME=PYTHON of its environment; {', '.join(PEERS)}.")
+        list[str] | None, typer.Option(help=f"NAME=PYTHON, the Python of its environment. Names: {', '.join(PEERS)}.")
     ] = None,
-    time_limit_s: Annotated[float, typer.Option(help="For every order.")] = 60.0,
+    time_limit_s: Annotated[float, typer.Option(help="Time limit of the search for each order.")] = 60.0,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/serenity/table"),
 ) -> None:
-    """Make the table."""
+    """Make the table of peak memory."""
     names = [name.strip() for name in cells.split(",") if name.strip()]
     for name in names:
         if name not in CELLS:
@@ -93,7 +105,7 @@ def main(
 
 
 def row(name: str, time_limit_s: float) -> dict[str, Any]:
-    """All of our own figures of a cell."""
+    """Find all of our own figures of a cell."""
     made = cell(name)
     graph = summarise(cell_graph(made), ScheduleOptions(time_limit_s=time_limit_s))
     input_bytes = sum(4 * math.prod(shape) for shape in made.inputs.values())
@@ -124,7 +136,7 @@ def _compiled(memory: ModelMemory) -> dict[str, Any]:
 
 
 def run_peer(which: str, python: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What another runtime says of the cells, one JSON line each.
+    """Run another runtime on the cells and return its figures by the name of the cell.
 
     Raises:
         UsageError: if its script ends without an answer.
@@ -140,14 +152,17 @@ def run_peer(which: str, python: str, names: Sequence[str]) -> dict[str, dict[st
 
 
 def normalised(row: Mapping[str, Any], which: str) -> dict[str, int | None]:
-    """A peer's planned and measured bytes with the inputs in them."""
+    """A peer's planned and measured bytes, with the bytes of the inputs added if it does not count them."""
     found = row["peers"].get(which, {})
     more = 0 if "inputs" in found.get("includes", ()) else row["input_bytes"]
     return {key: found[key] + more if found.get(key) else None for key in ("planned_bytes", "measured_bytes")}
 
 
 def geomeans(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """How many times less than each of the others ours takes, on average over the cells that both have."""
+    """How many times less memory ours takes than each of the others.
+
+    It is the geometric mean over the cells for which both have a figure.
+    """
     ours = {
         "order": {name: r["ordered"]["measured_peak_bytes"] + r["input_bytes"] for name, r in rows.items()},
         "order and rewriting": {
@@ -194,13 +209,13 @@ def geomeans(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
 
 
 def geomean(values: Iterable[float]) -> float | None:
-    """The geometric mean; None of nothing."""
+    """The geometric mean, None if there are no values."""
     logs = [math.log(v) for v in values]
     return math.exp(sum(logs) / len(logs)) if logs else None
 
 
 def graph_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """The paper beside the graphs that count as it does, in kB."""
+    """The table of the paper's figures beside those of our graphs, which count as the paper does, in kB."""
     head = (
         "cell",
         "paper: TFLite",
@@ -224,7 +239,7 @@ def graph_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def compiled_table(rows: Mapping[str, Mapping[str, Any]], peers: Sequence[str]) -> str:
-    """What the compiled networks take, inputs included, in kB; planned / measured."""
+    """The table of what the compiled networks take, inputs included, in kB: planned / measured."""
     head = (
         "cell",
         "order: arena / measured",
@@ -247,7 +262,7 @@ def compiled_table(rows: Mapping[str, Mapping[str, Any]], peers: Sequence[str]) 
 
 
 def summary_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """Geometric means."""
+    """The table of the geometric means."""
     head = ("times less than", "order", "order and rewriting", "cells")
     lines = [
         [what, *(f"{v:.2f}" for v in (s["order"], s["order and rewriting"])), str(s["cells"])]

@@ -1,13 +1,18 @@
 #!/usr/bin/env python3
-"""Memory and outputs of rewritten networks once their kernels are tuned.
+"""Measure memory and outputs of rewritten networks after their kernels were tuned.
 
-    python -m scripts.memory.tuned darts-normal-cell randwire-cifar10-a --trials 256 --runs runs --out results/serenity/tuned
+    python -m scripts.memory.tuned darts-normal-cell randwire-cifar10-a --trials 256 --runs runs
 
-Each network is rewritten where that lowers its peak, tuned (`chameleon tune --rewrite`) and compiled (`chameleon compile
---rewrite --memory-aware`). Its outputs are compared with those of the network as it is, untuned and planned by TVM; so are
-those of the rewritten network untuned, and of the network as it is with its memory planned here. All are timed in turns.
+Each network is rewritten where that lowers its peak, tuned (`chameleon tune --rewrite`) and compiled
+(`chameleon compile --rewrite --memory-aware`). The reference is the network as it is: untuned, its memory planned by
+TVM. Three networks are compared with the outputs of the reference:
 
-Writes `results.json`, `table.md` and `manifest.json`. Records stay in `--runs`: a second call goes on from there.
+- the network as it is, with its memory planned by us (`ordered`),
+- the rewritten network, untuned (`rewritten`),
+- the rewritten network, tuned (`tuned`).
+
+All are timed in turns. The results are written to `results.json`, `table.md` and `manifest.json`. The records stay in
+`--runs`: a second call goes on from there.
 """
 
 # TVM's reflected attributes have no static types:
@@ -48,7 +53,7 @@ def main(
     runs: Annotated[Path, typer.Option(help="Folder of the runs with their records.")] = Path("runs"),
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/serenity/tuned"),
 ) -> None:
-    """Make the table."""
+    """Tune the networks and make the table."""
     out.mkdir(parents=True, exist_ok=True)
     rows = {name: row(name, trials, runs) for name in networks}
     (out / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
@@ -65,12 +70,12 @@ class Reference:
     measured: MeasuredPeak
 
     def run(self, executable: Any) -> MeasuredPeak:
-        """One cold run on the same inputs."""
+        """Make one cold run of a network on the reference's inputs."""
         inputs = input_arrays(self.job.model, np.random.default_rng(0))
         return measure_peak(executable, inputs, int(self.job.target.attrs.get("num-cores", 1)))
 
     def compare(self, compiled: Compiled) -> dict[str, Any]:
-        """Run a network with its memory planned here, and compare the outputs."""
+        """Run a network whose memory we planned, and compare its outputs with the reference's."""
         assert compiled.memory is not None
         measured = self.run(compiled.executable)
         error = difference(measured.outputs, self.measured.outputs)
@@ -87,7 +92,7 @@ class Reference:
 
 
 def row(name: str, trials: int, runs: Path) -> dict[str, Any]:
-    """All figures of a network."""
+    """Tune a network and find all its figures."""
     spec = JobSpec(model=name, out=runs / f"{name}-rewritten", rewrite=True)
     tune_model(spec, TuneConfig(trials=trials, time_budget_s=None), lambda _: None, print)
     job = open_job(spec, print)
@@ -111,7 +116,7 @@ def row(name: str, trials: int, runs: Path) -> dict[str, Any]:
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """In kB of 1,000 bytes; inputs are the caller's and not in it."""
+    """Make the table, in kB of 1,000 bytes; the inputs belong to the caller and are not counted."""
     lines = [
         "| network | | arena | scratch, at most | measured | largest difference of outputs | relative | ms |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

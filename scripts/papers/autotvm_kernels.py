@@ -1,6 +1,6 @@
-"""What the worker processes of `collect_landscape.py` do: build one configuration, or time one built kernel."""
+"""The code for the worker processes of `collect_landscape.py`: build one configuration, or time one built kernel."""
 
-# Pyright sees the TVM of today, which has no AutoTVM and another `tvm.build`:
+# Pyright sees today's TVM, which has no AutoTVM and another `tvm.build`:
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportCallIssue=false
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RunRequest(NamedTuple):
 
 
 def build(request: BuildRequest) -> tuple[tuple[tuple[int, ...], str], ...]:
-    """Shapes and types of the kernel's arguments; raises what TVM raises."""
+    """Build a configuration and return shapes and types of the kernel's arguments; raises what TVM raises."""
     autotvm.GLOBAL_SCOPE.in_tuning = True  # as `Tuner.tune` does: weights come packed, and packing them is not timed
     task = _task(request.task_json)
     config = task.config_space.get(request.index)
@@ -48,7 +48,7 @@ def build(request: BuildRequest) -> tuple[tuple[tuple[int, ...], str], ...]:
 
 
 def run(request: RunRequest) -> list[float]:
-    """Seconds of each repeat, as measured, after one run to warm up."""
+    """Time a kernel: the seconds of each repeat, as measured, after one run to warm up."""
     kernel, arguments = tvm.runtime.load_module(request.path), _arrays(request.arguments)
     once_s = kernel.time_evaluator("kernel", tvm.cpu(), number=1)(*arguments).mean
     repeats = request.repeats if once_s < _SLOW_S else min(request.repeats, 3)
@@ -57,7 +57,7 @@ def run(request: RunRequest) -> list[float]:
 
 
 def one_thread() -> Any:
-    """For a pool: `run`, with kernels that use the calling thread only."""
+    """For a worker pool: returns `run`, and makes kernels use the calling thread only."""
     tvm.get_global_func("runtime.config_threadpool")(1, 1)
     return run
 

@@ -3,14 +3,15 @@
 
     python -m scripts.papers.collect_landscape resnet18-56-64 resnet18-7-512 dense-64-512-1024 --limit 4000
 
-Needs an AutoTVM (TVM <= 0.19); the tasks' names are those of `configs/autotvm/tasks.yaml`. Configurations are drawn in a
-random order that the seed fixes, so a larger limit later extends the same sample. Each is appended to
-`WORK/NAME.jsonl` as soon as it is known: a second call goes on where the first was stopped. When a task is done, it is
-sorted into `OUT/NAME.jsonl.gz` with a manifest beside it.
+This needs an AutoTVM (TVM <= 0.19). The names of the tasks are those of `configs/autotvm/tasks.yaml`. Configurations
+are drawn in a random order that the seed fixes. So a larger limit later extends the same sample. Each result is
+appended to `WORK/NAME.jsonl` as soon as it is known: a second call goes on where the first was stopped. When a task is
+done, its results are sorted and written to `OUT/NAME.jsonl.gz`, with a manifest beside it.
 
-A chunk is built on all cores first; then its kernels run one at a time, on one thread, with nothing else to do. The time is
-the mean of the repeats without the smallest and the largest, as AutoTVM takes it. A first kernel is timed again in every
-chunk: its times are in the manifest, and tell how steady the machine was.
+The configurations are measured in chunks. A chunk is built on all cores first. Then its kernels run one at a time, on
+one thread, with nothing else to do. The time of a kernel is the mean of its repeats without the smallest and the
+largest, as AutoTVM takes it. The first kernel of all is timed again in every chunk. Its times are in the manifest, and
+tell how steady the machine was.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from tuners.config_space import ConfigKnobs
 from tuners.landscape import landscape_header, read_lines, write_lines
 
 CATALOGUE = Path(__file__).resolve().parents[2] / "configs" / "autotvm" / "tasks.yaml"
-INSTANTIATION_ERROR, BUILD_TIMEOUT = 1, 6  # AutoTVM's numbers of the failures that a status does not tell apart
+INSTANTIATION_ERROR, BUILD_TIMEOUT = 1, 6  # AutoTVM's numbers of failures that have no status of their own
 MEMORY_LIMIT_BYTES = 3 << 30
 app = typer.Typer(add_completion=False)
 
@@ -52,8 +53,8 @@ class Measuring:
 
     build_timeout_s: float = 10.0  # AutoTVM's default
     run_timeout_s: float = 10.0
-    repeats: int = 5  # of a kernel; the smallest and the largest do not count
-    min_repeat_s: float = 0.01  # runs in one repeat are as many as fill this
+    repeats: int = 5  # repeats of a kernel; the smallest and the largest do not count
+    min_repeat_s: float = 0.01  # one repeat has as many runs as fill this time
     chunk: int = 64  # configurations built before they are run
 
 
@@ -70,7 +71,7 @@ class Collector:
     _reference: RunRequest | None = None
 
     def collect(self, indices: Sequence[int], builders: WorkerPool, runner: WorkerPool) -> Iterator[int]:
-        """Measure; yields how many are done after each chunk."""
+        """Measure configurations; yields after each chunk how many are done."""
         with tempfile.TemporaryDirectory() as folder, self.path.open("a") as out:
             for start in range(0, len(indices), self.measuring.chunk):
                 for line in self._chunk(indices[start : start + self.measuring.chunk], Path(folder), builders, runner):
@@ -107,7 +108,7 @@ class Collector:
 
 
 def recorded(digits: Any, build: Outcome, run: Outcome | None) -> dict[str, Any]:
-    """One line of the landscape."""
+    """Make the line of the landscape for one configuration."""
     config, timings = tuple(int(d) for d in digits), {"build": round(build.wall_s, 4)}
     if run is not None:
         timings["run"] = round(run.wall_s, 4)
@@ -171,7 +172,10 @@ def this_machine() -> str:
 
 
 def opened(path: Path, header: Mapping[str, Any]) -> set[tuple[int, ...]]:
-    """Start the file, or check that the one that is there is of the same measuring; the configurations on record.
+    """Start the file, or check that the existing file was measured in the same way.
+
+    Returns:
+        The configurations that are on record.
 
     Raises:
         UsageError: if the file is of another task, target or way of measuring.
@@ -193,14 +197,14 @@ def opened(path: Path, header: Mapping[str, Any]) -> set[tuple[int, ...]]:
 
 
 def indices_to_measure(space: KnobSpace, limit: int | None, seed: int) -> list[int]:
-    """Indices in random order, all or the first `limit`."""
+    """The indices of the configurations in random order, all or the first `limit`."""
     return np.random.default_rng(seed).permutation(space.size)[:limit].tolist()
 
 
 def collect_task(
     name: str, target: str, limit: int | None, seed: int, work: Path, out: Path, measuring: Measuring
 ) -> None:
-    """Measure one task to the end and pack it."""
+    """Measure all configurations of one task that are missing, and write its landscape."""
     started = time.perf_counter()
     spec = task_spec(name, target)
     knobs = ConfigKnobs(make_task(spec).config_space)
@@ -252,15 +256,17 @@ def collect_task(
 def main(
     tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="Names in configs/autotvm/tasks.yaml.")],
     limit: Annotated[int | None, typer.Option(min=1, help="Measure a random sample of so many. Default: all.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the order in which configurations are measured.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the order in which configurations are measured.")] = 0,
     target: Annotated[str | None, typer.Option(help="Default: this machine.")] = None,
-    work: Annotated[Path, typer.Option(help="Folder of the files that are appended to.")] = Path("runs/landscapes"),
+    work: Annotated[Path, typer.Option(help="Folder of the unfinished files.")] = Path("runs/landscapes"),
     out: Annotated[Path, typer.Option(help="Folder of the finished landscapes.")] = Path("results/landscapes"),
-    build_timeout_s: Annotated[float, typer.Option(help="A longer build is a failure.")] = Measuring.build_timeout_s,
+    build_timeout_s: Annotated[
+        float, typer.Option(help="A build that takes longer is a failure.")
+    ] = Measuring.build_timeout_s,
 ) -> None:
     """Measure the configurations of AutoTVM tasks, one task after the other."""
     for name in tasks:
-        task_spec(name, target or "llvm")  # a misspelt name shows before anything is measured
+        task_spec(name, target or "llvm")  # so a misspelt name is reported before anything is measured
     for name in tasks:
         collect_task(
             name, target or this_machine(), limit, seed, work, out, Measuring(build_timeout_s=build_timeout_s)

@@ -1,11 +1,12 @@
-"""Experiment 1 on hardware: all tuners in one run, in turns, on the same builder and runner.
+"""Experiment 1 on hardware: all tuners in one run, in turns, with the same builder and runner.
 
-AutoTVM's own builder and RPC runner measure for all of them; one tracker and one server serve the whole session, so that a
-turn costs no more than its trials. A turn is a slice of trials of one tuner on one task; the turns go round over tasks
-and tuners, so that whatever else the machine does hits all alike. A tuner's clock runs during its own turns only.
+AutoTVM's own builder and RPC runner measure for all tuners. One tracker and one server serve the whole session, so
+that a turn costs no more than its trials. A turn is a number of trials of one tuner on one task. The turns go round
+over tasks and tuners, so that whatever else the machine does hits all of them alike. A tuner's clock runs during its
+own turns only.
 """
 
-# Pyright sees the TVM of today, which has no AutoTVM:
+# Pyright sees today's TVM, which has no AutoTVM:
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
@@ -38,18 +39,18 @@ KEY = "papers-live"
 
 @dataclass(frozen=True)
 class LivePlan:
-    """Who gets what."""
+    """Which tuners run, and what each of them gets."""
 
     tuners: tuple[str, ...]
     budget_s: float  # optimisation time of each tuner on each task
-    trials: int  # and at most so many measurements
-    slice_trials: int  # of one turn
+    trials: int  # at most so many measurements of each tuner on each task
+    slice_trials: int  # trials of one turn
     seed: int
 
 
 @dataclass
 class Contest:
-    """One tuner on one task, between its turns."""
+    """The state of one tuner on one task, kept between its turns."""
 
     task_name: str
     tuner_name: str
@@ -84,7 +85,7 @@ class Contest:
 
     @contextmanager
     def _own_random_state(self) -> Iterator[None]:
-        """AutoTVM's tuners share the global random state: each gets one of its own, from the seed."""
+        """Give this tuner a random state of its own, from the seed: AutoTVM's tuners all use the global one."""
         outside = random.getstate(), np.random.get_state()  # noqa: NPY002
         if self._random is None:
             random.seed(self.plan.seed)
@@ -100,7 +101,7 @@ class Contest:
             np.random.set_state(outside[1])  # noqa: NPY002
 
     def run(self) -> Run:
-        """What came of it; the tuner's own time is what building and running left of its turns."""
+        """The result as a `Run`; the tuner's own time is that of its turns without building and running."""
         tuner_s = round(self.spent_s - self.measuring_s, 3)
         return Run(
             self.task_name,
@@ -123,7 +124,7 @@ class LiveTask:
 
 
 class Stopwatch:
-    """A builder or runner that notes how long it was at work; all else is the real one's."""
+    """Wraps a builder or runner and notes how long it was at work; everything else is passed on."""
 
     def __init__(self, real: Any, method: str) -> None:
         self._real, self._method, self.spent_s = real, method, 0.0
@@ -144,7 +145,7 @@ class Stopwatch:
 
 
 def tasks_named(names: str) -> list[str]:
-    """Tasks of the catalogue by name or, where no name is equal, by prefix; several separated by commas.
+    """Find tasks of the catalogue by name or, if no name is equal, by prefix; several are separated by commas.
 
     Raises:
         UsageError: if there is none of that name.
@@ -160,7 +161,7 @@ def tasks_named(names: str) -> list[str]:
 
 @contextmanager
 def local_measuring() -> Iterator[dict[str, Stopwatch]]:
-    """AutoTVM's builder and RPC runner, with one tracker and one server for all."""
+    """Start AutoTVM's builder and RPC runner, with one tracker and one server for all tuners."""
     tracker = Tracker(port=9100, port_end=9900, silent=True)
     server = Server(port=9100, port_end=9900, key=KEY, silent=True, tracker_addr=("127.0.0.1", tracker.port))
     try:
@@ -174,7 +175,10 @@ def local_measuring() -> Iterator[dict[str, Stopwatch]]:
 
 
 def run_live(plan: LivePlan, names: str, out: Path) -> list[LiveTask]:
-    """All tuners on all tasks, in turns, until each has spent its budget; what is found is written after each round."""
+    """Run all tuners on all tasks, in turns, until each has spent its budget.
+
+    What was found is written after each round.
+    """
     load_libraries()
     out.mkdir(parents=True, exist_ok=True)
     target, session = this_machine(), []
@@ -202,7 +206,7 @@ def _save(runs: Sequence[Run], path: Path) -> None:
 
 
 def best_kernels(session: Sequence[LiveTask], rounds: int) -> dict[str, dict[str, float]]:
-    """The best configuration of each tuner on each task, built again and timed in turns: median microseconds."""
+    """Build the best configuration of each tuner on each task again and time them in turns: median microseconds."""
     found: dict[str, dict[str, float]] = {}
     with (
         tempfile.TemporaryDirectory() as folder,

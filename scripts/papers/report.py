@@ -1,4 +1,4 @@
-"""Experiment 1's numbers, table and picture, from the runs of all tuners."""
+"""Makes the numbers, the table and the picture of experiment 1 from the runs of all tuners."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ BASELINE = "xgb-64"
 class Comparison:
     """Runs of several tuners on several tasks; the best of a task is the best that any of them found.
 
-    A run that never came to a goal counts with all that it spent, and one whose tuner gave up with the most that any run of
-    the task spent, so that a mean is a lower bound where the `share` of runs that came there is below 1.
+    Some runs never reach a goal. Such a run counts with all that it spent. If its tuner gave up, it counts with the
+    most that any run of the task spent. So a mean is only a lower bound if the `share` of runs that reached the goal
+    is below 1.
     """
 
     def __init__(self, runs: Sequence[Run]) -> None:
@@ -34,17 +35,20 @@ class Comparison:
         return [run for run in self.runs if (run.task, run.tuner) == (task, tuner)]
 
     def _equal_time(self, task: str) -> float:
-        """When the first tuner, by the median of its runs, had spent its trials: at that time all are still at work."""
+        """The time when the first tuner, by the median of its runs, had spent its trials.
+
+        Until then all tuners are at work.
+        """
         ends = [np.median([r.at_s[-1] for r in runs if r.at_s]) for t in self.tuners if (runs := self.of(task, t))]
         return float(min(ends))
 
     def trials_to(self, task: str, tuner: str, goal: float) -> Floats:
-        """Trials until `goal` of the best, `[seeds]`."""
+        """Trials until a run reached the fraction `goal` of the best, `[seeds]`."""
         most = max(len(r.seconds) for r in self.runs if r.task == task)
         return self._spent(task, tuner, goal, lambda run, i: float(i + 1), most)
 
     def seconds_to(self, task: str, tuner: str, goal: float) -> Floats:
-        """Optimisation time until `goal` of the best, `[seeds]`."""
+        """Optimisation time until a run reached the fraction `goal` of the best, `[seeds]`."""
         most = max(r.at_s[-1] for r in self.runs if r.task == task and r.at_s)
         return self._spent(task, tuner, goal, lambda run, i: run.at_s[i], most)
 
@@ -56,7 +60,7 @@ class Comparison:
         return np.array(spent, dtype=np.float64)
 
     def share(self, task: str, tuner: str, goal: float) -> float:
-        """Share of the runs that came to `goal` of the best."""
+        """Share of the runs that reached the fraction `goal` of the best."""
         return float(np.mean([r.reached(self.best_s[task] / goal) is not None for r in self.of(task, tuner)]))
 
     def at_equal_time(self, task: str, tuner: str) -> Floats:
@@ -73,7 +77,7 @@ class Comparison:
 
 
 def summarise(comparison: Comparison, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """One row a tuner, over all tasks it ran on, with 95 % bootstrap intervals over seeds."""
+    """One row for each tuner, over all tasks it ran on, with 95 % bootstrap intervals over seeds."""
     rows = []
     for tuner in comparison.tuners:
         tasks = [task for task in comparison.tasks if comparison.of(task, tuner)]
@@ -115,7 +119,7 @@ def per_task(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[Mapping[str, Any]], about: Mapping[str, str]) -> str:
-    """Markdown: one row a tuner; how many times fewer trials and less time than the baseline."""
+    """Make a table in Markdown: one row for each tuner, and how many times less time it took than the baseline."""
     base = next((row for row in rows if row["tuner"] == BASELINE), rows[0])
     names = [f"{goal:.0%}" for goal in GOALS]
     head = ["tuner", "what it is", *(f"trials to {n}" for n in names), *(f"s to {n}" for n in names)]
@@ -133,7 +137,7 @@ def table(rows: Sequence[Mapping[str, Any]], about: Mapping[str, str]) -> str:
 
 
 def _cell(row: Mapping[str, Any], what: str, name: str, form: str) -> str:
-    """Mean and interval; of a tuner that did not always come there a lower bound, with the share that did."""
+    """Mean and interval; if not all runs reached the goal, as a lower bound with the share of runs that did."""
     value, share = row[f"{what}_{name}"], row[f"share_{name}"]
     text = f"{form.format(value['mean'])} ({form.format(value['low'])}-{form.format(value['high'])})"
     return text if share == 1 else f">= {text}, {share:.0%} of runs"
@@ -148,7 +152,7 @@ def _ratio(base: Mapping[str, Any], row: Mapping[str, Any], name: str) -> str:
 
 
 def plot(comparison: Comparison, path: Path) -> None:
-    """One panel a task: the mean over seeds of the fraction of the best, over optimisation time."""
+    """Draw one panel for each task: the fraction of the best (mean over seeds) over the optimisation time."""
     from matplotlib.figure import Figure
 
     columns = min(4, len(comparison.tasks))

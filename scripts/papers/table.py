@@ -1,17 +1,27 @@
 #!/usr/bin/env python3
-"""The papers' table: annealing, the agent, the sampler and synthesis beside AutoTVM's own tuners, inside a real AutoTVM.
+"""Make the papers' table: annealing, agent, sampler and synthesis beside AutoTVM's own tuners, in a real AutoTVM.
 
     python -m scripts.papers.table replay results/landscapes/*.jsonl.gz --seeds 20
     python -m scripts.papers.table live --budget-s 60
 
-Needs an AutoTVM (TVM <= 0.19). `replay` runs every tuner on recorded landscapes. Its optimisation time is what building and
-running each trial took when it was recorded, plus `--overhead-s` a trial for what AutoTVM's own builder and runner cost
-beside that (state it from a live run), plus the processor time that the tuner really took in the replay; libraries are
-loaded before. `live` tunes the convolutions of ResNet-18 on this machine: see `papers_live.py`.
+This needs an AutoTVM (TVM <= 0.19). There are two modes.
 
-Counted are trials and optimisation time until 95 % and 99 % of the best that any of the tuners found on a task, the best
-found at the time when the first tuner had spent its trials, and at the end. Written to the folder of the results: `runs.jsonl`
-(appended to; a second call runs what is missing), `results.json`, `table.md`, `curves.png` and `manifest.json`.
+`live` tunes the convolutions of ResNet-18 on this machine, see `scripts.papers.live`.
+
+`replay` runs every tuner on recorded landscapes. Its optimisation time is the sum of three parts:
+
+- what building and running each trial took when it was recorded,
+- for each trial `--overhead-s`: what AutoTVM's own builder and runner cost beside that (take it from a live run),
+- the processor time that the tuner really took in the replay. Libraries are loaded before.
+
+The table has, for each tuner:
+
+- trials and optimisation time until 95 % and 99 % of the best that any of the tuners found on a task,
+- the best found at the time when the first tuner had spent its trials,
+- the best found at the end.
+
+The folder of the results gets `runs.jsonl` (appended to; a second call runs what is missing), `results.json`,
+`table.md`, `curves.png` and `manifest.json`.
 """
 
 from __future__ import annotations
@@ -45,7 +55,7 @@ Tuners = Annotated[str, typer.Option("--tuners", help="Names, separated by comma
 
 
 def names_of(tuners: str) -> list[str]:
-    """The names in a comma-separated list.
+    """Split a comma-separated list of tuners.
 
     Raises:
         UsageError: if one does not exist.
@@ -65,15 +75,15 @@ def replay(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each tuner on each landscape, seeded 0, 1, 2...")] = 20,
     n_parallel: Annotated[int, typer.Option(min=1, help="Configurations that AutoTVM asks for at once.")] = 8,
     overhead_s: Annotated[
-        float, typer.Option(help="Seconds of a trial beside building and running, see above.")
+        float, typer.Option(help="Seconds that a trial costs AutoTVM beside building and running.")
     ] = 0.0,
     jobs: Annotated[int, typer.Option(min=1, help="Processes; each run has one of its own.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/papers/replay"),
 ) -> None:
-    """Every tuner on recorded landscapes."""
+    """Run every tuner on recorded landscapes."""
     names, started = names_of(tuners), time.perf_counter()
     for path in files:
-        load_recording(path)  # a broken file shows before anything runs
+        load_recording(path)  # so a broken file is reported before anything runs
     options = {"trials": trials, "n_parallel": n_parallel, "overhead_s": overhead_s}
     requests = [
         ReplayRequest(str(path.resolve()), name, seed, trials, n_parallel, overhead_s)
@@ -90,18 +100,20 @@ def replay(
 def live(
     tuners: Tuners = DEFAULT,
     tasks: Annotated[
-        str, typer.Option(help="Tasks of configs/autotvm/tasks.yaml; a name without an equal is a prefix.")
+        str, typer.Option(help="Tasks of configs/autotvm/tasks.yaml. A name that is not there is a prefix.")
     ] = "resnet18-",
     budget_s: Annotated[float, typer.Option(help="Optimisation time of each tuner on each task.")] = 60.0,
-    trials: Annotated[int, typer.Option(min=1, help="And at most so many measurements.")] = 100_000,
+    trials: Annotated[
+        int, typer.Option(min=1, help="At most so many measurements of each tuner on each task.")
+    ] = 100_000,
     slice_trials: Annotated[
         int, typer.Option(min=1, help="Trials of one tuner before the next one has its turn.")
     ] = 16,
-    seed: Annotated[int, typer.Option(help="Of all tuners.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all tuners.")] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Timings of each tuner's best kernel at the end, in turns.")] = 15,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/papers/live"),
 ) -> None:
-    """Every tuner on this machine, in turns, on the convolutions of ResNet-18."""
+    """Run every tuner on this machine, in turns, on the convolutions of ResNet-18."""
     from scripts.papers.live import LivePlan, best_kernels, run_live
 
     names, started = names_of(tuners), time.perf_counter()
@@ -121,7 +133,7 @@ def live(
 
 
 def run_missing(requests: Sequence[ReplayRequest], path: Path, options: dict[str, Any], jobs: int) -> list[Run]:
-    """The runs of all requests, those on record included; each is made in a process of its own."""
+    """Return the runs of all requests; those that are not on record are made, each in a process of its own."""
     store = RunStore(path, {"kind": "runs", **options}, lambda line: (line["task"], line["tuner"], line["seed"]))
     keyed = {(landscape_name(Path(r.path)), r.tuner, r.seed): r for r in requests}
     config = PoolConfig(
@@ -133,7 +145,7 @@ def run_missing(requests: Sequence[ReplayRequest], path: Path, options: dict[str
 def report(
     runs: Sequence[Run], names: Sequence[str], out: Path, arguments: dict[str, Any], more: dict[str, Any] | None = None
 ) -> None:
-    """Write what was found."""
+    """Write the results, the table, the picture and the manifest."""
     comparison = Comparison(sorted(runs, key=lambda run: names.index(run.tuner)))
     rows = summarise(comparison, np.random.default_rng(0))
     facts = {"best_s": comparison.best_s, "equal_time_s": comparison.equal_s, **(more or {})}
@@ -147,5 +159,5 @@ def report(
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TVM_NUM_THREADS", "1")  # of kernels; TVM reads it when it starts
+    os.environ.setdefault("TVM_NUM_THREADS", "1")  # threads of kernels; TVM reads it when it starts
     sys.exit(guarded(app, sys.argv[1:]))

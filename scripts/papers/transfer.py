@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""What records of other tasks are worth to `ChameleonTuner.load_history`, on recorded landscapes, in the real AutoTVM.
+"""Measure what records of other tasks are worth to `ChameleonTuner.load_history`, on recorded landscapes.
 
     python -m scripts.papers.transfer results/landscapes/resnet18-*.jsonl.gz --records 0,16,64 --seeds 10
 
-Each landscape in turn is the task; the records are what a run of so many trials left of each of the others (0: no history).
-Printed is the best time on record over the best found after so many trials, the mean of tasks and seeds. Needs AutoTVM.
+This needs a real AutoTVM. Each landscape is the task once. The records come from runs on each of the other landscapes:
+`--records` says how many trials of each such run are used (0: no history). The script prints the best time on record
+divided by the best time found, after several numbers of trials. It is the mean over tasks and seeds.
 """
 
-# Pyright sees the TVM of today, which has no AutoTVM:
+# Pyright sees today's TVM, which has no AutoTVM:
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ Floats = NDArray[np.float64]
 
 
 def tuned(recording: Recording, seed: int, trials: int, history: Sequence[Record]) -> tuple[list[Record], Floats]:
-    """One run: its records, and the fraction after each trial `[n]`."""
+    """Make one run: returns its records, and the fraction of the best after each trial, `[n]`."""
     tuner, records = ChameleonTuner(recording.task(), seed=seed), []
     if history:
         tuner.load_history(history)
@@ -52,7 +53,7 @@ def tuned(recording: Recording, seed: int, trials: int, history: Sequence[Record
 def compare(
     recordings: Sequence[Recording], amounts: Sequence[int], trials: int, seeds: int
 ) -> dict[str, dict[int, Any]]:
-    """For every task and number of records: the fraction at each of `CHECKPOINTS`, the mean of the seeds."""
+    """For every task and number of records: the fraction of the best at each of `CHECKPOINTS`, mean over seeds."""
     found: dict[str, dict[int, Any]] = {r.name: {amount: [] for amount in amounts} for r in recordings}
     for seed in range(seeds):
         past = {r.name: tuned(r, SOURCE_SEED + seed, max(amounts), ())[0] if max(amounts) else [] for r in recordings}

@@ -1,6 +1,6 @@
 """The tuners that are compared, ours and AutoTVM's own, and one run of one of them on a recording."""
 
-# Pyright sees the TVM of today, which has no AutoTVM:
+# Pyright sees today's TVM, which has no AutoTVM:
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Entry(NamedTuple):
     """A tuner to compare."""
 
     about: str  # what it is called in the papers
-    make: Callable[[Any, int], Any]  # of a task and a seed; AutoTVM's own tuners know no seed
+    make: Callable[[Any, int], Any]  # makes the tuner of a task and a seed; AutoTVM's own tuners ignore the seed
 
 
 def _xgb(plan_size: int, feature_type: str = "itervar") -> Callable[[Any, int], Any]:
-    """Its processes are as many as this one may use cores (AutoTVM's default: as many as the machine has)."""
+    """An XGBTuner with one process for each core that this process may use (AutoTVM: for each core of the machine)."""
     return lambda task, seed: XGBTuner(
         task, plan_size=plan_size, feature_type=feature_type, loss_type="reg", num_threads=usable_cores()
     )
@@ -53,7 +53,12 @@ DEFAULT = ",".join(name for name in TUNERS if name != "xgb-16-knob")
 
 
 class ReplayRequest(NamedTuple):
-    """One run: `n_parallel` is how many configurations AutoTVM asks for at once, `overhead_s` what a trial costs besides."""
+    """One run of a tuner on a recording.
+
+    Attributes:
+        n_parallel: how many configurations AutoTVM asks for at once.
+        overhead_s: seconds that a trial costs beside building and running.
+    """
 
     path: str
     tuner: str
@@ -64,7 +69,7 @@ class ReplayRequest(NamedTuple):
 
 
 class _Clock(ReplayRunner):
-    """A runner that notes for each trial the time it would have cost on hardware and the tuner's time before it."""
+    """A runner that notes for each trial when its result would be known: after measuring and the tuner's own time."""
 
     def __init__(self, recording: Recording, overhead_s: float) -> None:
         super().__init__(recording)
@@ -83,7 +88,10 @@ class _Clock(ReplayRunner):
 
 
 def replay_run(request: ReplayRequest) -> dict[str, Any]:
-    """One run in this process, which it leaves with another random state: give each run a process of its own."""
+    """Make one run in this process.
+
+    It changes the global random state, so each run needs a process of its own.
+    """
     load_libraries()
     random.seed(request.seed)
     np.random.seed(request.seed)  # noqa: NPY002 - AutoTVM's own tuners draw from the global state
@@ -101,7 +109,7 @@ def replay_run(request: ReplayRequest) -> dict[str, Any]:
 
 
 def load_libraries() -> None:
-    """What our tuners would import while they are timed."""
+    """Import now what our tuners would otherwise import while they are timed."""
     for library in ("sklearn.cluster", "xgboost"):
         importlib.import_module(library)
     importlib.import_module("torch").set_num_threads(1)
@@ -114,7 +122,7 @@ def cpu_s() -> float:
     for child in psutil.Process().children(recursive=True):
         try:
             used = child.cpu_times()
-        except psutil.Error:  # it ended in between; its time is then among the ended ones
+        except psutil.Error:  # it has just ended, so its time is among those that ended
             continue
         total += used.user + used.system
     return total

@@ -1,1 +1,1 @@
-"""What other runtimes need for the same networks; each runs in an environment of its own."""
+"""Measures how much memory other runtimes (the peers) need for the same networks, each in its own environment."""

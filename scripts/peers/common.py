@@ -1,17 +1,22 @@
-"""What the scripts of the peers share: each network in a process of its own, its allocations counted, a JSON line for each.
+"""Code that the scripts of the peers share: runs each network in a process of its own and counts its allocations.
 
     ENV/bin/python -m scripts.peers.tflite swiftnet-hpd-a darts-normal-cell
 
-A line has
+It prints one JSON line for each network. A line has:
+
 - `planned_bytes`: the memory that the runtime plans before it runs, None if it plans none;
 - `measured_bytes`: the most that it allocated at a time, counted by a malloc that is loaded before the C library's;
-- `includes`: which of `inputs`, `outputs`, `intermediates` and `workspaces` these two count. Weights are never in them;
+- `includes`: which of `inputs`, `outputs`, `intermediates` and `workspaces` these two count. Weights are never in
+  them;
 - `inputs_bytes`, `outputs_bytes`, `versions`, and what else the runtime says of itself;
-- `setting`: a peer that has several is measured in each, `--runs` times in processes of their own, and the line is of the least
-  planned bytes (measured, where nothing is planned); `by_setting` has these bytes of all runs.
+- `setting`: the setting of the runtime that this line is of. A peer that has several settings is measured in each of
+  them, `--runs` times, each run in a process of its own. The line is that of the least planned bytes (or measured
+  bytes, if nothing is planned);
+- `by_setting`: these bytes of all runs.
 
-To compare, add `inputs_bytes` where the inputs are not included. Batch norms are folded into the convolutions before a runtime
-sees the network, since not all of them fold. None of this needs TVM: `setup.sh` makes an environment for each peer.
+To compare peers, add `inputs_bytes` where the inputs are not included. Batch norms are folded into the convolutions
+before a runtime sees the network, since not all runtimes fold them. None of this needs TVM: `setup.sh` makes an
+environment for each peer.
 """
 
 from __future__ import annotations
@@ -50,10 +55,10 @@ class Prepared:
 
     Attributes:
         name: in the zoo.
-        module: without batch norms where they follow a convolution.
-        original: with them.
-        inputs: random ones.
-        expected: the result that PyTorch finds for them.
+        module: the network; batch norms that follow a convolution are folded into it.
+        original: the network with all its batch norms.
+        inputs: random inputs.
+        expected: the result that PyTorch finds for these inputs.
     """
 
     name: str
@@ -65,7 +70,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Peak:
-    """What a peer says of a network, see above."""
+    """What a peer needs for a network; the module's docstring explains the numbers."""
 
     planned_bytes: int | None
     measured_bytes: int | None
@@ -76,7 +81,7 @@ class Peak:
 
 @dataclass
 class Counted:
-    """Allocations between the beginning and the end of a `with counting()`; filled at its end.
+    """Allocations inside a `with counting()` block; filled in at its end.
 
     Attributes:
         tensors_bytes: peak of the blocks that were asked for with an alignment.
@@ -89,12 +94,12 @@ class Counted:
 
 @contextmanager
 def counting() -> Iterator[Counted]:
-    """Count the allocations of this process; once a process."""
+    """Count the allocations of this process; to be used once in a process."""
     counter, found = ctypes.CDLL(None), Counted()
     for name in ("tensors_peak", "heap_peak", "lost"):
         getattr(counter, f"chameleon_{name}").restype = ctypes.c_longlong
     gc.collect()
-    gc.disable()  # blocks from before would be freed while we count
+    gc.disable()  # otherwise blocks from before would be freed while we count
     counter.chameleon_watch(1)
     yield found
     counter.chameleon_watch(0)
@@ -108,18 +113,19 @@ Measure = Callable[[Prepared], Peak]
 
 
 def run(peer: str, packages: Sequence[str], settings: Mapping[str, Measure], runs: int = 1) -> int:
-    """The command line of a peer: prints a JSON line for each network and returns an exit code.
+    """Run the command line of a peer: prints a JSON line for each network and returns an exit code.
 
     Args:
-        peer: its name.
-        packages: whose versions tell which runtime it is.
-        settings: of the runtime, all of which are measured.
-        runs: of every setting, if the command line says nothing else; more than one where the bytes differ from run to run.
+        peer: the peer's name.
+        packages: the packages whose versions tell which runtime it is.
+        settings: the settings of the runtime; all of them are measured.
+        runs: how often every setting is run, if the command line does not say; more than once where the bytes differ
+            from run to run.
     """
     parser = argparse.ArgumentParser(description=f"What {peer} needs for networks, one JSON line each.")
     parser.add_argument("networks", nargs="+", metavar="NETWORK")
     parser.add_argument(
-        "--runs", type=int, choices=range(1, 101), default=runs, metavar="N", help=f"of each setting ({runs})"
+        "--runs", type=int, choices=range(1, 101), default=runs, metavar="N", help=f"runs of each setting ({runs})"
     )
     parser.add_argument("--setting", choices=settings, help=argparse.SUPPRESS)  # this process is one of the runs
     given = parser.parse_args()
@@ -139,7 +145,10 @@ def run(peer: str, packages: Sequence[str], settings: Mapping[str, Measure], run
 
 
 def least(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Of the lines of every setting the one that needs the least, the first of equals, and what all of them need."""
+    """Choose the line that needs the least, from the lines of every setting, and add what all of them need.
+
+    The first of equal lines is taken.
+    """
 
     def needed(line: Mapping[str, Any]) -> int:
         return line["measured_bytes"] if line["planned_bytes"] is None else line["planned_bytes"]
@@ -155,10 +164,10 @@ def least(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
 
 
 def _in_a_process(counter: Path, setting: str, name: str) -> dict[str, Any]:
-    """The line of one run.
+    """Make one run in a process of its own and return its line.
 
     Raises:
-        ChameleonError: if there is none.
+        ChameleonError: if the run gave no line.
     """
     this = sys.modules["__main__"].__spec__
     assert this is not None  # it was started as `python -m scripts.peers.NAME`
@@ -185,7 +194,7 @@ def _one(peer: str, packages: Sequence[str], measure: Measure, name: str) -> int
 
 
 def prepare(name: str) -> Prepared:
-    """The network with seed 0, its batch norms folded; checked against the network with them."""
+    """Make the network with seed 0 and fold its batch norms; the result is checked against the original network."""
     network = zoo_network(name, 0)
     rng = np.random.default_rng(0)
     inputs = tuple(torch.from_numpy(rng.standard_normal(s).astype(np.float32)) for s in network.shapes.values())
@@ -197,7 +206,9 @@ def prepare(name: str) -> Prepared:
 
 
 def _difference(prepared: Prepared, outputs: Sequence[np.ndarray]) -> float:
-    """The largest difference from PyTorch; a runtime that computes something else measures something else.
+    """The largest difference of the output from PyTorch's.
+
+    A runtime that computes something else would measure something else.
 
     Raises:
         SystemExit: if it is too large.

@@ -1,12 +1,17 @@
 #!/usr/bin/env python3
-"""What ExecuTorch plans and takes for a network.
+"""Measures how much memory ExecuTorch plans and takes for a network.
 
-Its memory is planned when the program is made: offsets for all tensors of a program whose order is the exported one, inputs and
-outputs included, by the default planner (`greedy`; the other, `naive`, reuses nothing). The portable kernels run, not a
-delegate, whose memory the program does not know. It leaves batch norms as operators of their own; with them folded into the
-convolutions first its plan is smaller for some networks and larger for others, so both are planned. Measured is the heap while
-the program is loaded and run once: the planned buffers, what kernels allocate, and the runtime's own structures (some 50 kB);
-the program with its weights is there before.
+ExecuTorch plans its memory when the program is made. All tensors get offsets, inputs and outputs included, for the
+order in which the program was exported. The default planner does it (`greedy`; the other one, `naive`, reuses
+nothing).
+
+The portable kernels run, not a delegate: the program does not know what a delegate allocates.
+
+ExecuTorch leaves batch norms as operators of their own. If they are folded into the convolutions first, its plan is
+smaller for some networks and larger for others. So both are planned.
+
+The heap is measured while the program is loaded and run once. It holds the planned buffers, what kernels allocate, and
+the runtime's own structures (some 50 kB). The program with its weights is loaded before and not counted.
 """
 
 # pyright: reportMissingImports=false
@@ -25,7 +30,7 @@ from scripts.peers import common
 
 
 def measure(network: common.Prepared, *, folded: bool) -> common.Peak:
-    """Export, plan, load and run once."""
+    """Export and plan a network, then load it and run it once."""
     program = _program(network.module if folded else network.original, network.inputs)
     buffer = program.buffer
     with common.counting() as counted:

@@ -1,15 +1,21 @@
 #!/usr/bin/env python3
-"""What ONNX Runtime takes for a network.
+"""Measures how much memory ONNX Runtime takes for a network.
 
-It plans no arena ahead: tensors are allocated one by one, freed after their last reader and reused where sizes fit. Its own
-pools are off (`enable_cpu_mem_arena`, `enable_mem_pattern`), so that every allocation of a run reaches the C library and is
-counted: intermediates, workspaces of kernels and outputs; the inputs are the caller's. Its default order, one thread. Measured
-are the blocks that it asks for with an alignment, as its CPU allocator does for tensors.
+ONNX Runtime plans no arena ahead. It allocates tensors one by one, frees them after their last reader, and reuses them
+where sizes fit. Its own pools are off (`enable_cpu_mem_arena`, `enable_mem_pattern`). So every allocation of a run
+reaches the C library and is counted: intermediates, workspaces of kernels and outputs. The inputs belong to the
+caller. The order is ONNX Runtime's default, with one thread. Only blocks that are asked for with an alignment are
+measured: its CPU allocator asks for tensors in this way.
 
-Which settings take the least differs from network to network, so it runs in each of `SETTINGS`: as it comes; without the reuse
-of buffers, where every tensor is freed after its last reader and the next one allocated at its own size; and so without the
-last level of optimisations, which pads channels for a blocked layout. With reuse the peak differs from process to process on
-some networks, for reasons that we do not know; the least of five processes counts, which more might lower.
+Which settings take the least memory differs from network to network. So it runs in each of `SETTINGS`:
+
+- as it comes;
+- without the reuse of buffers: every tensor is freed after its last reader, and the next one gets memory of its own
+  size;
+- the same, and also without the last level of optimisations, which pads channels for a blocked layout.
+
+With reuse the peak differs from process to process on some networks, for reasons that we do not know. The least of
+five processes counts; more processes might find a lower one.
 """
 
 from __future__ import annotations
@@ -30,7 +36,7 @@ LEVELS = onnxruntime.GraphOptimizationLevel
 
 
 def measure(network: common.Prepared, *, reuse: bool, level: onnxruntime.GraphOptimizationLevel) -> common.Peak:
-    """Convert, load, run once."""
+    """Convert and load a network, then run it once."""
     options = onnxruntime.SessionOptions()
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     options.enable_mem_reuse = reuse

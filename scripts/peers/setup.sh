@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Environments for the peers: scripts/peers/setup.sh FOLDER [tflite|executorch|ort ...] makes FOLDER/tflite and so on.
-# They are apart from each other and from TVM's, since they want different versions of the same packages; several GB.
+# Makes a Python environment for each peer (another runtime that we compare with): FOLDER/tflite and so on.
+# Usage: scripts/peers/setup.sh FOLDER [tflite|executorch|ort ...]
+# The environments are apart from each other and from TVM's, since the runtimes need different versions of the same
+# packages. Together they take several GB.
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 folder="${1:?usage: setup.sh FOLDER [tflite|executorch|ort ...]}"

@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""What TensorFlow Lite plans and takes for a network: litert-torch converts it, ai-edge-litert runs it.
+"""Measures how much memory TensorFlow Lite plans and takes: litert-torch converts a network, ai-edge-litert runs it.
 
-The reference planner of Ahn 2020: operators run in the order of the file, and the arena's planner gives every tensor an offset
-when the interpreter allocates. Read from the interpreter: the addresses of all tensors that are no weights, the temporary
-ones of kernels included; the planned bytes are what they span. Its own kernels run, without the XNNPACK delegate, which keeps
-its memory to itself. The network is converted twice: with inputs and outputs in NHWC, as all tensors of TFLite, so that nothing
-is transposed, and in NCHW, as PyTorch has them; `setting` tells which of the two plans less.
+TensorFlow Lite's planner is the reference of Ahn 2020. Operators run in the order of the file. The arena's planner
+gives every tensor an offset when the interpreter allocates. We read the addresses of all tensors from the interpreter,
+without the weights but with the temporary tensors of kernels. The planned bytes are what these addresses span.
+
+TensorFlow Lite's own kernels run, without the XNNPACK delegate: that does not show its memory.
+
+The network is converted twice: with inputs and outputs in NHWC, as TFLite has all tensors, so that nothing is
+transposed; and in NCHW, as PyTorch has them. `setting` tells which of the two plans less.
 """
 
 # pyright: reportMissingImports=false
@@ -26,7 +29,7 @@ from scripts.peers import common
 
 
 def measure(network: common.Prepared, *, channels_last: bool) -> common.Peak:
-    """Convert, allocate, run once."""
+    """Convert a network, allocate its tensors and run it once."""
     module, inputs = network.module, network.inputs
     if channels_last:
         module = litert_torch.to_channel_last_io(module, args=list(range(len(inputs))), outputs=[0]).eval()
@@ -60,10 +63,11 @@ def _convert(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> bytes
 
 
 def _spans(interpreter: Any) -> dict[int, tuple[int, int]]:
-    """Address and end of every tensor in the arena: what operators make or the caller gives, and temporaries of kernels.
+    """Start and end address of every tensor in the arena.
 
-    Temporaries come behind the tensors of the file and have no names; those that kernels keep from run to run (weights in
-    another layout) lie in a second arena, which is not counted.
+    These are the tensors that operators make or the caller gives, and the temporaries of kernels. Temporaries come
+    after the tensors of the file and have no names. Temporaries that kernels keep from run to run (weights in another
+    layout) lie in a second arena, which is not counted.
     """
     made = {int(i) for op in interpreter._get_ops_details() for i in op["outputs"]}
     made |= {int(d["index"]) for d in interpreter.get_input_details()}
@@ -85,7 +89,7 @@ def _spans(interpreter: Any) -> dict[int, tuple[int, int]]:
 
 
 def _kept(inputs: set[int], spans: dict[int, tuple[int, int]]) -> bool:
-    """Whether nothing ever lies where the inputs do."""
+    """Whether no other tensor ever lies where the inputs do."""
     others = [span for index, span in spans.items() if index not in inputs]
     return not any(a < spans[i][1] and spans[i][0] < b for i in inputs for a, b in others)
 

@@ -1,1 +1,1 @@
-"""How good is the search, and what does it cost?"""
+"""Experiments on the search: how good is it, and what does it cost?"""

@@ -1,12 +1,16 @@
 #!/usr/bin/env python3
-"""What each part of the search is worth: variants of `chameleon` on recorded landscapes, with confidence intervals.
+"""Measure what each part of the search is worth: variants of `chameleon` on recorded landscapes.
 
     python -m scripts.tuning.ablation results/landscapes/*.jsonl.gz more/*.json.gz --seeds 20
 
-Needs no TVM. Each variant differs from `chameleon` in one thing (the combinations of explorer, sampler and synthesis apart).
-The score is the fraction of the best on record found after so many trials; reported are the mean over landscapes and seeds,
-and the difference to `chameleon`, both with 95 % bootstrap intervals over seeds. The landscapes are taken as given: the
-intervals say nothing of others. Written: `runs.jsonl` (a second call runs what is missing), `results.json`, `table.md` and
+This needs no TVM. Each variant differs from `chameleon` in one thing. Only the combinations of explorer, sampler and
+synthesis differ in more.
+
+The score is the fraction of the best on record that was found after a number of trials. The table has its mean over
+landscapes and seeds, and the difference to `chameleon`. Both come with 95 % bootstrap intervals over seeds. The
+landscapes are not resampled: the intervals say nothing about other landscapes.
+
+The results are written to `runs.jsonl` (a second call runs what is missing), `results.json`, `table.md` and
 `manifest.json`.
 """
 
@@ -46,7 +50,8 @@ class Variant:
     """One way to search.
 
     Attributes:
-        searcher: its name, and `options` its settings by component.
+        searcher: the searcher's name.
+        options: the searcher's settings by component.
         features: what the model and the sampler see of a knob's value, see `described`.
     """
 
@@ -96,10 +101,10 @@ class Request(NamedTuple):
 
 
 def described(knob: Knob, features: str) -> Knob:
-    """The knob with other features.
+    """Give the knob other features.
 
-    `meaning` is what the engine has; `no products` takes the running products from splits, `no powers` the power of two from
-    integer options; `position` is the digit alone; `one-hot` one column a value.
+    `meaning` is what the engine has. `no products` leaves out the running products of splits. `no powers` leaves out
+    the power of two of integer options. `position` is the digit alone. `one-hot` has one column for each value.
     """
     columns = knob.features
     if features == "no products" and knob.kind == "split":
@@ -115,14 +120,17 @@ def described(knob: Knob, features: str) -> Knob:
 
 @lru_cache(maxsize=8)
 def prepared(path: str, features: str) -> Landscape:
-    """The landscape with its knobs described that way."""
+    """Load the landscape and give its knobs these features, see `described`."""
     landscape = load_landscape(path)
     space = KnobSpace([described(k, features) for k in landscape.space.knobs], listed=landscape.space.listed)
     return dataclasses.replace(landscape, space=space)
 
 
 def run_one(payload: tuple[Any, ...]) -> dict[str, Any]:
-    """One run, in a worker, which knows this script as a module: a `Request` arrives as a plain tuple."""
+    """Make one run, in a worker process.
+
+    The worker imports this script as a module, so a `Request` arrives as a plain tuple.
+    """
     request = Request(*payload)
     variant = VARIANTS[request.variant]
     landscape = prepared(request.path, variant.features)
@@ -135,7 +143,7 @@ def run_one(payload: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def groups_of(lines: Sequence[Mapping[str, Any]], variant: str, mark: int) -> list[Floats]:
-    """For each landscape the fractions after `mark` trials, `[seeds]`, seeds in order."""
+    """For each landscape the fractions after `mark` trials, `[seeds]`, in the order of the seeds."""
     found: dict[str, dict[int, float]] = {}
     for line in lines:
         if line["variant"] == variant:
@@ -144,7 +152,7 @@ def groups_of(lines: Sequence[Mapping[str, Any]], variant: str, mark: int) -> li
 
 
 def summarise(lines: Sequence[Mapping[str, Any]], marks: Sequence[int]) -> list[dict[str, Any]]:
-    """One row a variant: mean fraction and difference to the reference at each mark, with intervals."""
+    """One row for each variant: mean fraction and difference to the reference at each mark, with intervals."""
     rng, rows = np.random.default_rng(0), []
     for variant in dict.fromkeys(line["variant"] for line in lines):
         row: dict[str, Any] = {"variant": variant, "group": VARIANTS[variant].group}
@@ -159,7 +167,10 @@ def summarise(lines: Sequence[Mapping[str, Any]], marks: Sequence[int]) -> list[
 
 
 def table(rows: Sequence[Mapping[str, Any]], marks: Sequence[int]) -> str:
-    """Markdown: mean fraction, and the difference to the reference; one whose interval leaves out 0 is bold."""
+    """Make a table in Markdown: the mean fraction, and the difference to the reference.
+
+    A difference is bold if its interval leaves out 0.
+    """
     head = [
         "what differs",
         "variant",
@@ -179,7 +190,7 @@ def table(rows: Sequence[Mapping[str, Any]], marks: Sequence[int]) -> str:
 
 
 def chosen_variants(groups: str) -> list[str]:
-    """Names of the variants of some groups, the reference first.
+    """List the names of the variants of some groups, the reference first.
 
     Raises:
         UsageError: if there is no such group.
@@ -196,18 +207,18 @@ def chosen_variants(groups: str) -> list[str]:
 def main(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recorded landscapes.")],
     groups: Annotated[
-        str, typer.Option(help="parts, knee, clustering, features, model, candidates, batches; all.")
+        str, typer.Option(help="Some of parts, knee, clustering, features, model, candidates, batches. Default: all.")
     ] = "",
     trials: Annotated[int, typer.Option(min=1, help="Measurements of each run.")] = 220,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each variant on each landscape, seeded 0, 1, 2...")] = 20,
     batch: Annotated[int, typer.Option(min=1, help="Configurations that are asked for at once.")] = 16,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of processes.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/ablation"),
 ) -> None:
-    """Variants of the search on recorded landscapes."""
+    """Compare variants of the search on recorded landscapes."""
     started, names = time.perf_counter(), chosen_variants(groups)
     for path in files:
-        load_landscape(path)  # a broken file shows before anything runs
+        load_landscape(path)  # so a broken file is reported before anything runs
     options = {"trials": trials, "batch": batch}
     requests = {
         (name, landscape_name(path), seed): tuple(Request(name, str(path.resolve()), seed, trials, batch))

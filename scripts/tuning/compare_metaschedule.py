@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Stock MetaSchedule and Chameleon side by side: the same workloads, trials and machine.
+"""Compare stock MetaSchedule with Chameleon: the same workloads, trials and machine.
 
     python -m scripts.tuning.compare_metaschedule --trials 64
 
@@ -7,10 +7,13 @@ Three tuners, each in a process of its own with an empty database:
   stock   MetaSchedule as shipped: evolutionary search, XGBoost, local builder and runner;
   cured   the same with a build function that leaves out the slow import of all tensor intrinsics in every worker;
   ours    `ChameleonStrategy` with the warm builder and runner.
-The clock of a run starts after the imports that every one of them needs. Then the three best schedules of each are built in
-one process and timed there in turns, since one tuning measurement on a shared machine says little; the latency reported is
-the least median over these rounds, `ratio` that of ours to the cured tuner's, round by round (quartiles). `reach` is when our
-search had measured a schedule as fast as the cured tuner's best is there.
+
+The clock of a run starts after the imports that every tuner needs. After tuning, the three best schedules of each
+tuner are built in one process and timed there in turns, since one tuning measurement on a shared machine says little.
+
+- The reported latency of a tuner is the least median over these rounds.
+- `ratio` is our latency divided by the cured tuner's, round by round (quartiles).
+- `reach` is when our search had measured a schedule as fast as the latency reported for the cured tuner.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ def workload_of(name: str) -> Any:
 
 
 def register_build() -> None:
-    """In every worker of the stock builder: its build function without the import."""
+    """Register, in every worker of the stock builder, its build function without the slow import."""
     from tvm_ffi import register_global_func
 
     @register_global_func("compare.build", override=True)
@@ -58,7 +61,7 @@ def register_build() -> None:
 
 
 def timeline_callback(timeline: Timeline, start_s: float) -> Any:
-    """A MetaSchedule callback that notes when each candidate's result was known."""
+    """Make a MetaSchedule callback that notes when each candidate's result was known."""
     from tvm.ir.utils import derived_object
     from tvm.s_tir.meta_schedule.measure_callback import PyMeasureCallback
 
@@ -76,7 +79,7 @@ def timeline_callback(timeline: Timeline, start_s: float) -> Any:
 def tune(
     tuner: str, workload: str, trials: int, per_iter: int, seed: int, searcher: str, folder: Path
 ) -> dict[str, Any]:
-    """One run of one tuner in this process; its database stays in `folder`."""
+    """Make one run of one tuner in this process; its database stays in `folder`."""
     import tvm.s_tir.tensor_intrin  # noqa: F401 every TuneContext imports it: left out of everyone's time
     from tvm.s_tir import meta_schedule as ms
 
@@ -113,7 +116,7 @@ def tune(
 
 
 def best_modules(folders: Mapping[str, Path], workload: str) -> dict[tuple[str, int], Any]:
-    """The best schedules of each tuner's database as modules, by tuner and rank."""
+    """Load the best schedules of each tuner's database as modules, by tuner and rank."""
     from tvm.s_tir import Schedule
     from tvm.s_tir import meta_schedule as ms
 
@@ -131,7 +134,7 @@ def best_modules(folders: Mapping[str, Path], workload: str) -> dict[tuple[str, 
 
 
 def remeasure(folders: Mapping[str, Path], workload: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds a run of each tuner's best schedule, one number a round, all finalists in turns in this process."""
+    """Time all finalists in turns in this process: seconds of each tuner's best schedule, one for each round."""
     import tvm
     import tvm.s_tir.tensor_intrin  # a schedule may use one
     from tvm.s_tir.meta_schedule.arg_info import ArgInfo
@@ -153,11 +156,13 @@ def remeasure(folders: Mapping[str, Path], workload: str, rounds: int) -> dict[s
             if i:  # the first round warms up
                 seconds[key].append(float(taken))
     ranked = sorted(seconds, key=lambda key: -float(np.median(seconds[key])))
-    return {tuner: seconds[tuner, rank] for tuner, rank in ranked}  # a tuner's fastest comes last and stays
+    return {
+        tuner: seconds[tuner, rank] for tuner, rank in ranked
+    }  # a tuner's fastest schedule comes last and replaces the others
 
 
 def in_child(arguments: Sequence[str], log: Path) -> dict[str, Any]:
-    """Run this script again for one part, its output in `log`; the part's result is a JSON file beside it."""
+    """Run this script again for one part, with its output in `log`; the part's result is a JSON file beside it."""
     out = log.with_suffix(".json")
     threads = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     with log.open("w") as stream:
@@ -165,7 +170,7 @@ def in_child(arguments: Sequence[str], log: Path) -> dict[str, Any]:
             [sys.executable, "-m", "scripts.tuning.compare_metaschedule", *arguments, "--part-out", str(out)],
             stdout=stream,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "TVM_NUM_THREADS": threads},  # for all of them: TVM takes half the cores by itself
+            env={**os.environ, "TVM_NUM_THREADS": threads},  # for all tuners: by itself TVM takes half the cores
             check=False,
         )
     if done.returncode != 0 or not out.exists():
@@ -174,7 +179,7 @@ def in_child(arguments: Sequence[str], log: Path) -> dict[str, Any]:
 
 
 def compare(workload: str, seed: int, a: argparse.Namespace) -> dict[str, Any]:
-    """All tuners on one workload, then their best schedules in turns."""
+    """Run all tuners on one workload, then time their best schedules in turns."""
     with tempfile.TemporaryDirectory() as scratch:
         folders = {tuner: Path(scratch) / tuner for tuner in a.tuners}
         runs = {}
@@ -225,7 +230,10 @@ def summary(
 
 
 def table(rows: Sequence[Mapping[str, Any]], tuners: Sequence[str]) -> str:
-    """A markdown table: seconds per trial and best latency of each tuner, and when ours reached the cured one's best."""
+    """Make a table in Markdown.
+
+    It has the seconds per trial and the best latency of each tuner, and when ours reached the cured tuner's best.
+    """
     head = [
         "workload",
         "seed",
@@ -277,7 +285,7 @@ def arguments() -> argparse.Namespace:
 
 
 def part(a: argparse.Namespace) -> None:
-    """What a child does."""
+    """Do the part of a child process."""
     logging.disable(logging.INFO)
     folder = Path(a.folder)
     if a.part == "remeasure":

@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""How well do cost models rank what was not measured yet? Ours and AutoTVM's, on a log of a real tuning run.
+"""Measure how well cost models rank what was not measured yet: ours and AutoTVM's, on a log of a real tuning run.
 
     python -m scripts.tuning.cost_model_quality autotvm_v100_alexnet_conv2d.log.gz
 
-Needs an AutoTVM (TVM <= 0.19), no GPU. The file is AutoTVM's own log of tuning `conv2d_nchw.cuda` tasks. For each task, models
-learn from N trials and predict all others: from the first N (split `first`), as in tuning, and from N drawn at random (split
-`random`). The later trials of a log are what AutoTVM's tuner chose, unlike the first ones and much alike.
+This needs an AutoTVM (TVM <= 0.19), but no GPU. The file is AutoTVM's own log of tuning `conv2d_nchw.cuda` tasks. For
+each task, models learn from N trials and predict all others. These are the first N (split `first`), as in tuning, or N
+drawn at random (split `random`). The two differ because AutoTVM's tuner chose the later trials of a log: they are
+unlike the first ones, and much alike among themselves.
 
-Two models (our ensemble, AutoTVM's XGBoost) see each of four sets of features (our knob features; AutoTVM's `knob`, `itervar`
-and `curve`), and `engine` is the learner as our searchers use it, with what it learns of failures.
-Failures count as zero throughput. Reported are, over the predicted trials,
+Two models (our ensemble, AutoTVM's XGBoost) see each of four sets of features (our knob features; AutoTVM's `knob`,
+`itervar` and `curve`). In addition, `engine` is the learner as our searchers use it, with what it learns of failures.
+Failures count as zero throughput. The table has these numbers over the predicted trials:
 
     rank        Spearman's rank correlation of predicted and measured throughput, over all
     rank_ok     the same over those that did not fail
@@ -17,7 +18,7 @@ Failures count as zero throughput. Reported are, over the predicted trials,
     best@64     throughput of the fastest among the 64 best predicted / of the fastest of all
 """
 
-# Pyright sees the TVM of today, which has no AutoTVM:
+# Pyright sees today's TVM, which has no AutoTVM:
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
@@ -57,7 +58,14 @@ app = typer.Typer(add_completion=False)
 
 
 class Logged(NamedTuple):
-    """One record: AutoTVM's index, its knobs as `[name, kind, value]`, seconds of each repeat and the error's number."""
+    """One record of the log.
+
+    Attributes:
+        index: AutoTVM's number of the configuration.
+        entity: its knobs, each as `[name, kind, value]`.
+        costs: seconds of each repeat.
+        error: the error's number.
+    """
 
     index: int
     entity: Sequence[Any]
@@ -71,7 +79,7 @@ class Layer:
 
     Attributes:
         indices: AutoTVM's numbers of the configurations in the order measured, `[n]`.
-        seconds: of each, NaN where it failed, `[n]`.
+        seconds: time of each configuration, NaN where it failed, `[n]`.
     """
 
     name: str
@@ -86,15 +94,18 @@ class Layer:
 
     @property
     def throughput(self) -> Floats:
-        """Relative to the best, 0 for failures, `[n]`."""
+        """Throughput relative to the best, 0 for failures, `[n]`."""
         return np.nan_to_num(np.nanmin(self.seconds) / self.seconds, nan=0.0)
 
 
 def load_log(path: Path, target: str) -> list[Layer]:
-    """The tasks of an AutoTVM log, in the form of today or of 2020; of a configuration's repeats the first counts.
+    """Read the tasks of an AutoTVM log, in today's form or in that of 2020.
+
+    If a configuration occurs more than once, its first record counts.
 
     Raises:
-        ChameleonError: if a line is no record of a conv2d, or its configuration is not at its index in this TVM's space.
+        ChameleonError: if a line is no record of a conv2d, or if its configuration has another index in this TVM's
+            space.
     """
     records: dict[str, list[Logged]] = {}
     opener = gzip.open if path.suffix == ".gz" else open
@@ -111,7 +122,7 @@ def load_log(path: Path, target: str) -> list[Layer]:
 
 
 def _parsed(record: dict[str, Any]) -> tuple[list[Any], Logged]:
-    """The arguments of conv2d_nchw.cuda and what was logged."""
+    """Read one record: the arguments of conv2d_nchw.cuda and what was logged."""
     if "input" in record:  # version 0.2
         (costs, error), config = record["result"][:2], record["config"]
         return record["input"][2], Logged(config["index"], config["entity"], costs, error)
@@ -139,12 +150,12 @@ def _layer(args: Sequence[Any], rows: Sequence[Logged], target: str) -> Layer:
 
 
 def _inner(value: Any) -> Any:
-    """Of a split all but its outermost factor, which is open (-1)."""
+    """For a split, all factors but the outermost one, which is open (-1); any other value as it is."""
     return tuple(value[1:]) if isinstance(value, (list, tuple)) else value
 
 
 def features_of(layer: Layer) -> dict[str, NDArray[np.float32]]:
-    """Each set of features of all trials, `[n, f]`."""
+    """Every set of features for all trials, each `[n, f]`."""
     found = {"ours": layer.knobs.space.features(layer.digits)}
     for kind in AUTOTVM_FEATURES:
         model = XGBoostCostModel(layer.task, kind, num_threads=usable_cores(), log_interval=0)
@@ -154,14 +165,14 @@ def features_of(layer: Layer) -> dict[str, NDArray[np.float32]]:
 
 
 def ours(features: NDArray[np.float32], throughput: Floats, n: int, seed: int) -> Floats:
-    """Our ensemble on the first `n`, its prediction of the rest."""
+    """Fit our ensemble to the first `n` trials and predict the rest."""
     model = CostModel(CostModelConfig())
     model.fit(features[:n], throughput[:n], seed)
     return model.predict(features[n:])[0]
 
 
 def autotvm(layer: Layer, features: NDArray[np.float32], throughput: Floats, n: int, seed: int) -> Floats:
-    """AutoTVM's model on the first `n`, its prediction of the rest, with the features given it for its own."""
+    """Fit AutoTVM's model to the first `n` trials and predict the rest; `features` take the place of its own."""
     np.random.seed(seed)  # noqa: NPY002 - it shuffles by the global state
     model = XGBoostCostModel(layer.task, "knob", num_threads=1, log_interval=0)
     model.feature_cache.get("knob").update(zip(layer.indices, features, strict=True))
@@ -172,7 +183,7 @@ def autotvm(layer: Layer, features: NDArray[np.float32], throughput: Floats, n: 
 
 
 def engine(layer: Layer, n: int, seed: int) -> Floats:
-    """The learner of our searchers on the first `n`, its prediction of the rest."""
+    """Fit the learner of our searchers to the first `n` trials and predict the rest."""
     history = History(layer.knobs.space)
     configs = layer.digits
     for config, seconds in zip(configs[:n], layer.seconds[:n], strict=True):
@@ -182,7 +193,7 @@ def engine(layer: Layer, n: int, seed: int) -> Floats:
 
 
 def scores(predicted: Floats, throughput: Floats) -> dict[str, float]:
-    """All metrics of a prediction of `[n]` throughputs."""
+    """Compute all metrics of a prediction of `[n]` throughputs."""
     ok = throughput > 0
     top = min(TOP, len(throughput))
     chosen = np.argsort(-predicted, kind="stable")[:top]
@@ -229,7 +240,10 @@ def _scored(layer: Layer, features: dict[str, NDArray[np.float32]], n: int, seed
 
 
 def table(rows: Sequence[dict[str, Any]], sizes: Sequence[int]) -> str:
-    """Markdown: for each split and metric the mean over tasks and seeds, one row a model, one column a number of trials."""
+    """Make tables in Markdown, one for each split and metric: the mean over tasks and seeds.
+
+    There is one row for each model and one column for each number of trials.
+    """
     models, lines = list(dict.fromkeys(row["model"] for row in rows)), []
     for split in SPLITS:
         for metric in METRICS:
@@ -256,10 +270,10 @@ def main(
     limit: Annotated[
         int | None, typer.Option(help="Only so many trials of each task, and only the first task.")
     ] = None,
-    target: Annotated[str, typer.Option(help="Whose template it is; nothing is built.")] = "cuda -arch=sm_70",
+    target: Annotated[str, typer.Option(help="Target of the template; nothing is built.")] = "cuda -arch=sm_70",
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/cost_model"),
 ) -> None:
-    """Rank correlation and recall of cost models on a tuning log."""
+    """Measure rank correlation and recall of cost models on a tuning log."""
     started, counts = time.perf_counter(), [int(n) for n in sizes.split(",")]
     layers = load_log(log, target)
     if limit is not None:

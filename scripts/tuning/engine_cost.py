@@ -1,4 +1,4 @@
-"""What the engine itself costs: one round of ask and tell on a space of more than 10^9 points, on one thread.
+"""Measure what the engine itself costs: one round of ask and tell on a space of more than 10^9 points, on one thread.
 
     python -m scripts.tuning.engine_cost --searcher chameleon --batch 64 --rounds 10 --json cost.json
 
@@ -76,7 +76,7 @@ def one_round(searcher: Searcher, batch: int, weights: np.ndarray) -> np.ndarray
 
 
 def measure(name: str, batch: int, rounds: int, seed: int) -> Cost:
-    """Runs `rounds` rounds after two that load the libraries and give the model something to learn."""
+    """Time `rounds` rounds, after two that load the libraries and give the model something to learn."""
     space = convolution_space()
     weights = np.random.default_rng(seed).normal(size=space.features(space.rows(0, 1)).shape[1]) / 10
     searcher = make_searcher(name, space, np.random.default_rng(seed))

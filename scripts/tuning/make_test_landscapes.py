@@ -3,9 +3,10 @@
 
     python -m scripts.tuning.make_test_landscapes tests/data
 
-The model is a tiled kernel on an imagined GPU: time is the larger of arithmetic and memory traffic, stretched by idle
-lanes, by poor occupancy and by noise. Tiles that do not fit the thread limit are not listed (a constraint known
-beforehand); too much shared memory fails to build and too many registers fail to run, which only a trial can tell.
+The model is a tiled kernel on an imagined GPU. Its time is the larger of arithmetic and memory traffic, stretched by
+idle lanes, by poor occupancy and by noise. Some configurations do not work. Tiles that do not fit the thread limit are
+not listed (a constraint known beforehand). Too much shared memory fails to build and too many registers fail to run:
+only a trial can tell this.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class KernelModel:
         }
 
     def configurations(self) -> Iterator[dict[str, Any]]:
-        """All that respect the thread limit."""
+        """All configurations that respect the thread limit."""
         for values in itertools.product(*self.knobs.values()):
             config = dict(zip(self.knobs, values, strict=True))
             if 32 <= config["block_x"] * config["block_y"] <= MAX_THREADS:
@@ -66,7 +67,7 @@ class KernelModel:
         return "RuntimeFailedConfig" if registers * config["block_x"] * config["block_y"] > REGISTER_FILE else ""
 
     def time_ms(self, config: Mapping[str, Any], rng: np.random.Generator) -> float:
-        """One measurement."""
+        """Make up one measurement."""
         threads = config["block_x"] * config["block_y"]
         reuse = (config["tile"] * min(config["block_x"], 4 * config["block_y"])) ** 0.5
         served = {"none": 1.0, "shared": 0.45, "texture": 0.7}[config["cache"]]
@@ -115,7 +116,10 @@ def t4(model: KernelModel, records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def lines(model: KernelModel, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records as our own JSON lines, written here by hand and not by the library that the tests check with them."""
+    """The records as our own JSON lines.
+
+    They are written here by hand and not by the library, because the tests check the library with them.
+    """
     values = {k: sorted(v) if isinstance(v[0], int) else v for k, v in model.knobs.items()}
     statuses = {"CompilationFailedConfig": "build_error", "RuntimeFailedConfig": "run_error"}
     knobs = [{"name": k, "kind": "option", "values": v} for k, v in values.items()]
@@ -131,7 +135,7 @@ def lines(model: KernelModel, records: list[dict[str, Any]]) -> list[dict[str, A
 
 
 def write(path: Path, text: str) -> None:
-    """Compressed, the same bytes every time."""
+    """Write a compressed file, with the same bytes every time."""
     path.write_bytes(gzip.compress(text.encode(), mtime=0))
     print(f"{path}: {path.stat().st_size:,} bytes")
 

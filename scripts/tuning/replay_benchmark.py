@@ -30,7 +30,7 @@ def main(
     searcher: Annotated[str, typer.Option(help="Searchers, separated by commas.")] = SEARCHERS,
     trials: Annotated[int, typer.Option(help="Measurements of each run.")] = 220,
     seeds: Annotated[int, typer.Option(help="Runs of each searcher on each landscape, seeded 0, 1, 2...")] = 10,
-    jobs: Annotated[int | None, typer.Option(help="Processes. Default: one a core.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Number of processes. Default: one for each core.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/replay"),
 ) -> None:
     """Compare the searchers on recorded landscapes and keep results, curves and a manifest."""

@@ -74,7 +74,10 @@ def test_messages_say_what_went_wrong():
     assert message_of(("traceback", error)) == "RuntimeError: no such device"
     assert message_of(("traceback", ("traceback", error))) == "RuntimeError: no such device"
     assert message_of(("traceback", TimeoutError())) == "TimeoutError"
-    trace = 'Traceback (most recent call last):\n  0: ffi_call\n  File "a.cc", line 1\nInternalError: Check failed: code=1\n '
+    trace = (
+        'Traceback (most recent call last):\n  0: ffi_call\n  File "a.cc", line 1\n'
+        "InternalError: Check failed: code=1\n "
+    )
     assert message_of((trace, RuntimeError(trace[:40]))) == "InternalError: Check failed: code=1"
     assert "log" in message_of((1e9,))
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from chameleon.doctor.checks import REQUIREMENTS, Check, Requirement, check_distribution, read_probe, release
+from chameleon.doctor.checks import (
+    REQUIREMENTS,
+    Check,
+    Requirement,
+    check_distribution,
+    read_probe,
+    release,
+    same_folder,
+)
 
 FFI = next(r for r in REQUIREMENTS if r.distribution == "apache-tvm-ffi")
 
@@ -59,3 +69,17 @@ def test_a_probe_that_breaks_is_reported_with_the_step_it_broke_in() -> None:
 def test_the_doctor_itself_needs_no_tvm() -> None:
     code = "import sys; sys.modules['tvm'] = None; import chameleon.doctor.checks, chameleon.workers.pool"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_another_distribution_of_that_name_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both would install a folder `chameleon`: whichever came last has overwritten files of the other."""
+    assert same_folder().ok
+    info = tmp_path / "chameleon-4.6.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: Chameleon\nVersion: 4.6.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert importlib.metadata.version("chameleon") == "4.6.0"
+    found = same_folder()
+    assert not found.ok
+    assert "4.6.0" in found.detail
+    assert "pip uninstall chameleon" in found.advice

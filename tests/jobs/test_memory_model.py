@@ -1,4 +1,4 @@
-"""A model's memory from end to end: the command, the numbers that it gives, and tuned networks with their memory planned."""
+"""A model's memory from end to end: the command, the numbers that it gives, and tuned networks with planned memory."""
 
 from __future__ import annotations
 

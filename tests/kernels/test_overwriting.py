@@ -1,4 +1,7 @@
-"""Kernels that overwrite an input of which they read more than one element, run with input and output in the same memory."""
+"""Kernels that overwrite an input of which they read more than one element.
+
+They run with input and output in the same memory.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,10 @@ Build = Callable[[relax.BlockBuilder, relax.Var], relax.Expr]
 
 
 def kernel(shape: tuple[int, ...], build: Build, target: Target = ONE_CPU) -> PrimFunc:
-    """The one kernel, with its lean schedule, of what `build` computes of an input of this shape; weights are arguments too."""
+    """The one kernel, with its lean schedule, of what `build` computes of an input of this shape.
+
+    Weights are arguments too.
+    """
     builder = relax.BlockBuilder()
     x = relax.Var("x", relax.TensorType(shape, "float32"))
     with builder.function("main", [x]):

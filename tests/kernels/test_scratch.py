@@ -1,4 +1,4 @@
-"""What kernels allocate inside their loops, as workspaces: the same results, nothing taken from the runtime's pools."""
+"""Workspaces that kernels allocate inside their loops: the same results, nothing taken from the runtime's pools."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def conv(into: int, out: int, kernel: int = 3, **options: object) -> nn.Module:
 
 
 class Net(nn.Module):
-    """Three parts of 5, 3 and 4 channels (the last is the input), concatenated, and layers of a test's choice after that."""
+    """Three parts of 5, 3 and 4 channels (the last is the input), concatenated; then layers of a test's choice."""
 
     def __init__(self, forward: Callable[[nn.Module, torch.Tensor], torch.Tensor], **layers: nn.Module) -> None:
         super().__init__()

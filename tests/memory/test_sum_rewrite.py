@@ -34,7 +34,7 @@ pytestmark = pytest.mark.tvm
 
 
 def ladder(b: Builder, x: relax.Var) -> relax.Expr:
-    """Convolutions one after the other and the sum of all, each with a weight, the last one first; a bias and a ReLU."""
+    """Convolutions one after the other and their sum, each with a weight, the last one first; a bias and a ReLU."""
     tensors = [b.conv(x, 8)]
     while len(tensors) < 7:
         tensors.append(b.conv(tensors[-1], 8))
@@ -116,7 +116,8 @@ def test_terms_that_come_together_are_one_kernel_and_the_last_takes_what_follows
     names = [b.value.args[0].name_hint for b in calls]
     added = [i for i, name in enumerate(names) if "sum_part" in name or "multiply" in name]
     assert [i for i, name in enumerate(names) if "conv" not in name] == added[:-1]
-    # The first term waits for the second. The last convolution, its weight, the last addition, bias and ReLU are one kernel.
+    # The first term waits for the second.
+    # The last convolution, its weight, the last addition, bias and ReLU are one kernel.
     assert [names[i].rstrip("0123456789") for i in added[:-1]] == ["sum_part", *["sum_part_add"] * 4]
     assert [len(calls[i].value.args[1].fields) for i in added[:-1]] == [
         4,

@@ -15,8 +15,8 @@ Cost = Callable[[Digits], NDArray[np.float64]]
 def tiled_matmul() -> tuple[KnobSpace, Cost]:
     """A space of 2e9 points like a CPU matmul's: splits, options, a location; the cost is that of a cache model.
 
-    The cost multiplies penalties for register tiles that do not suit 16 accumulators of 8 lanes, for outer tiles that miss
-    a 32 kB cache, for too few parallel chunks, and for unrolling that does not fit.
+    The cost multiplies penalties for register tiles that do not suit 16 accumulators of 8 lanes, for outer tiles that
+    miss a 32 kB cache, for too few parallel chunks, and for unrolling that does not fit.
     """
     space = KnobSpace(
         [

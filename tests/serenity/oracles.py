@@ -6,7 +6,10 @@ from chameleon.serenity.graph import Graph
 
 
 def least_peak(graph: Graph) -> int:
-    """The least peak of all orders, each simulated step by step, with names and sets as `chameleon.serenity.graph` tells it."""
+    """The least peak of all orders.
+
+    Each is simulated step by step, with names and sets as `chameleon.serenity.graph` tells it.
+    """
     size = {node.name: node.output_bytes for node in graph.nodes}
     touches = {o: {*ms, *(r for m in ms for r in graph.consumers[m])} for o, ms in graph.members.items()}
     kept = {o for o, ms in graph.members.items() if set(ms) & set(graph.outputs)}
@@ -39,10 +42,10 @@ def least_peak(graph: Graph) -> int:
 
 
 def fits(graph: Graph, budget: int, time_limit_s: float = 60.0) -> bool | None:
-    """Whether some order keeps a budget, by CP-SAT; None if it does not find out. For tensors only: no sharing, no workspaces.
+    """Whether some order keeps a budget, by CP-SAT; None if it does not find out.
 
-    `done[u, t]` says that step u is among the first t; a tensor is alive in step t if its node is done then and some reader was
-    not done before.
+    For tensors only: no sharing, no workspaces. `done[u, t]` says that step u is among the first t; a tensor is alive
+    in step t if its node is done then and some reader was not done before.
     """
     from ortools.sat.python import cp_model
 

@@ -1,4 +1,7 @@
-"""For tests of the rewriting: random networks with concatenations, an interpreter that uses their memory, a solver by hand."""
+"""For tests of the rewriting.
+
+Random networks with concatenations, an interpreter that uses their memory, a solver by hand.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ class Solved:
 
 
 def least_peak(graph: Graph) -> Solved:
-    """An order of least peak, by dynamic programming over what has run and which nodes took over their input's memory."""
+    """An order of least peak.
+
+    By dynamic programming over what has run and which nodes took over their input's memory.
+    """
     start = (frozenset(graph.inputs), frozenset())
     layer: dict[Any, tuple[int, tuple[str, ...]]] = {start: (_alive(graph, *start), ())}
     for _ in graph.steps:
@@ -128,7 +134,8 @@ def _node(
 def run(graph: Graph, order: Sequence[str], x: Array) -> dict[str, Array]:
     """What the graph's outputs hold at the end, `[channels, SIDE, SIDE]`; `x` is the input.
 
-    Tensors lie where `lifetimes` says: those of one buffer share an array, new memory and memory that was freed holds NaN.
+    Tensors lie where `lifetimes` says: those of one buffer share an array, new memory and memory that was freed holds
+    NaN.
     """
     memory = _Memory(graph, order)
     memory.tensor("x")[...] = x

@@ -40,7 +40,8 @@ def random_buffers(seed: int, n: int, steps: int = 8, size: int = 6) -> list[Buf
 def least_by_brute_force(placed: list[Buffer]) -> int:
     """The least height over all orders, each buffer as low as those before it allow, never below one that it meets.
 
-    A lowest placement can be pushed down until each buffer rests on another one; by growing offset it is such an order.
+    A lowest placement can be pushed down until each buffer rests on another one; by growing offset it is such an
+    order.
     """
     best = sum(b.size_bytes for b in placed)
     for order in itertools.permutations(placed):

@@ -1,4 +1,7 @@
-"""Sums that are added up in place: the same results in any order of the terms, never more memory; and contracted graphs."""
+"""Sums that are added up in place, and contracted graphs.
+
+The sums have the same results in any order of the terms, and never take more memory.
+"""
 
 from __future__ import annotations
 

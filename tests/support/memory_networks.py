@@ -1,4 +1,4 @@
-"""Small Relax functions with irregular wiring, for the tests of memory: NHWC, random weights, no file and no PyTorch."""
+"""Small Relax functions with irregular wiring, for tests of memory: NHWC, random weights, no file and no PyTorch."""
 
 from __future__ import annotations
 

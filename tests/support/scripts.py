@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_module(module: str, *arguments: Any, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """`python -m MODULE ARGUMENTS`, with the checkout on the path and `cwd` (by default the checkout) as its folder."""
+    """`python -m MODULE ARGUMENTS`, with the checkout on the path, in the folder `cwd` (by default the checkout)."""
     return subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
         cwd=cwd or ROOT,

@@ -29,7 +29,10 @@ class Residual(nn.Module):
 
 
 class Mobile(nn.Module):
-    """Depthwise and grouped convolutions with bias before the norm, squeeze and excitation, concatenation, max pooling."""
+    """Depthwise and grouped convolutions with bias before the norm.
+
+    Also squeeze and excitation, concatenation, max pooling.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +82,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 def network(name: str) -> tuple[nn.Module, torch.Tensor]:
-    """A network in inference mode, with weights and running statistics that are far from the initial ones, and an input."""
+    """A network in inference mode, and an input.
+
+    Its weights and running statistics are far from the initial ones.
+    """
     build, shape = NETWORKS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -44,7 +44,7 @@ def conv2d_nhwc(x: Array, w: Array) -> Array:
 
 
 def conv2d_transpose(x: Array, w: Array, stride: int = 2) -> Array:
-    """A transposed convolution of `[n, c, h, w]` with `[c, o, kh, kw]`, no padding: each input point adds one kernel."""
+    """A transposed convolution of `[n, c, h, w]` with `[c, o, kh, kw]`, no padding; each input point adds a kernel."""
     n, _, height, width = x.shape
     _, out, kh, kw = w.shape
     result = np.zeros((n, out, (height - 1) * stride + kh, (width - 1) * stride + kw), dtype=np.float32)

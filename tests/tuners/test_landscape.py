@@ -203,7 +203,10 @@ def test_unclosed_kernel_tuner_cache_is_read(tmp_path: Path) -> None:
         assert len(load_landscape(path)) == 5
 
 
-HEADER = '{"chameleon": 1, "kind": "landscape", "name": "n", "knobs": [{"name": "x", "kind": "option", "values": [1, 2]}]}\n'
+HEADER = (
+    '{"chameleon": 1, "kind": "landscape", "name": "n", '
+    '"knobs": [{"name": "x", "kind": "option", "values": [1, 2]}]}\n'
+)
 TRIAL = '{"config": [0], "status": "ok", "seconds": 1e-3}\n'
 
 

@@ -101,7 +101,10 @@ def test_curve_against_brute_force(times: list[float]) -> None:
 
 
 def expected_best(fractions: np.ndarray, n: int) -> float:
-    """Mean of the largest of `n` values drawn without replacement: value i of m in falling order is it in C(m-i, n-1) draws."""
+    """Mean of the largest of `n` values drawn without replacement.
+
+    Value i of m, in falling order, is the largest in C(m-i, n-1) draws.
+    """
     falling = np.sort(fractions)[::-1]
     ways = math.comb(len(falling), n)
     return sum(v * math.comb(len(falling) - i, n - 1) / ways for i, v in enumerate(falling, start=1))
