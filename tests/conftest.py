@@ -7,7 +7,7 @@ import pytest
 
 
 def pytest_configure() -> None:
-    """A shell that runs the tests in the background has SIGINT ignored, and processes that tests start would inherit that."""
+    """Take SIGINT: a shell that runs the tests in the background has it ignored, and processes would inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -19,7 +19,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def _forget_logging() -> None:
-    """TVM configures its logger in every call, and fails over the nameless handler pytest gives one that is set apart."""
+    """TVM configures its logger in every call.
+
+    It fails over the nameless handler that pytest gives a logger that is set apart.
+    """
     tvm_logger = logging.getLogger("tvm.s_tir.meta_schedule")
     tvm_logger.handlers.clear()
     tvm_logger.propagate = True

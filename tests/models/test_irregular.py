@@ -1,4 +1,4 @@
-"""The irregular cells: wirings are the published or the seeded ones, tensors those of the graph, weights follow the seed."""
+"""The irregular cells: wirings are the published or the seeded ones, tensors the graph's, weights follow the seed."""
 
 from __future__ import annotations
 
