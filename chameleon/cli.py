@@ -79,13 +79,19 @@ ConfigOpt = Annotated[
 JsonOpt = Annotated[Path | None, typer.Option("--json", help="Write the result to this file as JSON.")]
 
 
-@app.callback()
-def _global_options(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and end.")] = False,
-) -> None:
-    if version:
+def _show_version(asked: bool) -> None:
+    if asked:
         console.print(f"chameleon-tvm {chameleon.__version__}", highlight=False)
         raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Fast schedules for Apache TVM with few hardware measurements."""
 
 
 @app.command("tune")
