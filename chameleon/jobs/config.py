@@ -32,7 +32,7 @@ class ConfirmConfig:
 
     contenders: int = 3  # schedules of a task that are timed again; 1: none is, there is nothing to choose
     rounds: int = 3  # the contenders take turns so many times; the median of the rounds decides
-    drop_factor: float = 2.0  # a contender that is slower than the best of a round by this factor leaves the race
+    drop_factor: float = 2.0  # a contender that was slower than the best by this factor twice leaves the race
     budget_share: float = 0.2  # at most this share of a time budget is kept for it
 
     def __post_init__(self) -> None:

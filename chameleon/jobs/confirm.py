@@ -31,11 +31,10 @@ def confirm_best(
     """
     confirmed = 0
     in_time = lambda: session.time_left_s > 0  # noqa: E731
-    for position in sorted(range(len(session.tasks)), key=lambda i: _network_s(session.tasks[i]), reverse=True):
-        tuner = session.tasks[position]
+    for tuner in session.by_importance():
         if not tuner.unconfirmed or tuner.confirming_s > session.time_left_s:
             continue
-        session.current = position
+        session.current = session.tasks.index(tuner)
         watch(session)
         found = _time_again(tuner, measurer, session.config.confirm, in_time)
         if found is not None:
@@ -44,10 +43,6 @@ def confirm_best(
             confirmed += 1
     session.current = None
     return confirmed
-
-
-def _network_s(tuner: TaskTuner) -> float:
-    return tuner.task.weight * (tuner.now_s or 0.0)
 
 
 def _time_again(
@@ -64,7 +59,9 @@ def _time_again(
                     return Confirmation(seconds) if number > 0 else None
                 trial = measurer.time(candidate)
                 seconds[candidate.config] = [*seconds[candidate.config], trial.seconds] if trial.seconds else []
-            racing = _still_racing(racing, seconds, config.drop_factor)
+            racing = [candidate for candidate in racing if seconds[candidate.config]]
+            if number > 0:  # one round alone may have been disturbed
+                racing = _still_racing(racing, seconds, config.drop_factor)
             if len(racing) < 2:
                 break
     finally:
@@ -76,7 +73,6 @@ def _time_again(
 def _still_racing(
     racing: Sequence[Built], seconds: Mapping[tuple[int, ...], Sequence[float]], drop_factor: float
 ) -> list[Built]:
-    """Those that did not fail in the last round and are not clearly slower than the best."""
-    medians = {c.config: statistics.median(seconds[c.config]) for c in racing if seconds[c.config]}
-    limit_s = drop_factor * min(medians.values(), default=0.0)
-    return [c for c in racing if medians.get(c.config, float("inf")) <= limit_s]
+    """Those that were not clearly slower than the best in every round."""
+    limit_s = drop_factor * min((statistics.median(seconds[c.config]) for c in racing), default=0.0)
+    return [c for c in racing if min(seconds[c.config]) <= limit_s]

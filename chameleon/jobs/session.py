@@ -281,10 +281,19 @@ class Session:
         """Seconds until the deadline, without those that are kept for timing the best schedules again."""
         if self.config.time_budget_s is None:
             return math.inf
-        kept_s = min(
-            sum(t.confirming_s for t in self.tasks), self.config.time_budget_s * self.config.confirm.budget_share
-        )
-        return self.time_left_s - kept_s
+        return self.time_left_s - self._kept_s(self.config.time_budget_s * self.config.confirm.budget_share)
+
+    def _kept_s(self, limit_s: float) -> float:
+        """Seconds to keep for timing again the best schedules of as many tasks as the limit has room for."""
+        kept_s = 0.0
+        for tuner in self.by_importance():
+            if kept_s + tuner.confirming_s <= limit_s:
+                kept_s += tuner.confirming_s
+        return kept_s
+
+    def by_importance(self) -> list[TaskTuner]:
+        """The tasks, those first that take the network most time."""
+        return sorted(self.tasks, key=lambda t: t.task.weight * (t.now_s or 0.0), reverse=True)
 
     @property
     def trial_s(self) -> float:

@@ -224,6 +224,8 @@ def test_two_runs_do_not_share_a_folder(network, tmp_path, capsys):
         wait_for_trials(process, out, 1)
         assert main(["tune", str(network), "--out", str(out), "--trials", "4"]) == 1
         assert "another process" in capsys.readouterr().err
+        assert main(["compile", str(network), "--out", str(out), "-o", str(tmp_path / "now.so")]) == 0
+        assert process.poll() is None  # compiled from what there was at that time
     finally:
         process.kill()
         process.communicate()
