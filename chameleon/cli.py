@@ -21,6 +21,8 @@ from rich.table import Table
 import chameleon
 from chameleon.errors import ChameleonError
 from chameleon.files import check_writable
+from chameleon.live import Notes, Watcher
+from chameleon.wording import names_text, range_text, ratio_text, speed_text, time_text
 
 if TYPE_CHECKING:
     from chameleon.jobs.bench import BenchResult
@@ -36,6 +38,7 @@ app = typer.Typer(
 )
 console = Console()
 notes = Console(stderr=True)
+_say = Notes(notes)
 
 
 def _searcher_names() -> list[str]:
@@ -119,8 +122,9 @@ def tune_command(
 ) -> None:
     """Tune a network's tasks; run the same command again to go on where it ended."""
     from chameleon.jobs.config import read_preset, tune_config
-    from chameleon.jobs.tune import tune_model
-    from chameleon.live import Watcher
+
+    with _say.stage("importing TVM"):
+        from chameleon.jobs.tune import tune_model
 
     flags = {"trials": trials, "time_budget": time_budget, "searcher": searcher, "seed": seed}
     resolved = tune_config(read_preset(config) if config else {}, flags)
@@ -145,7 +149,8 @@ def compile_command(
     ] = False,
 ) -> None:
     """Build a network with the best schedules that were found; plain TVM runs the result."""
-    from chameleon.jobs.compile import compile_tuned
+    with _say.stage("importing TVM"):
+        from chameleon.jobs.compile import compile_tuned
 
     check_writable(output)
     compiled = compile_tuned(
@@ -154,7 +159,7 @@ def compile_command(
     console.print(f"wrote {output}", soft_wrap=True)
     if compiled.untuned:
         console.print(
-            f"{len(compiled.untuned)} tasks had no tuned schedule: {', '.join(compiled.untuned)}", soft_wrap=True
+            f"{len(compiled.untuned)} tasks had no tuned schedule: {names_text(compiled.untuned)}", soft_wrap=True
         )
     if compiled.memory is not None:
         from chameleon.cli_memory import plan_text
@@ -171,7 +176,8 @@ def bench_command(
     json_out: JsonOpt = None,
 ) -> None:
     """Time a network untuned, tuned and in ONNX Runtime, interleaved in one process."""
-    from chameleon.jobs.bench import bench_tuned
+    with _say.stage("importing TVM"):
+        from chameleon.jobs.bench import bench_tuned
 
     check_writable(json_out)
     result = bench_tuned(_spec(model, target, out, input_shape), _say)
@@ -264,8 +270,9 @@ def zoo_command(
 ) -> None:
     """Tune a list of models; finished models are skipped, and a task that several models share is tuned once."""
     from chameleon.jobs.config import read_yaml
-    from chameleon.jobs.zoo import read_zoo, tune_zoo
-    from chameleon.live import Watcher
+
+    with _say.stage("importing TVM"):
+        from chameleon.jobs.zoo import read_zoo, tune_zoo
 
     entries = read_zoo(read_yaml(file))
     with Watcher(console) as watch:
@@ -306,7 +313,7 @@ def autotvm_command(
     console.print(table)
     before, after = report.untuned_ms, report.tuned_ms
     console.print(
-        f"latency: untuned {before:.2f} ms, tuned with {tuner} {after:.2f} ms ({before / after:.2f} times faster)"
+        f"latency: untuned {time_text(before)}, tuned with {tuner} {time_text(after)} ({speed_text(before, after)})"
     )
     if json_out is not None:
         report.write(json_out)
@@ -398,47 +405,65 @@ def _write_json(path: Path | None, content: dict[str, Any]) -> None:
 
 
 def _print_report(report: TuneReport, folder: Path) -> None:
+    finish = f", then {report.finish_s:.0f} s of compiling and timing" if report.finish_s else ""
     table = Table(
-        title=f"{report.model}: {report.trials} trials in {report.tuning_s:.0f} s, searcher {report.searcher}"
+        title=f"{report.model}: {report.trials} trials in {report.tuning_s:.0f} s of tuning{finish}; "
+        f"searcher {report.searcher}"
     )
     table.add_column("task", overflow="fold")
-    for name in ("weight", "trials", "best us", "GFLOP/s"):
+    for name in ("weight", "trials", "best", "GFLOP/s"):
         table.add_column(name, justify="right")
     for t in report.tasks:
         speed = f"{t.flop / t.best_us / 1e3:.1f}" if t.best_us and t.flop else "-"
-        table.add_row(t.name, str(t.weight), str(t.trials), f"{t.best_us:.1f}" if t.best_us else "-", speed)
+        best = time_text(t.best_us / 1e3) if t.best_us else "-"
+        table.add_row(t.name, str(t.weight), str(t.trials), best, speed)
     console.print(table)
     failures = ", ".join(f"{reason} {n}" for reason, n in report.failures.items()) or "none"
     console.print(f"failures: {failures}")
-    before, after = report.latency_ms["untuned"], report.latency_ms["tuned"]
-    if before and after:
-        console.print(f"latency: untuned {before:.2f} ms, tuned {after:.2f} ms ({before / after:.1f} times faster)")
+    if text := _latency_text(report):
+        console.print(text, highlight=False, soft_wrap=True)
     console.print(f"records, artifact and report are in {folder}", soft_wrap=True)
+
+
+def _latency_text(report: TuneReport) -> str:
+    """The latencies with their quartiles, what became of them, and when they were measured if not now."""
+    before, after = report.latency_ms["untuned"], report.latency_ms["tuned"]
+    if not before or not after:
+        return ""
+    times = [
+        f"{name} {time_text(median)}"
+        + (f" (quartiles {range_text(*report.quartiles_ms[name])})" if name in report.quartiles_ms else "")
+        for name, median in (("untuned", before), ("tuned", after))
+    ]
+    when = f", measured before, on {report.measured_on}" if report.measured_before else ""
+    tuned = any(t.best_us for t in report.tasks)
+    return f"latency: {', '.join(times)}: {speed_text(before, after) if tuned else 'nothing was tuned'}{when}"
 
 
 def _zoo_table(results: Sequence[ZooResult]) -> Table:
     """One row for each model: trials, time, latency before and after, and whether it was skipped."""
-    table = Table("model", "trials", "tuning s", "untuned ms", "tuned ms", "times faster", "failures", "note")
+    table = Table("model", "trials", "tuning s", "untuned", "tuned", "the tuned is", "failures", "note")
     for result in results:
         if result.report is None:
             table.add_row(result.entry.spec.model, *["-"] * 6, result.error)
             continue
         r = result.report
         before, after = r.latency_ms["untuned"], r.latency_ms["tuned"]
-        times = f"{before / after:.1f}" if before and after else "-"
-        numbers = [f"{v:.2f}" if v else "-" for v in (before, after)]
+        times = speed_text(before, after) if before and after else "-"
+        numbers = [time_text(v) if v else "-" for v in (before, after)]
         failures = str(sum(r.failures.values()))
-        note = "skipped" if result.skipped else ""
+        when = f"measured before, on {r.measured_on or 'an unknown date'}" if r.measured_before else ""
+        note = f"skipped, {when}" if result.skipped else when
         table.add_row(r.model, str(r.trials), f"{r.tuning_s:.0f}", *numbers, times, failures, note)
     return table
 
 
 def _print_bench(result: BenchResult) -> None:
-    table = Table("", "median ms", "quartiles ms", "times the tuned")
+    table = Table("", "median", "quartiles", "times the tuned")
     names = {"onnxruntime": "ONNX Runtime"}
     for name, t in result.latencies().items():
-        times = f"{t.median_ms / result.tuned.median_ms:.2f}"
-        table.add_row(names.get(name, name), f"{t.median_ms:.2f}", f"{t.low_ms:.2f} - {t.high_ms:.2f}", times)
+        times = ratio_text(t.median_ms / result.tuned.median_ms)
+        table.add_row(names.get(name, name), time_text(t.median_ms), range_text(t.low_ms, t.high_ms), times)
     console.print(table)
     for name, d in result.difference.items():
         console.print(
@@ -447,10 +472,6 @@ def _print_bench(result: BenchResult) -> None:
         )
     if not result.agrees:
         raise ChameleonError(f"the tuned network's outputs are not within {result.tolerance:g} of the others'")
-
-
-def _say(text: str) -> None:
-    notes.print(escape(text), highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

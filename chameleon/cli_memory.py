@@ -13,6 +13,7 @@ from rich.table import Table
 
 from chameleon.errors import ChameleonError, UsageError
 from chameleon.files import check_writable
+from chameleon.jobs.stages import stage
 from chameleon.serenity.graph import read_graph, write_graph
 from chameleon.serenity.order.schedule import ScheduleOptions
 from chameleon.serenity.summary import MemorySummary, Row, parse_bytes, summarise
@@ -82,8 +83,9 @@ def _of_model(request: MemoryRequest, say: Callable[[str], None]) -> ModelMemory
     if request.alignment not in (None, ALIGNMENT):
         raise UsageError(f"--alignment is for graphs; TVM's tensors are aligned to {ALIGNMENT} bytes")
     try:
-        from chameleon.jobs.memory import MemorySettings, memory_of_model
-        from chameleon.models.shapes import parse_shape
+        with stage(say, "importing TVM"):
+            from chameleon.jobs.memory import MemorySettings, memory_of_model
+            from chameleon.models.shapes import parse_shape
     except ModuleNotFoundError as error:
         raise ChameleonError(
             f"models need {error.name} (pip install 'chameleon-tvm[all]'); a graph as JSON (graph.json) does without"

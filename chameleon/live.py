@@ -1,16 +1,66 @@
-"""Shows the progress while a network is tuned: a live table on a terminal, a line now and then elsewhere."""
+"""Shows the progress of a job: a live table or a spinner on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from chameleon.jobs.session import Session, TaskTuner
+from chameleon.wording import time_text
+
+if TYPE_CHECKING:  # importing TVM takes seconds, which are to be shown
+    from chameleon.jobs.session import Session, TaskTuner
+
+
+class Notes:
+    """Writes messages for people, and shows what a job is doing and for how long.
+
+    Args:
+        worth_s: a stage that took less is not mentioned again when it ends.
+    """
+
+    def __init__(self, console: Console, worth_s: float = 1.0) -> None:
+        self._console = console
+        self._worth_s = worth_s
+
+    def __call__(self, text: str) -> None:
+        self._console.print(escape(text), highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def stage(self, text: str) -> Iterator[None]:
+        """Show a stage while this context lasts: a spinner with seconds on a terminal, otherwise a line."""
+        start_s = time.monotonic()
+        if self._console.is_terminal:
+            running = _Running(text, start_s)
+            with Live(running, console=self._console, refresh_per_second=4, transient=True, redirect_stdout=False):
+                yield
+        else:
+            self(text)
+            yield
+        took_s = time.monotonic() - start_s
+        if took_s >= self._worth_s:
+            self(f"{text}: {took_s:.1f} s")
+
+
+class _Running:
+    """A spinner, a text and the seconds since a start; rendered anew at each refresh."""
+
+    def __init__(self, text: str, start_s: float) -> None:
+        self._text, self._start_s = text, start_s
+        self._spinner = Spinner("dots")
+
+    def __rich__(self) -> Spinner:
+        self._spinner.update(text=Text(f"{self._text}: {time.monotonic() - self._start_s:.0f} s"))
+        return self._spinner
 
 
 class Watcher:
@@ -23,8 +73,6 @@ class Watcher:
         self._live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> Watcher:
-        if self._live:
-            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -34,10 +82,15 @@ class Watcher:
     def __call__(self, session: Session) -> None:
         now = time.monotonic()
         if self._live:
+            if session.current is None:  # nothing is measured any more: what comes next has the terminal
+                self._live.stop()
+                return
+            if not self._live.is_started:
+                self._live.start()
             if now - self._last_s >= 0.5:
                 self._last_s = now
                 self._live.update(Group(session_table(session), headline(session)))
-        elif now - self._last_s >= self._every_s:
+        elif session.current is not None and now - self._last_s >= self._every_s:
             self._last_s = now
             self._console.print(headline(session), soft_wrap=True)
 
@@ -49,7 +102,7 @@ def headline(session: Session) -> Text:
     parts = [
         f"{session.elapsed_s:5.0f} s",
         f"{session.trials} trials",
-        f"{len(times_s)}/{len(session.tasks)} tasks measured, together {sum(times_s) * 1e3:.2f} ms",
+        f"{len(times_s)}/{len(session.tasks)} tasks measured, together {time_text(sum(times_s) * 1e3)}",
         f"failures: {failures_text(session.failures)}",
     ]
     if left is not None:
@@ -61,7 +114,7 @@ def session_table(session: Session) -> Table:
     """One row for each task: occurrences, trials, best time and throughput, failures by reason."""
     table = Table(title=f"searcher {session.config.searcher}, seed {session.config.seed}")
     table.add_column("task", overflow="fold")
-    for name in ("weight", "trials", "best us", "GFLOP/s"):
+    for name in ("weight", "trials", "best", "GFLOP/s"):
         table.add_column(name, justify="right")
     table.add_column("failures")
     for i, tuner in enumerate(session.tasks):
@@ -79,7 +132,7 @@ def _row(tuner: TaskTuner) -> tuple[str, ...]:
         tuner.task.name,
         str(tuner.task.weight),
         f"{len(tuner.best_s)} (shared)" if tuner.shared else str(len(tuner.best_s)),
-        f"{seconds * 1e6:.1f}" if seconds else "-",
+        time_text(seconds * 1e3) if seconds else "-",
         f"{tuner.task.flop / seconds / 1e9:.1f}" if seconds and tuner.task.flop else "-",
         failures_text(tuner.failures),
     )

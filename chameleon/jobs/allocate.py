@@ -75,7 +75,8 @@ def expected_gain_s(task: Progress, best_throughput: float, config: AllocationCo
     if now == float("inf"):
         return task.weight * task.flop / max(best_throughput, 1.0)
     before = task.best_s[max(0, n - 1 - config.window)]
-    gained = (before - now) / min(n, config.window) if before < float("inf") else 0.0
+    # The best may have become slower: timed again, a lucky one loses.
+    gained = max(0.0, before - now) / min(n, config.window) if before < float("inf") else 0.0
     hope = now / n
     if best_throughput > 0 and task.flop > 0:
         hope = min(hope, max(0.0, now - task.flop / (config.headroom * best_throughput)))

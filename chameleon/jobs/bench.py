@@ -20,7 +20,8 @@ from tvm.target import Target
 
 from chameleon.jobs.compare import Arrays, Difference, arrays_of, difference
 from chameleon.jobs.compile import Compiled, compile_model
-from chameleon.jobs.run_folder import JobSpec, Say, open_job, recorded_database
+from chameleon.jobs.run_folder import JobSpec, open_job, recorded_database
+from chameleon.jobs.stages import Say, stage
 from chameleon.models.load import Model, ModelError, input_arrays
 from chameleon.models.onnx_export import write_onnx
 from chameleon.target import set_threads, usable_cores
@@ -209,6 +210,7 @@ def bench_tuned(spec: JobSpec, say: Say) -> BenchResult:
         ChameleonError: if there are no records, or they belong to another model or target.
     """
     job = open_job(spec, say)
-    compiled = compile_model(job.lowered, job.target, recorded_database(job, spec))
-    say("timing untuned, tuned and ONNX Runtime in turn")
-    return bench_model(job.model, job.target, compiled, onnxruntime=True)
+    with stage(say, "compiling with the best schedules"):
+        compiled = compile_model(job.lowered, job.target, recorded_database(job, spec))
+    with stage(say, "timing untuned, tuned and ONNX Runtime in turn"):
+        return bench_model(job.model, job.target, compiled, onnxruntime=True)

@@ -15,7 +15,8 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 from tvm.tirx import PrimFunc
 
-from chameleon.jobs.run_folder import JobSpec, Say, export, open_job, recorded_database
+from chameleon.jobs.run_folder import JobSpec, export, open_job, recorded_database
+from chameleon.jobs.stages import Say, stage
 from chameleon.kernels.defaults import schedule_defaults
 from chameleon.kernels.loops import is_scheduled
 from chameleon.kernels.lower import build
@@ -85,6 +86,8 @@ def compile_tuned(spec: JobSpec, output: Path, say: Say, *, memory_aware: bool =
         ChameleonError: if there are no records, or they belong to another model or target.
     """
     job = open_job(spec, say)
-    compiled = compile_model(job.lowered, job.target, recorded_database(job, spec), schedule if memory_aware else None)
-    export(compiled, output)
+    database = recorded_database(job, spec)
+    with stage(say, "compiling with the best schedules"):
+        compiled = compile_model(job.lowered, job.target, database, schedule if memory_aware else None)
+        export(compiled, output)
     return compiled

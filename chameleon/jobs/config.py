@@ -27,6 +27,23 @@ _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
 @dataclass(frozen=True)
+class ConfirmConfig:
+    """How the few best schedules of each task are timed again at the end, to tell good ones from lucky ones."""
+
+    contenders: int = 3  # schedules of a task that are timed again; 1: none is, there is nothing to choose
+    rounds: int = 3  # the contenders take turns so many times; the median of the rounds decides
+    drop_factor: float = 2.0  # a contender that was slower than the best by this factor twice leaves the race
+    budget_share: float = 0.2  # at most this share of a time budget is kept for it
+
+    def __post_init__(self) -> None:
+        if self.contenders < 1 or self.rounds < 1 or self.drop_factor < 1 or not 0 <= self.budget_share < 1:
+            raise UsageError(
+                "confirm: contenders, rounds and drop_factor must be at least 1, budget_share at least 0 and below 1; "
+                f"got {self}"
+            )
+
+
+@dataclass(frozen=True)
 class TuneConfig:
     """How a network is tuned.
 
@@ -41,6 +58,7 @@ class TuneConfig:
     first_batch: int = 8  # candidates of a task's first batch
     max_refusals: int = 2000  # a task is given up after TVM refused so many candidates in a row
     allocation: AllocationConfig = field(default_factory=AllocationConfig)
+    confirm: ConfirmConfig = field(default_factory=ConfirmConfig)
     options: dict[str, Any] = field(default_factory=dict)  # options of the searcher
 
 
@@ -105,8 +123,9 @@ def tune_config(preset: Mapping[str, Any], flags: Mapping[str, Any]) -> TuneConf
     if "time_budget" in given:
         budget = given.pop("time_budget")
         given["time_budget_s"] = None if budget is None else duration_s(budget)
-    if "allocation" in given:
-        given["allocation"] = build(AllocationConfig, given["allocation"], "allocation")
+    for name, kind in (("allocation", AllocationConfig), ("confirm", ConfirmConfig)):
+        if name in given:
+            given[name] = build(kind, given[name], name)
     config = build(TuneConfig, given, "configuration")
     for name in ("trials", "batch", "first_batch", "max_refusals"):
         value = getattr(config, name)

@@ -1,7 +1,8 @@
 """The records of tuning: a file with one JSON line for each trial, written at once, and read back to resume.
 
-The first line of the file names the target. A `task` line introduces each workload and the knobs of its space. Every
-other line is a trial of one task. The format is documented in docs/records.md.
+The first line of the file names the target. A `task` line introduces each workload and the knobs of its space. A
+trial line is a trial of one task. Further lines say which schedules were timed again, and which model's tuning has
+ended. The format is documented in docs/records.md.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from chameleon.errors import ChameleonError
 from chameleon.search import KnobSpace, Trial
 
 FORMAT = 1
+Config = tuple[int, ...]
 logger = logging.getLogger("chameleon")
 
 
@@ -26,69 +28,125 @@ class RecordsError(ChameleonError):
     """A records file cannot be used; the message says why and what to do."""
 
 
+@dataclass(frozen=True)
+class Confirmation:
+    """The few best schedules of a task were timed again, in turns.
+
+    Attributes:
+        seconds: for each configuration the time of each round; none if it failed this time.
+    """
+
+    seconds: Mapping[Config, Sequence[float]]
+
+
 @dataclass
 class TaskRecords:
-    """What is known of one workload: the fingerprint of its space and `(trial, model)` in the order of measuring."""
+    """What is known of one workload, in the order of measuring.
+
+    Attributes:
+        space: the fingerprint of its space.
+        events: its trials and confirmations.
+        owners: for each trial the model whose tuning made it.
+    """
 
     name: str
     space: str
-    trials: list[tuple[Trial, str]] = field(default_factory=list)
+    events: list[Trial | Confirmation] = field(default_factory=list)
+    owners: dict[Config, str] = field(default_factory=dict)
+
+    @property
+    def trials(self) -> list[Trial]:
+        return [event for event in self.events if isinstance(event, Trial)]
+
+    def add(self, trial: Trial, model: str) -> None:
+        """Take a trial. A configuration counts once: a second trial of it counts only where the first one failed."""
+        if trial.config in self.owners:
+            known = next(i for i, e in enumerate(self.events) if isinstance(e, Trial) and e.config == trial.config)
+            if trial.seconds is None or self.events[known].seconds is not None:
+                return
+            del self.events[known]
+        self.events.append(trial)
+        self.owners[trial.config] = model
 
 
 class Records:
-    """An append-only file of trials with a single writer.
+    """An append-only file of trials with a single writer and any number of readers.
 
-    An incomplete last line (the process was killed, the disk was full) is cut off when the file is opened.
+    An incomplete last line (the process was killed, the disk was full) is cut off when the file is opened to write. A
+    reader ignores it: the writer may be in the middle of that line.
 
     Args:
-        path: the file; it is created where it does not exist.
+        path: the file; a writer creates it where it does not exist.
         target: the target that every trial in it was measured on.
+        read_only: only read, without the writer's lock.
 
     Raises:
         RecordsError: if the file holds something else, belongs to another target, or another process writes to it.
         OSError: if the file cannot be created or read.
     """
 
-    def __init__(self, path: Path, target: str) -> None:
+    def __init__(self, path: Path, target: str, *, read_only: bool = False) -> None:
         self.path = path
         self.tasks: dict[str, TaskRecords] = {}
         self.elapsed_s: dict[str, float] = {}
-        self._file = path.open("a+b")
+        self.finished: set[str] = set()  # models whose tuning has ended
+        self._read_only = read_only
+        self._file = path.open("rb" if read_only else "a+b")
         try:
-            self._lock()
+            if not read_only:
+                self._lock()
             lines = list(self._lines())
             self._check_header(lines, target)
             for number, line in lines[1:]:
-                self._load(number, line)
+                self._load(number, line, target)
         except BaseException:
             self._file.close()
             raise
         if not lines:
             self._write({"chameleon": FORMAT, "kind": "tuning", "target": target})
 
-    def add_task(self, key: str, name: str, space: KnobSpace) -> list[Trial]:
-        """Introduce a workload and return its trials from earlier runs.
+    def add_task(self, key: str, name: str, space: KnobSpace) -> TaskRecords:
+        """Introduce a workload and return what earlier runs have recorded of it.
 
         Raises:
             RecordsError: if the file knows the workload with another space of knobs.
         """
         known = self.tasks.get(key)
         if known is None:
-            self.tasks[key] = TaskRecords(name, space.fingerprint())
             self._write({"kind": "task", "task": key, "name": name, **space_to_json(space)})
-            return []
+            return self.tasks.setdefault(key, TaskRecords(name, space.fingerprint()))
         if known.space != space.fingerprint():
             raise RecordsError(
                 f"{self.path}: the records of task {name!r} were made with other knobs (space {known.space}, now "
                 f"{space.fingerprint()}), perhaps by another version of TVM; give another --out"
             )
-        return [trial for trial, _ in known.trials]
+        return known
 
     def append(self, key: str, trial: Trial, *, model: str, elapsed_s: float) -> None:
         """Write one trial to disk. `elapsed_s` is the time that tuning `model` has taken so far."""
-        self.tasks[key].trials.append((trial, model))
-        self.elapsed_s[model] = max(elapsed_s, self.elapsed_s.get(model, 0.0))
+        self.tasks[key].add(trial, model)
+        self.finished.discard(model)
+        self._spent(model, elapsed_s)
         self._write({"task": key, **trial.to_json(), "model": model, "elapsed_s": round(elapsed_s, 3)})
+
+    def confirm(self, key: str, confirmation: Confirmation, *, model: str, elapsed_s: float) -> None:
+        """Write to disk that the best schedules of a task were timed again, all in one line."""
+        self.tasks[key].events.append(confirmation)
+        self._spent(model, elapsed_s)
+        again = [{"config": list(config), "seconds": list(s)} for config, s in confirmation.seconds.items()]
+        line = {"kind": "confirmation", "task": key, "again": again, "model": model, "elapsed_s": round(elapsed_s, 3)}
+        self._write(line)
+
+    def finish(self, model: str, *, elapsed_s: float) -> None:
+        """Write to disk that tuning `model` has ended: its budget is used up, or nothing is left to try."""
+        if model in self.finished:
+            return
+        self.finished.add(model)
+        self._spent(model, elapsed_s)
+        self._write({"kind": "finished", "model": model, "elapsed_s": round(elapsed_s, 3)})
+
+    def _spent(self, model: str, elapsed_s: float) -> None:
+        self.elapsed_s[model] = max(elapsed_s, self.elapsed_s.get(model, 0.0))
 
     def close(self) -> None:
         self._file.close()
@@ -108,11 +166,11 @@ class Records:
             ) from None
 
     def _lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """All complete lines with their numbers; an incomplete last line is cut off the file."""
+        """All complete lines with their numbers; a writer cuts an incomplete last line off the file."""
         self._file.seek(0)
         content = self._file.read()
         whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
+        if len(whole) < len(content) and not self._read_only:
             logger.warning("%s: cut off a torn last line (%d bytes)", self.path, len(content) - len(whole))
             self._file.truncate(len(whole))
         for number, text in enumerate(whole.splitlines(), start=1):
@@ -129,10 +187,11 @@ class Records:
     def _check_header(self, lines: list[tuple[int, dict[str, Any]]], target: str) -> None:
         if not lines:
             return
-        header = lines[0][1]
+        number, header = lines[0]
         if header.get("chameleon") != FORMAT or header.get("kind") != "tuning":
             raise RecordsError(
-                f"{self.path}:1: expected the header of tuning records (format {FORMAT}), got {str(header)[:120]}"
+                f"{self.path}:{number}: expected the header of tuning records (format {FORMAT}), "
+                f"got {str(header)[:120]}"
             )
         if header.get("target") != target:
             raise RecordsError(
@@ -140,19 +199,46 @@ class Records:
                 "give another --out or that --target"
             )
 
-    def _load(self, number: int, line: dict[str, Any]) -> None:
+    def _load(self, number: int, line: dict[str, Any], target: str) -> None:
         try:
-            if line.get("kind") == "task":
-                self.tasks[line["task"]] = TaskRecords(line["name"], line["space"])
-                return
-            self.tasks[line["task"]].trials.append((Trial.from_json(line), line["model"]))
-            self.elapsed_s[line["model"]] = max(self.elapsed_s.get(line["model"], 0.0), float(line["elapsed_s"]))
+            kind = line.get("kind")
+            if kind == "task":
+                self._load_task(number, line)
+            elif kind == "tuning":  # the header of a file that was appended to this one
+                self._check_header([(number, line)], target)
+            elif kind == "finished":
+                self.finished.add(line["model"])
+                self._spent(line["model"], float(line["elapsed_s"]))
+            else:
+                self._load_event(line)
         except (KeyError, TypeError, ValueError) as error:
             raise RecordsError(
                 f"{self.path}:{number}: not a line of tuning records ({error!r}); remove the line or the file"
             ) from error
 
+    def _load_task(self, number: int, line: dict[str, Any]) -> None:
+        """Take a task line. A second one of the same task changes nothing: the trials of both belong together."""
+        known = self.tasks.setdefault(line["task"], TaskRecords(line["name"], line["space"]))
+        if known.space != line["space"]:
+            raise RecordsError(
+                f"{self.path}:{number}: the task {line['name']!r} comes a second time, with other knobs (space "
+                f"{line['space']}, before {known.space}); keep the lines of one of the two in this file"
+            )
+
+    def _load_event(self, line: dict[str, Any]) -> None:
+        task, model = self.tasks[line["task"]], line["model"]
+        if line.get("kind") == "confirmation":
+            task.events.append(
+                Confirmation({tuple(a["config"]): tuple(float(s) for s in a["seconds"]) for a in line["again"]})
+            )
+        else:
+            task.add(Trial.from_json(line), model)
+            self.finished.discard(model)
+        self._spent(model, float(line["elapsed_s"]))
+
     def _write(self, line: dict[str, Any]) -> None:
+        if self._read_only:
+            return
         self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())

@@ -25,7 +25,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from chameleon.errors import ChameleonError
 from chameleon.jobs.config import TuneConfig
 from chameleon.jobs.records import Records
 from chameleon.jobs.session import Session, database_of, open_session
+from chameleon.jobs.stages import Say, stage
 from chameleon.kernels.lower import extract_tasks, lower
 from chameleon.manifest import write_manifest
 from chameleon.memory.lower import Rewrites, lower_again, lower_rewritten
@@ -44,8 +45,6 @@ from chameleon.serenity.order.schedule import schedule
 from chameleon.target import detect_target, parse_target
 
 Watch = Callable[[Session], None]
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,17 @@ class TaskReport:
 
 @dataclass(frozen=True)
 class TuneReport:
-    """The outcome of a run, in the shape of `--json`."""
+    """The outcome of a run, in the shape of `--json`.
+
+    Attributes:
+        tuning_s: seconds of tuning, earlier runs included.
+        latency_ms: medians of the network `untuned` and `tuned`; `None` where the network was not timed.
+        quartiles_ms: lower and upper quartile for each of these.
+        finish_s: seconds that compiling and timing the network took after that.
+        measured_on: when the network was compiled and timed, in local time.
+        measured_before: whether an earlier run did so, since this one found no new schedule.
+        warnings: why the times may be off.
+    """
 
     model: str
     target: str
@@ -86,6 +95,11 @@ class TuneReport:
     tuning_s: float
     latency_ms: dict[str, float | None]
     tasks: list[TaskReport]
+    quartiles_ms: dict[str, tuple[float, float]] = field(default_factory=dict)
+    finish_s: float = 0.0
+    measured_on: str | None = None
+    measured_before: bool = False
+    warnings: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -111,8 +125,8 @@ def open_job(spec: JobSpec, say: Say) -> Opened:
     )
     out = spec.out or Path("runs") / slug(name)
     _make_folder(out)
-    say(f"loading {spec.model} for {target.kind.name}")
-    model = load_model(spec.model, input_shape=spec.input_shape)
+    with stage(say, f"loading {spec.model} for {target.kind.name}"):
+        model = load_model(spec.model, input_shape=spec.input_shape)
     _check_folder(out, model, target)
     lowered = _lowered(model, target, out, spec, say)
     return Opened(model, target, lowered, extract_tasks(lowered, target), out)
@@ -125,13 +139,15 @@ def _lowered(model: Model, target: Target, out: Path, spec: JobSpec, say: Say) -
     """
     kept = out / "rewrite.json"
     if kept.exists():
-        return lower_again(model, target, schedule, Rewrites.from_json(json.loads(kept.read_text())))
+        with stage(say, f"lowering {model.name} with its rewrites"):
+            return lower_again(model, target, schedule, Rewrites.from_json(json.loads(kept.read_text())))
     if not spec.rewrite:
-        return lower(model, target)
+        with stage(say, f"lowering {model.name}"):
+            return lower(model, target)
     if (out / "run.json").exists():
         raise ChameleonError(f"{out} holds a run of {model.name} as it is; to tune it rewritten give another --out")
-    say("rewriting, where that lowers the peak of memory")
-    found = lower_rewritten(model, target, schedule)
+    with stage(say, "rewriting, where that lowers the peak of memory"):
+        found = lower_rewritten(model, target, schedule)
     say(f"rewritten: {found.rewrites}" if str(found.rewrites) else "no rewrite lowers it")
     kept.write_text(json.dumps(found.rewrites.to_json()) + "\n")
     return found.lowered
@@ -146,11 +162,11 @@ def finished_report(out: Path, config: TuneConfig) -> TuneReport | None:
         or run.get("config") != json.loads(json.dumps(dataclasses.asdict(config)))
     ):
         return None
-    return TuneReport(**{**report, "tasks": [TaskReport(**t) for t in report["tasks"]]})
+    return TuneReport(**{**report, "tasks": [TaskReport(**t) for t in report["tasks"]], "measured_before": True})
 
 
 def recorded_database(job: Opened, spec: JobSpec) -> ms.database.Database:
-    """The best schedules in the folder's records.
+    """The best schedules in the folder's records, also while a run writes to them.
 
     Raises:
         ChameleonError: if there are no records.
@@ -158,7 +174,7 @@ def recorded_database(job: Opened, spec: JobSpec) -> ms.database.Database:
     path = spec.records or job.out / "trials.jsonl"
     if not path.exists():
         raise ChameleonError(f"no records at {path}; run `chameleon tune {spec.model}` first or give its --out")
-    with Records(path, str(job.target)) as records:
+    with Records(path, str(job.target), read_only=True) as records:
         session = open_session(job.tasks, job.target, records, TuneConfig(searcher="random"), job.model.name)
     return database_of(session.tasks, job.target)
 

@@ -9,12 +9,16 @@ MetaSchedule builder and runner measure these. Every result is on disk before th
 
 from __future__ import annotations
 
+import heapq
+import math
 import re
 import shutil
+import statistics
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +28,17 @@ from tvm.target import Target
 
 from chameleon.jobs.allocate import Progress, next_task
 from chameleon.jobs.config import TuneConfig
-from chameleon.jobs.records import Records
+from chameleon.jobs.records import Confirmation, Records, TaskRecords
 from chameleon.kernels.lower import Task
+from chameleon.measure import WarmRunner
 from chameleon.search import Trial, make_searcher
 from tuners.meta_schedule import args_info_of
 from tuners.outcomes import failed_trial, failure_reason, measured_trial
 from tuners.proposals import Config, Proposals
 from tuners.trace_space import TraceSpace
+
+FIRST_TRIAL_S = 1.0
+"""Seconds that a trial takes, for want of knowledge before the first one."""
 
 
 class TaskTuner:
@@ -38,8 +46,9 @@ class TaskTuner:
 
     Args:
         task: the workload.
-        history: trials of earlier runs; the searcher is told of them first.
-        shared: whether the history comes from tuning another model; if so, the task counts as done.
+        history: what earlier runs recorded, in that order; the searcher is told of it first.
+        borrowed: how many trials of the history were made while another model was tuned.
+        shared: whether tuning another model has done all that there is to do; if so, the task counts as done.
     """
 
     def __init__(
@@ -48,29 +57,35 @@ class TaskTuner:
         traces: TraceSpace,
         config: TuneConfig,
         rng: np.random.Generator,
-        history: Sequence[Trial],
-        shared: bool,
+        history: Sequence[Trial | Confirmation],
+        borrowed: int = 0,
+        shared: bool = False,
     ) -> None:
         self.task = task
         self.traces = traces
+        self.borrowed = borrowed
         self.shared = shared
         self.failures: Counter[str] = Counter()
         self.best: Trial | None = None
+        self.now_s: float | None = None  # seconds of the best schedule so far, None before the first success
         self.best_s: list[float] = []
+        self._confirm = config.confirm
+        self._succeeded: list[Trial] = []
+        self._confirmed: dict[Config, float] = {}  # median of the rounds, infinite if it failed this time
         self._given_up = False
         self._searcher = make_searcher(config.searcher, traces.space, rng, **config.options)
         self._proposals = Proposals(traces, self._searcher, config.max_refusals)
-        self.tell(history)
+        for event in history:
+            if isinstance(event, Confirmation):
+                self.confirm(event)
+            else:
+                self._note(event)
+        self._proposals.tell([event for event in history if isinstance(event, Trial)])
 
     @property
     def progress(self) -> Progress:
         done = self.shared or self._given_up or self._searcher.exhausted
         return Progress(operator_of(self.task.name), self.task.weight, self.task.flop, self.best_s, exhausted=done)
-
-    @property
-    def now_s(self) -> float | None:
-        """Seconds of the best schedule so far, `None` before the first success."""
-        return self.best.seconds if self.best else None
 
     @property
     def refusals(self) -> Counter[str]:
@@ -89,13 +104,61 @@ class TaskTuner:
         for trial in trials:
             self._note(trial)
 
+    def contenders(self) -> list[Trial]:
+        """The few best schedules, the best first, by their confirmed times where there are some."""
+        believed = [t for t in self._succeeded if self._believed_s(t) < math.inf]
+        return heapq.nsmallest(self._confirm.contenders, believed, key=self._believed_s)
+
+    @property
+    def unconfirmed(self) -> bool:
+        """Whether the best schedule may only have been lucky: it has rivals and was not timed again beside them."""
+        return self.best is not None and self.best.config not in self._confirmed and len(self.contenders()) > 1
+
+    @property
+    def confirming_s(self) -> float:
+        """Estimated seconds that timing the best schedules again takes, 0 if there is no need."""
+        if not self.unconfirmed:
+            return 0.0
+        rounds = self._confirm.rounds
+        return sum(t.timings.get("build", 0.3) + rounds * t.timings.get("run", 0.3) for t in self.contenders())
+
+    def confirm(self, confirmation: Confirmation) -> None:
+        """Take the times of the best schedules, timed again: the best of these medians is the best schedule."""
+        for config, seconds in confirmation.seconds.items():
+            self._confirmed[config] = statistics.median(seconds) if seconds else math.inf
+        rivals = [t for t in self._succeeded if self._believed_s(t) < math.inf]
+        confirmed = [t for t in rivals if t.config in self._confirmed]
+        self.best = min(confirmed or rivals, key=self._believed_s, default=None)
+        self.now_s = self._believed_s(self.best) if self.best else None
+
+    def _believed_s(self, trial: Trial) -> float:
+        return self._confirmed.get(trial.config, trial.seconds or math.inf)
+
     def _note(self, trial: Trial) -> None:
-        now_s = self.now_s or float("inf")
+        now_s = self.now_s or math.inf
         if trial.seconds is None:
             self.failures[failure_reason(trial.message)] += 1
-        elif trial.seconds < now_s:
-            self.best, now_s = trial, trial.seconds
+        else:
+            self._succeeded.append(trial)
+            if trial.seconds < now_s:
+                self.best = trial
+                self.now_s = now_s = trial.seconds
         self.best_s.append(now_s)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A candidate after its build: `run_input` if it can be run, otherwise why not."""
+
+    config: Config
+    run_input: ms.runner.RunnerInput | None
+    error: str
+    build_s: float
+
+    def discard(self) -> None:
+        """Remove its artifact: the builder leaves it to whoever runs it. In MetaSchedule its own loop removes it."""
+        if self.run_input is not None:
+            shutil.rmtree(Path(str(self.run_input.artifact_path)).parent, ignore_errors=True)
 
 
 class Measurer:
@@ -112,55 +175,149 @@ class Measurer:
         self._runner = runner
         self._together = together
 
-    def __call__(self, candidates: Sequence[tuple[Config, Schedule]]) -> Iterator[Trial]:
-        """Build all candidates, then time them; a trial is yielded as soon as it is known, failures included."""
-        start = time.perf_counter()
-        built = self._builder.build([ms.builder.BuilderInput(s.mod, self._target) for _, s in candidates])
-        build_s = (time.perf_counter() - start) / len(candidates)
-        ready = []
-        for (config, schedule), result in zip(candidates, built, strict=True):
-            if result.error_msg is None:
-                run_input = ms.runner.RunnerInput(result.artifact_path, self._target.kind.name, args_info_of(schedule))
-                ready.append((config, run_input))
-            else:
-                yield failed_trial(config, str(result.error_msg), {"build": round(build_s, 4)}, building=True)
-        for i in range(0, len(ready), self._together):
-            yield from self._run(ready[i : i + self._together], build_s)
+    def __call__(
+        self, candidates: Sequence[tuple[Config, Schedule]], *, task: str, in_time: Callable[[], bool]
+    ) -> Iterator[Trial]:
+        """Build all candidates, then time them; a trial is yielded as soon as it is known, failures included.
 
-    def _run(self, ready: Sequence[tuple[Config, ms.runner.RunnerInput]], build_s: float) -> Iterator[Trial]:
+        Args:
+            task: the key of their task; the runner compares a candidate with the best of its task.
+            in_time: asked before candidates are run; once it says no, the candidates that are left are dropped.
+        """
+        built = self.build(candidates)
+        for candidate in built:
+            if candidate.run_input is None:
+                timings = {"build": round(candidate.build_s, 4)}
+                yield failed_trial(candidate.config, candidate.error, timings, building=True)
+        ready = [candidate for candidate in built if candidate.run_input is not None]
+        for i in range(0, len(ready), self._together):
+            if not in_time():
+                for candidate in ready[i:]:
+                    candidate.discard()
+                return
+            yield from self._run(ready[i : i + self._together], task)
+
+    def build(self, candidates: Sequence[tuple[Config, Schedule]]) -> list[Built]:
+        """Build all candidates. Whoever asked for it runs and discards them."""
         start = time.perf_counter()
-        futures = self._runner.run([run_input for _, run_input in ready])
-        for (config, run_input), future in zip(ready, futures, strict=True):
+        results = self._builder.build([ms.builder.BuilderInput(s.mod, self._target) for _, s in candidates])
+        build_s = (time.perf_counter() - start) / len(candidates)
+        built = []
+        for (config, schedule), result in zip(candidates, results, strict=True):
+            run_input, error = None, "" if result.error_msg is None else str(result.error_msg)
+            if not error:
+                run_input = ms.runner.RunnerInput(result.artifact_path, self._target.kind.name, args_info_of(schedule))
+            built.append(Built(config, run_input, error, build_s))
+        return built
+
+    def time(self, candidate: Built) -> Trial:
+        """Time one candidate that was built at full length, whatever is known of its task; keep the artifact."""
+        return next(self._timed([candidate], None))
+
+    def _run(self, ready: Sequence[Built], task: str) -> Iterator[Trial]:
+        for candidate, trial in zip(ready, self._timed(ready, task), strict=True):
+            candidate.discard()
+            yield trial
+
+    def _timed(self, ready: Sequence[Built], task: str | None) -> Iterator[Trial]:
+        start = time.perf_counter()
+        if isinstance(self._runner, WarmRunner):
+            self._runner.task = task
+        futures = self._runner.run([candidate.run_input for candidate in ready])
+        for candidate, future in zip(ready, futures, strict=True):
             result = future.result()
-            timings = {"build": round(build_s, 4), "run": round((time.perf_counter() - start) / len(ready), 4)}
-            # The builder leaves the artifact to whoever ran it. In MetaSchedule its own tuning loop removes it.
-            shutil.rmtree(Path(run_input.artifact_path).parent, ignore_errors=True)
-            yield measured_trial(config, result.run_secs, result.error_msg, timings)
+            run_s = (time.perf_counter() - start) / len(ready)
+            timings = {"build": round(candidate.build_s, 4), "run": round(run_s, 4)}
+            yield measured_trial(candidate.config, result.run_secs, result.error_msg, timings)
 
 
 @dataclass
 class Session:
-    """The state of tuning one network, also for those who watch it."""
+    """The state of tuning one network, also for those who watch it.
+
+    Attributes:
+        before_s: seconds of tuning until the clock was started.
+        current: position of the task that is being measured.
+    """
 
     tasks: list[TaskTuner]
     config: TuneConfig
-    elapsed_s: float
+    before_s: float
     current: int | None = None
+    _started_s: float | None = None
+    _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=4))
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of tuning, earlier runs included."""
+        return self.before_s + (0.0 if self._started_s is None else time.monotonic() - self._started_s)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Inside this context the time counts as tuning."""
+        self._started_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self.before_s, self._started_s = self.elapsed_s, None
 
     @property
     def trials(self) -> int:
-        return sum(len(t.best_s) for t in self.tasks if not t.shared)
+        """Trials of this network, without those that came from tuning another one."""
+        return sum(len(t.best_s) - t.borrowed for t in self.tasks)
 
     @property
     def failures(self) -> Counter[str]:
         return sum((t.failures for t in self.tasks), Counter())
 
     @property
+    def time_left_s(self) -> float:
+        """Seconds until the deadline, infinite if there is none."""
+        budget_s = self.config.time_budget_s
+        return math.inf if budget_s is None else budget_s - self.elapsed_s
+
+    @property
+    def search_left_s(self) -> float:
+        """Seconds until the deadline, without those that are kept for timing the best schedules again."""
+        if self.config.time_budget_s is None:
+            return math.inf
+        return self.time_left_s - self._kept_s(self.config.time_budget_s * self.config.confirm.budget_share)
+
+    def _kept_s(self, limit_s: float) -> float:
+        """Seconds to keep for timing again the best schedules of as many tasks as the limit has room for."""
+        kept_s = 0.0
+        for tuner in self.by_importance():
+            if kept_s + tuner.confirming_s <= limit_s:
+                kept_s += tuner.confirming_s
+        return kept_s
+
+    def by_importance(self) -> list[TaskTuner]:
+        """The tasks, those first that take the network most time."""
+        return sorted(self.tasks, key=lambda t: t.task.weight * (t.now_s or 0.0), reverse=True)
+
+    @property
+    def trial_s(self) -> float:
+        """Seconds that a trial has taken lately, building and the searcher's own time included."""
+        made = sum(n for _, n in self._recent)
+        if made:
+            return sum(s for s, _ in self._recent) / made
+        return self.elapsed_s / self.trials if self.trials and self.elapsed_s else FIRST_TRIAL_S
+
+    def note_batch(self, seconds: float, trials: int) -> None:
+        """Remember how long a batch took."""
+        if trials:
+            self._recent.append((seconds, trials))
+
+    @property
     def used_up(self) -> bool:
+        """Whether the budget leaves no room for another trial."""
         c = self.config
-        return (c.trials is not None and self.trials >= c.trials) or (
-            c.time_budget_s is not None and self.elapsed_s >= c.time_budget_s
-        )
+        return (c.trials is not None and self.trials >= c.trials) or self.search_left_s < self.trial_s
+
+    @property
+    def has_work(self) -> bool:
+        """Whether the budget leaves room for a trial, or for timing the best schedules of a task again."""
+        return not self.used_up or any(t.unconfirmed and t.confirming_s <= self.time_left_s for t in self.tasks)
 
     @property
     def left_s(self) -> float | None:
@@ -168,28 +325,41 @@ class Session:
 
         `None` if only the number of trials is bounded and there was no trial yet.
         """
-        by_time = None if self.config.time_budget_s is None else self.config.time_budget_s - self.elapsed_s
         by_trials = None
         if self.config.trials is not None and self.trials:
             by_trials = (self.config.trials - self.trials) * self.elapsed_s / self.trials
-        known = [s for s in (by_time, by_trials) if s is not None]
+        known = [s for s in (self.time_left_s, by_trials) if s is not None and s < math.inf]
         return max(0.0, min(known)) if known else None
 
 
 def open_session(tasks: Sequence[Task], target: Target, records: Records, config: TuneConfig, model: str) -> Session:
     """Make the spaces and searchers of all tasks, and tell the searchers what the records hold."""
     rngs = [np.random.default_rng(s) for s in np.random.SeedSequence(config.seed).spawn(len(tasks))]
+    share = None if config.trials is None else config.trials / len(tasks)
     tuners = []
     for task, rng in zip(tasks, rngs, strict=True):
         traces = TraceSpace(task.mod, target, seed=config.seed)
-        history = records.add_task(task.key, task.name, traces.space)
-        shared = any(owner != model for _, owner in records.tasks[task.key].trials)
-        tuners.append(TaskTuner(task, traces, config, rng, history, shared))
+        known = records.add_task(task.key, task.name, traces.space)
+        borrowed = sum(owner != model for owner in known.owners.values())
+        shared = _is_done_elsewhere(known, records.finished, model, share)
+        tuners.append(TaskTuner(task, traces, config, rng, known.events, borrowed, shared))
     return Session(tuners, config, records.elapsed_s.get(model, 0.0))
 
 
+def _is_done_elsewhere(known: TaskRecords, finished: set[str], model: str, share: float | None) -> bool:
+    """Whether tuning other models has done for a task what tuning this model would do.
+
+    It has if another model began the task, and either the tuning of a model that measured it has ended, or the task
+    already has this model's share of trials. Otherwise the trials are only a start.
+    """
+    owners = list(dict.fromkeys(known.owners.values()))
+    if not owners or owners[0] == model:
+        return False
+    return any(o in finished for o in owners if o != model) or (share is not None and len(known.owners) >= share)
+
+
 def tune(session: Session, measurer: Measurer, records: Records, model: str, watch: Callable[[Session], None]) -> int:
-    """Measure until the budget is used up or nothing is left to try.
+    """Measure until the budget has no room for another trial or nothing is left to try.
 
     Args:
         model: name of the model that is tuned, for the records.
@@ -198,21 +368,37 @@ def tune(session: Session, measurer: Measurer, records: Records, model: str, wat
     Returns:
         How many trials were made now.
     """
-    made, before_s, start = 0, session.elapsed_s, time.monotonic()
+    made = 0
     while not session.used_up:
         session.current = next_task([t.progress for t in session.tasks], session.config.allocation)
         if session.current is None:
             break
-        tuner = session.tasks[session.current]
         watch(session)
-        candidates = tuner.propose(_batch_size(session, tuner))
-        for trial in measurer(candidates) if candidates else ():
-            session.elapsed_s = before_s + time.monotonic() - start
+        made += _measure_batch(session, session.tasks[session.current], measurer, records, model, watch)
+    session.current = None
+    return made
+
+
+def _measure_batch(
+    session: Session,
+    tuner: TaskTuner,
+    measurer: Measurer,
+    records: Records,
+    model: str,
+    watch: Callable[[Session], None],
+) -> int:
+    """Measure one batch of a task. Nothing of it is run after the time for it is over."""
+    made, start_s = 0, session.elapsed_s
+    deadline_s = start_s + session.search_left_s
+    in_time = lambda: session.elapsed_s < deadline_s  # noqa: E731
+    candidates = tuner.propose(_batch_size(session, tuner))
+    if candidates and in_time():
+        for trial in measurer(candidates, task=tuner.task.key, in_time=in_time):
             records.append(tuner.task.key, trial, model=model, elapsed_s=session.elapsed_s)
             tuner.tell([trial])
             made += 1
             watch(session)
-    session.current = None
+    session.note_batch(session.elapsed_s - start_s, made)
     return made
 
 
@@ -242,9 +428,14 @@ def operator_of(name: str) -> str:
 
 
 def _batch_size(session: Session, tuner: TaskTuner) -> int:
-    """How many candidates to propose for a task; a first batch leaves a share of a small budget to the others."""
+    """How many candidates to propose for a task: as many as the rest of the budget has room for.
+
+    A first batch leaves a share of a small budget to the others.
+    """
     config = session.config
     n = config.batch if tuner.best_s else config.first_batch
+    if session.search_left_s < n * session.trial_s:
+        n = max(1, int(session.search_left_s / session.trial_s))
     if config.trials is None:
         return n
     if not tuner.best_s:

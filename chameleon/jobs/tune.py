@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tvm
@@ -21,13 +24,14 @@ from tvm.target import Target
 
 from chameleon.errors import ChameleonError, UsageError
 from chameleon.jobs.bench import bench_model
-from chameleon.jobs.compile import compile_model
+from chameleon.jobs.busy import activity, busy_warnings, spread_warnings
+from chameleon.jobs.compile import Compiled, compile_model
 from chameleon.jobs.config import TuneConfig
+from chameleon.jobs.confirm import confirm_best
 from chameleon.jobs.records import Records
 from chameleon.jobs.run_folder import (
     JobSpec,
     Opened,
-    Say,
     TaskReport,
     TuneReport,
     Watch,
@@ -38,10 +42,12 @@ from chameleon.jobs.run_folder import (
     read_json,
 )
 from chameleon.jobs.session import Measurer, Session, TaskTuner, database_of, open_session, tune
+from chameleon.jobs.stages import Say, stage
 from chameleon.measure import WarmBuilder, WarmRunner
 from chameleon.measure.remote import rpc_runner
 from chameleon.measure.runner import device_name
 from chameleon.search import KnobSpace, make_searcher, option
+from chameleon.wording import names_text
 
 
 def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tuple[TuneReport, Path]:
@@ -60,17 +66,42 @@ def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tup
         say(f"{len(job.tasks)} tasks; records in {records.path}")
         if not records.elapsed_s.get(job.model.name):  # nothing was measured before, so a device is needed
             _check_device(spec, job.target)
-        session = open_session(job.tasks, job.target, records, config, job.model.name)
+        with stage(say, "making the search spaces"):
+            session = open_session(job.tasks, job.target, records, config, job.model.name)
         if session.trials:
             say(f"resuming: {session.trials} trials measured before, in {session.elapsed_s:.0f} s of tuning")
-        made = 0
-        if not session.used_up:
-            with ExitStack() as stack:
-                made = tune(session, _measurer(spec, job.target, stack), records, job.model.name, watch)
-    _warn_of_tasks_without_success(session.tasks, say)
-    report = _finish(job, spec, session, made, say)
+        _warn_of_a_small_budget(session, say)
+        warnings = _measure(job, spec, session, records, watch)
+    _warn_of_tasks(session.tasks, say)
+    for warning in warnings:
+        say(f"warning: {warning}")
+    report = _finish(job, spec, session, warnings, say)
     claim(job, spec, config, finished=True)
     return report, job.out
+
+
+def _measure(job: Opened, spec: JobSpec, session: Session, records: Records, watch: Watch) -> list[str]:
+    """Tune and time the best again until the budget is used up.
+
+    Returns:
+        What disturbed the measurements.
+    """
+    name, warnings = job.model.name, []
+    if session.has_work:
+        with ExitStack() as stack:
+            measurer = _measurer(spec, job.target, stack)
+            before = activity()
+            with session.running():
+                # What was kept for timing the best again may turn out to be more than that takes.
+                while tune(session, measurer, records, name, watch) + confirm_best(
+                    session, measurer, records, name, watch
+                ):
+                    pass
+            watch(session)
+            if spec.tracker is None:
+                warnings = busy_warnings("tuning", before, activity())
+    records.finish(name, elapsed_s=session.elapsed_s)
+    return warnings
 
 
 def _check_device(spec: JobSpec, target: Target) -> None:
@@ -90,32 +121,63 @@ def _measurer(spec: JobSpec, target: Target, stack: ExitStack) -> Measurer:
     return Measurer(target, builder, runner, together=16)
 
 
-def _finish(job: Opened, spec: JobSpec, session: Session, made: int, say: Say) -> TuneReport:
-    """Compile, export and time the network, unless there is no new trial and an earlier run has done it."""
+def _finish(job: Opened, spec: JobSpec, session: Session, warnings: list[str], say: Say) -> TuneReport:
+    """Compile, export and time the network, unless an earlier run has done it with the same schedules."""
     report_path, artifact = job.out / "report.json", job.out / "network.so"
-    report = _report(job, session)
-    if (
-        made == 0
-        and artifact.exists()
-        and (before := read_json(report_path))
-        and before.get("trials") == report.trials
-    ):
-        return dataclasses.replace(report, latency_ms=before["latency_ms"])
-    say("compiling with the best schedules")
-    database = database_of(session.tasks, job.target)
-    export_database(database, job.out / "database")
-    compiled = compile_model(job.lowered, job.target, database)
-    export(compiled, artifact)
+    report = dataclasses.replace(_report(job, session), warnings=warnings)
+    stored = _stored(report, read_json(report_path)) if artifact.exists() else None
+    if stored is not None:
+        say(f"no schedule is new; the network was compiled before, on {stored.measured_on}")
+        return stored
+    start_s = time.monotonic()
+    with stage(say, "compiling with the best schedules"):
+        database = database_of(session.tasks, job.target)
+        export_database(database, job.out / "database")
+        compiled = compile_model(job.lowered, job.target, database)
+        export(compiled, artifact)
     if compiled.untuned:
-        say(f"no schedule for {len(compiled.untuned)} tasks: {', '.join(compiled.untuned)}")
+        say(f"no schedule for {len(compiled.untuned)} tasks: {names_text(compiled.untuned)}")
     if spec.tracker is None and job.target.kind.name == "llvm":
-        say("timing untuned and tuned")
-        timed = bench_model(job.model, job.target, compiled, onnxruntime=False)
-        report = dataclasses.replace(
-            report, latency_ms={"untuned": timed.untuned.median_ms, "tuned": timed.tuned.median_ms}
-        )
+        report = _timed(report, job, compiled, say)
+    finish_s, now = round(time.monotonic() - start_s, 1), datetime.now().isoformat(" ", "minutes")
+    report = dataclasses.replace(report, finish_s=finish_s, measured_on=now)
     report_path.write_text(json.dumps(report.to_json(), indent=1) + "\n")
     return report
+
+
+def _stored(report: TuneReport, before: dict[str, Any]) -> TuneReport | None:
+    """The report with what an earlier run measured, None if that one had other schedules."""
+    now = report.to_json()
+    if any(before.get(key) != now[key] for key in ("trials", "tasks")) or "latency_ms" not in before:
+        return None
+    return dataclasses.replace(
+        report,
+        latency_ms=before["latency_ms"],
+        quartiles_ms=before.get("quartiles_ms", {}),
+        measured_on=before.get("measured_on") or "an unknown date",
+        measured_before=True,
+        warnings=[*before.get("warnings", []), *report.warnings],
+    )
+
+
+def _timed(report: TuneReport, job: Opened, compiled: Compiled, say: Say) -> TuneReport:
+    """The report with the latencies of the network, and warnings where they cannot be relied on."""
+    before = activity()
+    with stage(say, "timing untuned and tuned"):
+        timed = bench_model(job.model, job.target, compiled, onnxruntime=False)
+    latencies = {"untuned": timed.untuned, "tuned": timed.tuned}
+    warnings = [
+        *busy_warnings("the timing of the network", before, activity()),
+        *spread_warnings({name: (t.low_ms, t.median_ms, t.high_ms) for name, t in latencies.items()}),
+    ]
+    for warning in warnings:
+        say(f"warning: {warning}")
+    return dataclasses.replace(
+        report,
+        latency_ms={name: t.median_ms for name, t in latencies.items()},
+        quartiles_ms={name: (t.low_ms, t.high_ms) for name, t in latencies.items()},
+        warnings=[*report.warnings, *warnings],
+    )
 
 
 def _report(job: Opened, session: Session) -> TuneReport:
@@ -147,8 +209,23 @@ def _check_config(spec: JobSpec, config: TuneConfig) -> None:
         raise UsageError("--tracker needs --device-key: the key under which the devices registered")
 
 
-def _warn_of_tasks_without_success(tasks: Sequence[TaskTuner], say: Say) -> None:
+def _warn_of_a_small_budget(session: Session, say: Say) -> None:
+    trials, tasks = session.config.trials, len(session.tasks)
+    if trials is not None and trials < tasks:
+        say(
+            f"warning: {trials} trials for {tasks} tasks: at least {tasks - trials} tasks stay untuned; "
+            f"give --trials {tasks * session.config.first_batch} or more"
+        )
+
+
+def _warn_of_tasks(tasks: Sequence[TaskTuner], say: Say) -> None:
+    """Name the tasks that have no schedule, and those whose best schedule may only have been lucky."""
     for t in tasks:
         if t.best is None and (t.best_s or t.refusals):
             reasons = t.failures or t.refusals
             say(f"warning: no schedule of {t.task.name} worked: {dict(reasons.most_common(3))}")
+    if lucky := [t.task.name for t in tasks if t.unconfirmed]:
+        say(
+            f"warning: there was no time left to time the best schedules of {len(lucky)} tasks again: "
+            f"{names_text(lucky)}; give a longer --time-budget"
+        )

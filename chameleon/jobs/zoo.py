@@ -13,7 +13,8 @@ from typing import Any
 
 from chameleon.errors import ChameleonError, UsageError, unknown
 from chameleon.jobs.config import TuneConfig, tune_config
-from chameleon.jobs.run_folder import JobSpec, Say, TuneReport, Watch, finished_report, slug
+from chameleon.jobs.run_folder import JobSpec, TuneReport, Watch, finished_report, slug
+from chameleon.jobs.stages import Say
 from chameleon.jobs.tune import tune_model
 from chameleon.models.shapes import parse_shape
 

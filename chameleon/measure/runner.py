@@ -57,7 +57,7 @@ class RunRequest:
     artifact_path: str
     device_type: str
     signature: Signature
-    best_s: float  # the best so far with the same arguments, infinite before the first
+    best_s: float  # the best so far of the same task, infinite before the first
     timing: TimingConfig
 
 
@@ -72,8 +72,11 @@ class WarmRunner(_PyRunner):
     - Otherwise it gets a long measurement: the result is the median of the repeats. The repeats end early for a
       candidate that is clearly not the best.
 
-    "The best so far" is that of the candidates with the same arguments. Tasks whose arguments have equal shapes share
-    it; `forget` starts anew. All candidates with the same arguments get the same random inputs.
+    "The best so far" is that of one task, never that of another task whose arguments happen to have equal shapes. A
+    runner is not told which task its inputs belong to, so whoever knows sets `task` before `run`. Where nobody does,
+    only the candidates of one call that have the same arguments are compared: MetaSchedule's loop gives a call the
+    candidates of a single task. A call with one candidate then measures it at full length. All candidates with the
+    same arguments get the same random inputs.
 
     The stock runner differs: for every candidate it takes the mean of one repeat of at least 100 ms. `WarmBuilder`
     says why the base class is what it is.
@@ -101,8 +104,17 @@ class WarmRunner(_PyRunner):
         """Stop the worker. A later `run` starts a new one."""
         self._engine.pool.close()
 
+    @property
+    def task(self) -> str | None:
+        """A key of the task whose candidates come next; None: unknown, so each call of `run` stands alone."""
+        return self._engine.task
+
+    @task.setter
+    def task(self, key: str | None) -> None:
+        self._engine.task = key
+
     def forget(self) -> None:
-        """Forget the best times: the next candidates are measured at full length."""
+        """Forget the best times of all tasks: the next candidate of each is measured at full length."""
         self._engine.best_s.clear()
 
     def run(self, runner_inputs: Sequence[RunnerInput]) -> list[RunnerFuture]:
@@ -126,7 +138,8 @@ class _RunEngine:
         self.config = config
         threads = str(config.n_threads or usable_cores())
         self.last_run_s: list[float] = []
-        self.best_s: dict[Signature, float] = {}
+        self.task: str | None = None
+        self.best_s: dict[str, float] = {}  # by task
         self.pool = WorkerPool(
             PoolConfig(
                 target="chameleon.measure.runner:Timer",
@@ -142,21 +155,26 @@ class _RunEngine:
     def run(self, runner_inputs: Sequence[RunnerInput]) -> list[RunnerFuture]:
         """One finished future for each input."""
         self.last_run_s = []
-        return [ready(self._run_one(runner_input)) for runner_input in runner_inputs]
+        of_this_call: dict[Signature, float] = {}
+        return [ready(self._run_one(runner_input, of_this_call)) for runner_input in runner_inputs]
 
-    def _run_one(self, runner_input: RunnerInput) -> RunnerResult:
+    def _run_one(self, runner_input: RunnerInput, of_this_call: dict[Signature, float]) -> RunnerResult:
         try:
             signature = signature_of(runner_input)
         except ValueError as error:
             return RunnerResult(None, f"run_error: {error}")
-        best_s = self.best_s.get(signature, math.inf)
+        task = self.task
+        best_s = of_this_call.get(signature, math.inf) if task is None else self.best_s.get(task, math.inf)
         device = device_name(str(runner_input.device_type))
         request = RunRequest(str(runner_input.artifact_path), device, signature, best_s, self.config.timing)
         outcome = self.pool.map([request])[0]
         self.last_run_s.append(outcome.wall_s)
         if not outcome.ok:
             return RunnerResult(None, _error_message(outcome))
-        self.best_s[signature] = min(outcome.value, best_s)
+        if task is None:
+            of_this_call[signature] = min(outcome.value, best_s)
+        else:
+            self.best_s[task] = min(outcome.value, best_s)
         return RunnerResult([outcome.value], None)
 
 

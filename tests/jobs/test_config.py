@@ -42,6 +42,8 @@ def test_asking_for_trials_lifts_the_default_bound_on_time():
         ({"allocation": 3}, "key: value"),
         ({"allocation": {"alfa": 1}}, "did you mean alpha"),
         ({"time_budget": "soon"}, "expected a duration"),
+        ({"confirm": {"round": 1}}, "did you mean rounds"),
+        ({"confirm": {"contenders": 0}}, "at least 1"),
     ],
 )
 def test_bad_presets_are_refused_with_what_is_allowed(preset, says):

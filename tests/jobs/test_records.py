@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chameleon.jobs.records import Records, RecordsError
+from chameleon.jobs.records import Confirmation, Records, RecordsError
 from chameleon.search import KnobSpace, Status, Trial
 from chameleon.search.space import option, split
 
@@ -22,7 +22,7 @@ TRIALS = [
 
 def written(path: Path) -> bytes:
     with Records(path, "llvm") as records:
-        assert records.add_task("k1", "conv", SPACE) == []
+        assert records.add_task("k1", "conv", SPACE).events == []
         for i, trial in enumerate(TRIALS):
             records.append("k1", trial, model="net", elapsed_s=i + 0.5)
     return path.read_bytes()
@@ -30,7 +30,7 @@ def written(path: Path) -> bytes:
 
 def reread(path: Path) -> list[Trial]:
     with Records(path, "llvm") as records:
-        return records.add_task("k1", "conv", SPACE)
+        return records.add_task("k1", "conv", SPACE).trials
 
 
 def test_what_was_appended_is_read_back(tmp_path):
@@ -38,7 +38,7 @@ def test_what_was_appended_is_read_back(tmp_path):
     assert reread(tmp_path / "t.jsonl") == TRIALS
     with Records(tmp_path / "t.jsonl", "llvm") as records:
         assert records.elapsed_s == {"net": 2.5}
-        assert [owner for _, owner in records.tasks["k1"].trials] == ["net"] * 3
+        assert list(records.tasks["k1"].owners.values()) == ["net"] * 3
 
 
 def test_every_trial_is_on_disk_before_the_next(tmp_path):
@@ -101,6 +101,63 @@ def test_another_space_of_knobs_is_refused(tmp_path):
 def test_a_second_writer_is_refused(tmp_path):
     with Records(tmp_path / "t.jsonl", "llvm"), pytest.raises(RecordsError, match="another process"):
         Records(tmp_path / "t.jsonl", "llvm")
+
+
+def test_readers_need_no_lock_and_leave_a_torn_line_to_its_writer(tmp_path):
+    path = tmp_path / "t.jsonl"
+    written(path)
+    with Records(path, "llvm") as writer:
+        torn = path.read_bytes() + b'{"task":"k1","conf'
+        path.write_bytes(torn)
+        with Records(path, "llvm", read_only=True) as records:
+            assert records.add_task("k1", "conv", SPACE).trials == TRIALS
+            assert records.add_task("k2", "new", SPACE).trials == []
+        assert path.read_bytes() == torn
+        assert writer.tasks["k1"].trials == TRIALS
+    with pytest.raises(RecordsError, match="target llvm, expected cuda"):
+        Records(path, "cuda", read_only=True)
+
+
+def test_a_second_task_line_keeps_the_trials_before_it(tmp_path):
+    """As where the records of two runs are put together into one file."""
+    first, both = written(tmp_path / "a.jsonl"), tmp_path / "both.jsonl"
+    with Records(tmp_path / "b.jsonl", "llvm") as records:
+        records.add_task("k1", "conv", SPACE)
+        for trial in (Trial(TRIALS[0].config, Status.OK, 9.0), Trial((1, 1), Status.OK, 5e-3)):
+            records.append("k1", trial, model="net", elapsed_s=1.0)
+        again = Trial(TRIALS[1].config, Status.OK, 4e-3)  # it failed in the first run
+        records.append("k1", again, model="net", elapsed_s=2.0)
+    both.write_bytes(first + (tmp_path / "b.jsonl").read_bytes())
+    assert reread(both) == [TRIALS[0], TRIALS[2], Trial((1, 1), Status.OK, 5e-3), again]
+
+
+def test_a_second_task_line_with_other_knobs_is_refused(tmp_path):
+    path = tmp_path / "t.jsonl"
+    lines = written(path).splitlines(keepends=True)
+    other = {**json.loads(lines[1]), "space": "other"}
+    path.write_bytes(b"".join(lines) + json.dumps(other).encode() + b"\n")
+    with pytest.raises(RecordsError, match=r":6: the task 'conv' comes a second time, with other knobs"):
+        Records(path, "llvm")
+
+
+def test_confirmations_and_the_end_of_tuning_are_read_back(tmp_path):
+    again = Confirmation({TRIALS[0].config: (1.1e-3, 1.2e-3), TRIALS[2].config: ()})
+    written(tmp_path / "t.jsonl")
+    with Records(tmp_path / "t.jsonl", "llvm") as records:
+        records.add_task("k1", "conv", SPACE)
+        records.confirm("k1", again, model="net", elapsed_s=4.0)
+        records.finish("net", elapsed_s=4.5)
+    before = (tmp_path / "t.jsonl").read_bytes()
+    with Records(tmp_path / "t.jsonl", "llvm") as records:
+        assert records.tasks["k1"].events == [*TRIALS, again]
+        assert records.elapsed_s == {"net": 4.5}
+        assert records.finished == {"net"}
+        records.finish("net", elapsed_s=4.5)
+        assert (tmp_path / "t.jsonl").read_bytes() == before
+        records.append("k1", Trial((1, 0), Status.OK, 1e-3), model="net", elapsed_s=5.0)
+        assert records.finished == set()
+    with Records(tmp_path / "t.jsonl", "llvm") as records:
+        assert records.finished == set()  # it goes on being tuned
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))

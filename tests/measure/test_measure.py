@@ -24,6 +24,7 @@ from chameleon.measure.builder import default_build
 from chameleon.measure.runner import RunRequest, Timer, quick_estimate_s, raced_s
 from chameleon.search.trial import Status
 from chameleon.target import detect_target
+from chameleon.workers.pool import Outcome
 from tests.support import misbuild
 
 pytestmark = pytest.mark.tvm
@@ -295,6 +296,7 @@ from tests.support import misbuild
 from tvm.s_tir import meta_schedule as ms
 from chameleon.measure import WarmBuilder
 from chameleon.target import detect_target
+from chameleon.workers.pool import Outcome
 
 builder = WarmBuilder(f_build="tests.support.misbuild:build", n_workers=1)
 builder.build([ms.builder.BuilderInput(misbuild.doubling(), detect_target())])
@@ -319,3 +321,39 @@ def test_an_interrupted_or_killed_owner_leaves_no_process_and_no_files(tmp_path:
         assert list(tmp_path.glob("chameleon-build-*"))
         script(tmp_path, "from chameleon.measure import WarmBuilder\nWarmBuilder()").communicate(timeout=60)
     assert not list(tmp_path.glob("chameleon-build-*"))
+
+
+class Recorded:
+    """Stands in for the runner's workers: answers with the given seconds and keeps what was asked."""
+
+    def __init__(self, seconds: list[float]) -> None:
+        self._seconds = iter(seconds)
+        self.best_s: list[float] = []
+
+    def map(self, requests: list[RunRequest]) -> list[Outcome]:
+        self.best_s += [request.best_s for request in requests]
+        return [Outcome("ok", next(self._seconds), "", 0.0) for _ in requests]
+
+
+def recorded(seconds: list[float]) -> tuple[WarmRunner, Recorded]:
+    runner, pool = WarmRunner(), Recorded(seconds)
+    runner._engine.pool = pool  # type: ignore[assignment]
+    return runner, pool
+
+
+def test_tasks_whose_arguments_have_equal_shapes_do_not_race_each_other() -> None:
+    runner, pool = recorded([1e-6, 9e-6, 2e-6, 8e-6])
+    for task in ("cheap", "costly", "cheap", "costly"):
+        runner.task = task
+        run(runner, misbuild.doubling(), "any.so")
+    assert pool.best_s == [float("inf"), float("inf"), 1e-6, 9e-6]
+    runner.forget()
+    assert not runner._engine.best_s
+
+
+def test_a_runner_that_is_not_told_the_task_compares_within_one_call() -> None:
+    """As inside MetaSchedule, whose calls have the candidates of one task."""
+    runner, pool = recorded([3e-6, 2e-6, 4e-6, 9e-6])
+    run(runner, misbuild.doubling(), "a.so", "b.so", "c.so")
+    run(runner, misbuild.doubling(), "d.so")
+    assert pool.best_s == [float("inf"), 3e-6, 2e-6, float("inf")]
