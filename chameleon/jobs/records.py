@@ -84,6 +84,27 @@ class Records:
             )
         return [trial for trial, _ in known.trials]
 
+    def forget_failures(self) -> int:
+        """Forget all failed trials on record, so that they may be measured again; the file keeps their lines.
+
+        A model of which no trial is left also gets its tuning time back.
+
+        Returns:
+            How many trials were forgotten.
+        """
+        before = sum(len(task.trials) for task in self.tasks.values())
+        self._forget_failures()
+        forgotten = before - sum(len(task.trials) for task in self.tasks.values())
+        if forgotten:
+            self._write({"kind": "retry"})
+        return forgotten
+
+    def _forget_failures(self) -> None:
+        for task in self.tasks.values():
+            task.trials = [(trial, model) for trial, model in task.trials if trial.seconds is not None]
+        left = {model for task in self.tasks.values() for _, model in task.trials}
+        self.elapsed_s = {model: seconds for model, seconds in self.elapsed_s.items() if model in left}
+
     def append(self, key: str, trial: Trial, *, model: str, elapsed_s: float) -> None:
         """Write one trial to disk. `elapsed_s` is the time that tuning `model` has taken so far."""
         self.tasks[key].trials.append((trial, model))
@@ -144,6 +165,9 @@ class Records:
         try:
             if line.get("kind") == "task":
                 self.tasks[line["task"]] = TaskRecords(line["name"], line["space"])
+                return
+            if line.get("kind") == "retry":
+                self._forget_failures()
                 return
             self.tasks[line["task"]].trials.append((Trial.from_json(line), line["model"]))
             self.elapsed_s[line["model"]] = max(self.elapsed_s.get(line["model"], 0.0), float(line["elapsed_s"]))

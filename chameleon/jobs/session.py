@@ -9,6 +9,7 @@ MetaSchedule builder and runner measure these. Every result is on disk before th
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import time
@@ -22,15 +23,20 @@ from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
+from chameleon.errors import ChameleonError
 from chameleon.jobs.allocate import Progress, next_task
 from chameleon.jobs.config import TuneConfig
 from chameleon.jobs.records import Records
 from chameleon.kernels.lower import Task
+from chameleon.measure.preflight import check_environment
 from chameleon.search import Trial, make_searcher
+from chameleon.workers.faults import EnvironmentFault, last_line
 from tuners.meta_schedule import args_info_of
-from tuners.outcomes import failed_trial, failure_reason, measured_trial
+from tuners.outcomes import environment_cause, failed_trial, failure_reason, measured_trial
 from tuners.proposals import Config, Proposals
 from tuners.trace_space import TraceSpace
+
+logger = logging.getLogger("chameleon")
 
 
 class TaskTuner:
@@ -67,6 +73,10 @@ class TaskTuner:
         done = self.shared or self._given_up or self._searcher.exhausted
         return Progress(operator_of(self.task.name), self.task.weight, self.task.flop, self.best_s, exhausted=done)
 
+    def give_up(self) -> None:
+        """Propose nothing any more."""
+        self._given_up = True
+
     @property
     def now_s(self) -> float | None:
         """Seconds of the best schedule so far, `None` before the first success."""
@@ -80,7 +90,8 @@ class TaskTuner:
     def propose(self, n: int) -> list[tuple[Config, Schedule]]:
         """Up to `n` configurations with their schedules; none when the space is exhausted or everything is refused."""
         found = self._proposals.next(n)
-        self._given_up = not found
+        if not found:
+            self.give_up()
         return found
 
     def tell(self, trials: Sequence[Trial]) -> None:
@@ -112,8 +123,20 @@ class Measurer:
         self._runner = runner
         self._together = together
 
+    def check(self) -> None:
+        """Build and time one tiny kernel, with the same builder and runner.
+
+        Raises:
+            EnvironmentFault: if that fails, so that no candidate could succeed.
+        """
+        check_environment(self._target, self._builder, self._runner)
+
     def __call__(self, candidates: Sequence[tuple[Config, Schedule]]) -> Iterator[Trial]:
-        """Build all candidates, then time them; a trial is yielded as soon as it is known, failures included."""
+        """Build all candidates, then time them; a trial is yielded as soon as it is known, failures included.
+
+        Raises:
+            EnvironmentFault: at a failure that no candidate is to blame for; there is no trial for it.
+        """
         start = time.perf_counter()
         built = self._builder.build([ms.builder.BuilderInput(s.mod, self._target) for _, s in candidates])
         build_s = (time.perf_counter() - start) / len(candidates)
@@ -123,6 +146,7 @@ class Measurer:
                 run_input = ms.runner.RunnerInput(result.artifact_path, self._target.kind.name, args_info_of(schedule))
                 ready.append((config, run_input))
             else:
+                _stop_at_fault(result.error_msg)
                 yield failed_trial(config, str(result.error_msg), {"build": round(build_s, 4)}, building=True)
         for i in range(0, len(ready), self._together):
             yield from self._run(ready[i : i + self._together], build_s)
@@ -135,7 +159,52 @@ class Measurer:
             timings = {"build": round(build_s, 4), "run": round((time.perf_counter() - start) / len(ready), 4)}
             # The builder leaves the artifact to whoever ran it. In MetaSchedule its own tuning loop removes it.
             shutil.rmtree(Path(run_input.artifact_path).parent, ignore_errors=True)
+            _stop_at_fault(result.error_msg)
             yield measured_trial(config, result.run_secs, result.error_msg, timings)
+
+
+def _stop_at_fault(error_msg: str | None) -> None:
+    if (cause := environment_cause(error_msg)) is not None:
+        raise EnvironmentFault(cause)
+
+
+class FailureRow:
+    """Notices that all candidates fail for the same reason, which then is hardly the candidates' own.
+
+    Args:
+        longest: so many equal failures in a row, without a success between them, are too many.
+    """
+
+    def __init__(self, longest: int) -> None:
+        self._longest = longest
+        self._row: list[tuple[TaskTuner, Trial]] = []
+
+    def note(self, tuner: TaskTuner, trial: Trial, others: Sequence[TaskTuner]) -> None:
+        """Take the next trial of one of the tasks.
+
+        Raises:
+            ChameleonError: if the row is too long and all tasks are affected. Where it is one task alone, and others
+                succeed, only this task is given up.
+        """
+        reason = failure_reason(trial.message) if trial.seconds is None else None
+        if self._row and (reason is None or reason != failure_reason(self._row[-1][1].message)):
+            self._row = []
+        if reason is None:
+            return
+        self._row.append((tuner, trial))
+        if len(self._row) < self._longest:
+            return
+        text = f"{len(self._row)} candidates in a row failed with {reason!r}: {last_line(trial.message)}"
+        alone = all(t is tuner for t, _ in self._row)
+        self._row = []
+        if alone and tuner.best is None and any(t.best for t in others):
+            logger.warning("%s is given up: %s", tuner.task.name, text)
+            tuner.give_up()
+            return
+        raise ChameleonError(
+            f"{text}; what every candidate fails at is seldom the candidates' fault. Once the cause is removed, "
+            "`--retry-failed` measures them again (`max_failures_in_row` in the configuration says how many are many)"
+        )
 
 
 @dataclass
@@ -177,15 +246,23 @@ class Session:
 
 
 def open_session(tasks: Sequence[Task], target: Target, records: Records, config: TuneConfig, model: str) -> Session:
-    """Make the spaces and searchers of all tasks, and tell the searchers what the records hold."""
+    """Make the spaces and searchers of all tasks, and tell the searchers what the records hold.
+
+    Failures on record that the environment was to blame for are left out; earlier versions recorded them.
+    """
     rngs = [np.random.default_rng(s) for s in np.random.SeedSequence(config.seed).spawn(len(tasks))]
     tuners = []
     for task, rng in zip(tasks, rngs, strict=True):
         traces = TraceSpace(task.mod, target, seed=config.seed)
-        history = records.add_task(task.key, task.name, traces.space)
+        history = [
+            trial
+            for trial in records.add_task(task.key, task.name, traces.space)
+            if trial.seconds is not None or environment_cause(trial.message) is None
+        ]
         shared = any(owner != model for _, owner in records.tasks[task.key].trials)
         tuners.append(TaskTuner(task, traces, config, rng, history, shared))
-    return Session(tuners, config, records.elapsed_s.get(model, 0.0))
+    elapsed_s = records.elapsed_s.get(model, 0.0) if any(tuner.best_s for tuner in tuners) else 0.0
+    return Session(tuners, config, elapsed_s)
 
 
 def tune(session: Session, measurer: Measurer, records: Records, model: str, watch: Callable[[Session], None]) -> int:
@@ -197,8 +274,14 @@ def tune(session: Session, measurer: Measurer, records: Records, model: str, wat
 
     Returns:
         How many trials were made now.
+
+    Raises:
+        EnvironmentFault: if no candidate could be built or run, before the first or later. What was measured is kept.
+        ChameleonError: if too many candidates in a row fail for the same reason.
     """
     made, before_s, start = 0, session.elapsed_s, time.monotonic()
+    row = FailureRow(session.config.max_failures_in_row)
+    measurer.check()
     while not session.used_up:
         session.current = next_task([t.progress for t in session.tasks], session.config.allocation)
         if session.current is None:
@@ -212,6 +295,7 @@ def tune(session: Session, measurer: Measurer, records: Records, model: str, wat
             tuner.tell([trial])
             made += 1
             watch(session)
+            row.note(tuner, trial, session.tasks)
     session.current = None
     return made
 
