@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (everything measure
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import logging
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from chameleon.jobs.bench import BenchResult
     from chameleon.jobs.run_folder import JobSpec, TuneReport
     from chameleon.jobs.zoo import ZooResult
+    from chameleon.measure.link import Toolchain
 
 app = typer.Typer(
     name="chameleon",
@@ -79,6 +81,13 @@ ConfigOpt = Annotated[
         "--config", help="A preset: quick, release, or a YAML file. Flags override it.", autocompletion=_preset_names
     ),
 ]
+CompilerOpt = Annotated[
+    str | None,
+    typer.Option("--cc", help="C++ compiler that links for the target, such as aarch64-linux-gnu-g++."),
+]
+SysrootOpt = Annotated[
+    Path | None, typer.Option("--sysroot", help="Folder with the target's headers and libraries, for --cc.")
+]
 JsonOpt = Annotated[Path | None, typer.Option("--json", help="Write the result to this file as JSON.")]
 
 
@@ -118,6 +127,11 @@ def tune_command(
         str | None, typer.Option(help="The key under which the devices registered at the tracker.")
     ] = None,
     rewrite: RewriteOpt = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Forget the failed trials of earlier runs; they may be tried again.")
+    ] = False,
+    compiler: CompilerOpt = None,
+    sysroot: SysrootOpt = None,
     json_out: JsonOpt = None,
 ) -> None:
     """Tune a network's tasks; run the same command again to go on where it ended."""
@@ -131,6 +145,7 @@ def tune_command(
     check_writable(json_out)
     with Watcher(console) as watch:
         spec = _spec(model, target, out, input_shape, tracker, device_key, rewrite)
+        spec = dataclasses.replace(spec, retry_failed=retry_failed, toolchain=_toolchain(compiler, sysroot))
         report, folder = tune_model(spec, resolved, watch, _say)
     _print_report(report, folder)
     _write_json(json_out, report.to_json())
@@ -139,7 +154,10 @@ def tune_command(
 @app.command("compile")
 def compile_command(
     model: ModelArg,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The library to write, such as network.so.")],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", help="The library to write, such as network.so; .tar: its objects, unlinked."),
+    ],
     target: TargetOpt = None,
     out: OutOpt = None,
     input_shape: ShapeOpt = None,
@@ -147,15 +165,17 @@ def compile_command(
     memory_aware: Annotated[
         bool, typer.Option("--memory-aware", help="Order the network for the least memory; all tensors in one arena.")
     ] = False,
+    compiler: CompilerOpt = None,
+    sysroot: SysrootOpt = None,
 ) -> None:
     """Build a network with the best schedules that were found; plain TVM runs the result."""
     with _say.stage("importing TVM"):
         from chameleon.jobs.compile import compile_tuned
 
     check_writable(output)
-    compiled = compile_tuned(
-        _spec(model, target, out, input_shape, rewrite=rewrite), output, _say, memory_aware=memory_aware
-    )
+    spec = _spec(model, target, out, input_shape, rewrite=rewrite)
+    spec = dataclasses.replace(spec, toolchain=_toolchain(compiler, sysroot))
+    compiled = compile_tuned(spec, output, _say, memory_aware=memory_aware)
     console.print(f"wrote {output}", soft_wrap=True)
     if compiled.untuned:
         console.print(
@@ -397,6 +417,12 @@ def _spec(
     return JobSpec(
         model, target, out, parse_shape(input_shape) if input_shape else None, tracker, device_key, rewrite=rewrite
     )
+
+
+def _toolchain(compiler: str | None, sysroot: Path | None) -> Toolchain:
+    from chameleon.measure.link import Toolchain
+
+    return Toolchain(compiler, sysroot)
 
 
 def _write_json(path: Path | None, content: dict[str, Any]) -> None:

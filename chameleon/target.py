@@ -11,7 +11,18 @@ from tvm.target import Target
 from chameleon.cores import allowed_cores, usable_cores
 from chameleon.errors import UsageError, unknown
 
-__all__ = ["TVM_WITHOUT", "detect_target", "parse_target", "set_threads", "usable_cores"]
+__all__ = [
+    "TVM_WITHOUT",
+    "check_runs_here",
+    "detect_target",
+    "parse_target",
+    "runs_here",
+    "set_threads",
+    "usable_cores",
+]
+
+KINDS = ("llvm", "cuda", "rocm", "nvptx", "opencl", "vulkan", "metal")
+"""Target kinds whose kernels this package can build and time, here or on a device at a tracker."""
 
 TVM_WITHOUT = ("torch",)
 """Packages that `import tvm` loads if they are installed, and that TVM does not need.
@@ -26,29 +37,52 @@ def detect_target() -> Target:
     return Target({"kind": "llvm", "mcpu": cpu, "num-cores": usable_cores()})
 
 
-def parse_target(text: str) -> Target:
+def parse_target(text: str, *, remote: bool = False) -> Target:
     """Make a target from what people write.
 
     Args:
         text: `native`, a kind (`llvm`, `cuda`), a tag (`nvidia/nvidia-a100`), a JSON object
             (`{"kind": "llvm", "mcpu": "znver4"}`) or the older form `llvm -mcpu=znver4 -num-cores=2`. Tuning needs
             `num-cores`: a CPU target without it gets the number of this machine. Plain `llvm` means this machine.
+        remote: whether the target is a device elsewhere, whose number of cores is not this machine's.
 
     Raises:
-        UsageError: if the text names no target; the message has the nearest known names.
+        UsageError: if the text names no target, a processor that LLVM does not know, or a kind that cannot be built
+            or timed; the message has the nearest known names. Also if a remote device's number of cores is missing.
     """
     text = text.strip()
     if text in ("native", "local", "llvm"):
         return detect_target()
     if text.startswith("{"):
-        return _from_options(_json_object(text))
+        return _from_options(_json_object(text), remote)
     kind, *options = text.split() or [""]
     known = [*map(str, Target.list_kinds()), *map(str, tvm.target.list_tags() or ())]
     if kind not in known:
         raise unknown("target", kind, [*known, "native"])
     if options:
-        return _from_options({"kind": kind, **_old_options(options, text)})
-    return _with_cores(Target(kind))
+        return _from_options({"kind": kind, **_old_options(options, text)}, remote)
+    return _with_cores(Target(kind), remote)
+
+
+def runs_here(target: Target) -> bool:
+    """Whether this machine's processor can run code for the target: the same architecture and operating system."""
+    host = target if target.kind.name == "llvm" else target.host
+    triple = str(host.attrs.get("mtriple", "")) if host is not None else ""
+    return not triple or _machine_of(triple) == _machine_of(str(tvm.target.codegen.llvm_get_system_triple()))
+
+
+def check_runs_here(target: Target) -> None:
+    """Refuse to measure code for another architecture on this machine.
+
+    Raises:
+        UsageError: if the target is of another architecture.
+    """
+    if not runs_here(target):
+        here = tvm.target.codegen.llvm_get_system_triple()
+        raise UsageError(
+            f"code for {target.attrs.get('mtriple', target)} does not run on this machine ({here}); measure on such a "
+            "device with --tracker host:port --device-key KEY, or leave --target out to tune for this machine"
+        )
 
 
 def set_threads(n_threads: int) -> int:
@@ -97,18 +131,75 @@ def _old_options(options: list[str], text: str) -> dict[str, Any]:
     return parsed
 
 
-def _from_options(options: dict[str, Any]) -> Target:
+def _from_options(options: dict[str, Any], remote: bool) -> Target:
     kind = options.get("kind")
     if kind is not None and kind not in Target.list_kinds():
         raise unknown("target kind", str(kind), map(str, Target.list_kinds()))
+    for processor in (options, options.get("host")):
+        if isinstance(processor, dict) and processor.get("kind") == "llvm":
+            _check_processor(str(processor.get("mcpu", "")), str(processor.get("mtriple", "")))
     try:
-        return _with_cores(Target(options))
+        return _with_cores(Target(options), remote)
     except (ValueError, TypeError, RuntimeError) as error:
         raise UsageError(f"TVM refuses the target {json.dumps(options)}: {error}") from error
 
 
-def _with_cores(target: Target) -> Target:
+def _with_cores(target: Target, remote: bool) -> Target:
     """The target with `num-cores`, which MetaSchedule needs on CPUs."""
+    _check_kind(target)
+    if int(target.attrs.get("num-cores", 1)) < 1:
+        raise UsageError(f"num-cores of a target must be at least 1, got {target.attrs['num-cores']}")
     if "cpu" not in target.keys or "num-cores" in target.attrs:
         return target
+    if remote:
+        raise UsageError(
+            "the device at the tracker has its own number of cores, which only you know: give it in the target, for "
+            f"instance --target '{json.dumps({**_plain(target), 'num-cores': 4})}'"
+        )
     return Target({**target.export(), "num-cores": usable_cores()})
+
+
+def _plain(target: Target) -> dict[str, str]:
+    """The options of a target that people write."""
+    written = {name: target.attrs[name] for name in ("mtriple", "mcpu") if name in target.attrs}
+    return {"kind": target.kind.name, **{name: str(value) for name, value in written.items()}}
+
+
+def _check_kind(target: Target) -> None:
+    kind = target.kind.name
+    if kind not in KINDS:
+        raise UsageError(
+            f"there is no way to build and time kernels of the target kind {kind!r} here; use llvm for processors, "
+            f"or one of {', '.join(KINDS[1:])}"
+        )
+    if tvm.get_global_func(f"target.build.{kind}", allow_missing=True) is None:
+        raise UsageError(
+            f"this TVM was built without {kind}; install a build that has it, or use another --target, such as llvm"
+        )
+
+
+def _check_processor(cpu: str, triple: str) -> None:
+    """Refuse what LLVM does not know: it would take the plainest processor instead, with a line on stderr."""
+    codegen = tvm.target.codegen
+    triple = triple or str(codegen.llvm_get_system_triple())
+    architecture = triple.partition("-")[0]
+    if not codegen.llvm_is_valid_cpu("generic", triple):  # each architecture that LLVM knows has it
+        raise unknown("architecture", architecture, [*map(str, codegen.llvm_get_targets()), *_SYNONYMS])
+    if not cpu or codegen.llvm_is_valid_cpu(cpu, triple):
+        return
+    if cpu in ("host", "native"):
+        here = codegen.llvm_get_system_cpu()
+        raise UsageError(f"unknown processor {cpu!r}; this machine's is {here} (-mcpu={here}, or --target native)")
+    names = codegen.llvm_get_cpu_archlist(Target({"kind": "llvm", "mtriple": triple}))
+    raise unknown(f"processor of {architecture}", cpu, map(str, names))
+
+
+_SYNONYMS = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
+_SYSTEMS = ("linux", "darwin", "macos", "ios", "windows", "win32", "freebsd", "android", "wasi", "none")
+
+
+def _machine_of(triple: str) -> tuple[str, str]:
+    """Architecture and operating system in a triple such as `aarch64-linux-gnu`; Linux where it names none."""
+    arch, _, rest = triple.lower().partition("-")
+    system = next((name for name in _SYSTEMS if name in rest), "linux")
+    return _SYNONYMS.get(arch, arch), {"macos": "darwin", "win32": "windows"}.get(system, system)

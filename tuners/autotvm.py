@@ -106,6 +106,7 @@ class SearcherTuner(Tuner):
         self._outages = Outages()
         self._batch = 1
         self._replaceable = self._device_gone = False
+        self._fault: str | None = None  # what is wrong with the environment
 
     def reset(self) -> None:
         """Forgets everything that was measured or loaded, and starts again from the seed."""
@@ -115,6 +116,8 @@ class SearcherTuner(Tuner):
 
     def has_next(self) -> bool:
         """Whether there is anything left to measure."""
+        if self._fault is not None:
+            return False
         if self._replaceable and self._outages.suspected:
             self._device_gone = True  # `tune` will get another device
             return False
@@ -146,11 +149,20 @@ class SearcherTuner(Tuner):
         """Takes what AutoTVM measured."""
         for inp, result in zip(inputs, results, strict=True):
             outcome = outcome_of(self._knobs.digits(int(inp.config.index)).tolist(), result)
-            self.trials.append(outcome.trial)
             self._running.pop(outcome.trial.config, None)
+            if outcome.fault is not None:
+                self._note_fault(outcome.fault)
+                continue
+            self.trials.append(outcome.trial)
             if outcome.trial.status is not Status.OK:
                 self._count(outcome.error, outcome.trial.message)
             self._settle(*self._outages.settle(outcome))
+
+    def _note_fault(self, cause: str) -> None:
+        """A failure that no configuration is to blame for is no trial, and ends the tuning."""
+        if self._fault is None:
+            logger.error("%s: tuning stops, because no configuration can succeed: %s", self.task.name, cause)
+        self._fault = cause
 
     def tune(
         self,
@@ -167,6 +179,7 @@ class SearcherTuner(Tuner):
         this starts another server.
         """
         first, shift = len(self.trials), 0
+        self._fault = None
         self._replaceable = any(c.__name__ == "LocalRunner" for c in type(measure_option["runner"]).__mro__)
         try:
             while True:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from chameleon.search import Status, Trial
-from tuners.outcomes import FAILED_S, MESSAGE_LENGTH
+from tuners.outcomes import FAILED_S, MESSAGE_LENGTH, environment_cause
 
 ERRORS = (
     "no_error",
@@ -52,6 +52,11 @@ class Outcome:
     def built(self) -> bool:
         """Whether the build succeeded, so that the rest was up to the device."""
         return self.error not in _BUILDING
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with the environment; None if the configuration may be to blame."""
+        return environment_cause(self.trial.message) if self.trial.seconds is None else None
 
 
 def outcome_of(config: Sequence[int], result: Any) -> Outcome:

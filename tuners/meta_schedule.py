@@ -23,7 +23,7 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate, PySearchStrategy
 
 from chameleon.search import EarlyStopping, KnobSpace, Status, Trial, make_searcher, option
-from tuners.outcomes import FAILED_S, measured_trial
+from tuners.outcomes import FAILED_S, environment_cause, measured_trial
 from tuners.proposals import Config, Proposals
 from tuners.trace_space import TraceSpace
 
@@ -56,6 +56,9 @@ class ChameleonStrategy(PySearchStrategy):
     in the order in which the clones are made. The clones count their failures in the strategy that they were cloned
     from.
 
+    A failure that the environment is to blame for (no compiler, a full disk, no device) is no trial: the searcher does
+    not learn from it. The log says what is wrong, and no task gets further candidates.
+
     Args:
         searcher: a name from `chameleon.search.SEARCHERS`.
         seed: of all randomness of the search; the same seed and the same measured times give the same search.
@@ -65,6 +68,7 @@ class ChameleonStrategy(PySearchStrategy):
 
     Attributes:
         failures: how many configurations failed, by reason, over all clones; refusals start with `invalid: `.
+        faults: what was found to be wrong with the environment, over all clones.
 
     Raises:
         UnknownSearcherError: on a searcher or an option that does not exist.
@@ -98,6 +102,7 @@ class ChameleonStrategy(PySearchStrategy):
         self._max_refusals, self._early_stopping = max_refusals, early_stopping
         self._seeds = np.random.SeedSequence(seed)
         self.failures: Counter[str] = Counter()
+        self.faults: list[str] = []
         self._mod: IRModule | None = None
         self._task_name = ""
         self._postprocs: tuple[ms.Postproc, ...] = ()
@@ -107,7 +112,7 @@ class ChameleonStrategy(PySearchStrategy):
         """A strategy for another task, with a random generator of its own and the same `failures`."""
         copy = ChameleonStrategy(**self._arguments)
         copy._seeds = self._seeds.spawn(1)[0]
-        copy.failures = self.failures
+        copy.failures, copy.faults = self.failures, self.faults
         return copy
 
     def _initialize_with_tune_context(self, context: ms.TuneContext) -> None:
@@ -161,7 +166,7 @@ class ChameleonStrategy(PySearchStrategy):
         """The next schedules to measure; None when the budget or space is used up, or at an early stop."""
         run = self._running()
         n = min(run.batch, run.max_trials - run.issued)
-        if n <= 0 or run.stopped:
+        if n <= 0 or run.stopped or self.faults:
             return None
         found = run.proposals.next(n)
         self._count_refusals(run)
@@ -185,7 +190,9 @@ class ChameleonStrategy(PySearchStrategy):
             raise ValueError(
                 f"expected {len(run.pending)} results, one for each candidate of the batch, got {len(results)}"
             )
-        trials = [measured_trial(c, r.run_secs, r.error_msg) for c, r in zip(run.pending, results, strict=True)]
+        pairs = [(c, r) for c, r in zip(run.pending, results, strict=True) if not self._is_fault(r.error_msg)]
+        trials = [measured_trial(c, r.run_secs, r.error_msg) for c, r in pairs]
+        run.issued -= len(results) - len(trials)
         run.pending = []
         run.proposals.tell(trials)
         failed = Counter(t.status.value for t in trials if t.status is not Status.OK)
@@ -193,6 +200,14 @@ class ChameleonStrategy(PySearchStrategy):
         self.failures.update(failed)
         run.best_s = min([run.best_s, *(t.seconds for t in trials if t.seconds is not None)])
         run.stopped = run.stopping is not None and run.stopping.update(trials)
+
+    def _is_fault(self, error_msg: str | None) -> bool:
+        """Whether the environment is to blame for a result; the log then says what is wrong, once."""
+        cause = environment_cause(error_msg)
+        if cause is not None and cause not in self.faults:
+            logger.error("%s: tuning stops, because no candidate can succeed: %s", self._task_name, cause)
+            self.faults.append(cause)
+        return cause is not None
 
     def _running(self) -> _Run:
         if self._run is None:
@@ -230,6 +245,8 @@ def _history(database: ms.Database, mod: IRModule, target: str, traces: TraceSpa
         known = best.get(trial.config)
         if known is None or (trial.seconds or FAILED_S) < (known.seconds or FAILED_S):
             best[trial.config] = trial
+    if not any(trial.seconds for trial in best.values()):
+        return []  # a database keeps no reasons; where nothing ever worked, the candidates are not to blame
     if foreign:
         logger.info("%d records of this workload come from other design spaces and are left out", foreign)
     return list(best.values())

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from chameleon.search import Status, Trial
+from chameleon.workers.faults import ENVIRONMENT, cause_in
 
 FAILED_S = 1e9
 """Run times from this on, in seconds, mean a failure.
@@ -22,14 +23,28 @@ REASONS = ("timeout", "out-of-memory", "crash", "build_error", "run_error")
 _STOCK_TIMEOUT = re.compile(r"\btimeout, killed after|session has expired|TimeoutError", re.IGNORECASE)
 
 
+def environment_cause(error_msg: str | None) -> str | None:
+    """What is wrong with the environment, from the message of a builder or runner; None if the candidate failed.
+
+    Such a failure says nothing about the candidate: it is no trial (see `chameleon.workers.faults`).
+    """
+    if error_msg is None:
+        return None
+    word, _, rest = error_msg.strip().partition(":")
+    return rest.strip() if word == ENVIRONMENT else cause_in(error_msg)
+
+
 def failure_reason(error_msg: str | None) -> str:
     """Why a candidate failed, from the message of its builder or runner.
 
-    The result is `timeout`, `out-of-memory`, `crash`, `build_error` or `run_error`; it is `ok` where there is no
-    message. The messages of TVM's own builder and runners are understood as well.
+    The result is `timeout`, `out-of-memory`, `crash`, `build_error` or `run_error`; it is `environment` where no
+    candidate would have succeeded, and `ok` where there is no message. The messages of TVM's own builder and runners
+    are understood as well.
     """
     if error_msg is None:
         return "ok"
+    if environment_cause(error_msg) is not None:
+        return ENVIRONMENT
     text = re.sub(r"^\w+: An exception occurred\s*", "", error_msg.strip())
     word = text.partition(":")[0]
     if word in REASONS:

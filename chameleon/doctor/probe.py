@@ -19,6 +19,7 @@ def main() -> None:
     _announce("import tvm")
     import tvm
 
+    from chameleon.measure.tiny import tiny_kernel
     from chameleon.target import detect_target, usable_cores
 
     _report(Check("import tvm", True, str(tvm.__version__)))
@@ -28,11 +29,10 @@ def main() -> None:
     note = f"; TVM itself would use {threads} of {cores} threads" if threads != cores else ""
     _report(Check("target of this machine", True, f"{target}{note}"))
     _announce("tuning database")
-    mod = _doubling()
-    _use_database(mod, target)
+    _use_database(tiny_kernel(target), target)
     _report(Check("tuning database", True, "written and read"))
     _announce("tiny build and run")
-    _report(_build_and_run(mod, target))
+    _report(_build_and_run(target))
 
 
 def _announce(step: str) -> None:
@@ -41,15 +41,6 @@ def _announce(step: str) -> None:
 
 def _report(check: Check) -> None:
     print(f"check\t{json.dumps(asdict(check))}", flush=True)
-
-
-def _doubling() -> Any:
-    import tvm
-    from tvm import te
-
-    a: Any = te.placeholder((1024,), name="a")
-    b: Any = te.compute((1024,), lambda i: a[i] * 2.0, name="b")
-    return tvm.IRModule({"main": te.create_prim_func([a, b])})
 
 
 def _use_database(mod: Any, target: Any) -> None:
@@ -67,18 +58,15 @@ def _use_database(mod: Any, target: Any) -> None:
             raise RuntimeError("a record that was written to a tuning database is not read back")
 
 
-def _build_and_run(mod: Any, target: Any) -> Check:
-    from tvm.s_tir import meta_schedule as ms
-
+def _build_and_run(target: Any) -> Check:
     from chameleon.measure import WarmBuilder, WarmRunner
+    from chameleon.measure.preflight import check_environment
+    from chameleon.workers.faults import EnvironmentFault
 
     name = "tiny build and run"
     with WarmBuilder(n_workers=1) as builder, WarmRunner() as runner:
-        built = builder.build([ms.builder.BuilderInput(mod, target)])[0]
-        if built.error_msg is not None:
-            return Check(name, False, str(built.error_msg)[:300], "is a C++ compiler installed?")
-        args_info = ms.arg_info.ArgInfo.from_entry_func(mod, remove_preproc=True)
-        result: Any = runner.run([ms.runner.RunnerInput(str(built.artifact_path), "cpu", args_info)])[0].result()
-        if result.error_msg is not None:
-            return Check(name, False, str(result.error_msg)[:300], "the target may not be this machine's CPU")
-        return Check(name, True, f"{float(result.run_secs[0]) * 1e6:.1f} us, each in a process of its own")
+        try:
+            seconds = check_environment(target, builder, runner)
+        except EnvironmentFault as fault:
+            return Check(name, False, str(fault)[:500], "see what it says; the checks above may say more")
+        return Check(name, True, f"{seconds * 1e6:.1f} us, each in a process of its own")

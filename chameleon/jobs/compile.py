@@ -15,13 +15,16 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 from tvm.tirx import PrimFunc
 
-from chameleon.jobs.run_folder import JobSpec, export, open_job, recorded_database
+from chameleon.errors import UsageError
+from chameleon.jobs.run_folder import JobSpec, export, open_job, recorded_database, target_of
 from chameleon.jobs.stages import Say, stage
 from chameleon.kernels.defaults import schedule_defaults
 from chameleon.kernels.loops import is_scheduled
 from chameleon.kernels.lower import build
+from chameleon.measure.link import OBJECTS, Toolchain, find_compiler
 from chameleon.memory.plan import MemoryPlan, Solve, plan_memory
 from chameleon.serenity.order.schedule import schedule
+from chameleon.target import runs_here
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,22 @@ class Compiled:
     untuned: tuple[str, ...]
     memory: MemoryPlan | None = None
 
-    def export(self, path: str | Path) -> None:
+    def export(self, path: str | Path, toolchain: Toolchain | None = None) -> None:
         """Write one shared library with the weights inside.
 
-        `tvm.runtime.load_module` and `relax.VirtualMachine` run it.
+        `tvm.runtime.load_module` and `relax.VirtualMachine` run it. With the extension `.tar` the objects are written
+        instead, which need no compiler here; TVM links them where it loads the file.
+
+        Args:
+            toolchain: links it for another machine; None: this machine's compiler does.
+
+        Raises:
+            EnvironmentFault: if there is no compiler.
         """
-        self.executable.export_library(str(path))
+        if Path(path).suffix == OBJECTS:
+            self.executable.export_library(str(path))
+        else:
+            self.executable.export_library(str(path), fcompile=(toolchain or Toolchain()).linker())
 
 
 def compile_model(
@@ -85,9 +98,30 @@ def compile_tuned(spec: JobSpec, output: Path, say: Say, *, memory_aware: bool =
     Raises:
         ChameleonError: if there are no records, or they belong to another model or target.
     """
+    _check_output(spec, output)
     job = open_job(spec, say)
     database = recorded_database(job, spec)
     with stage(say, "compiling with the best schedules"):
         compiled = compile_model(job.lowered, job.target, database, schedule if memory_aware else None)
-        export(compiled, output)
+        export(compiled, output, spec.toolchain)
     return compiled
+
+
+def _check_output(spec: JobSpec, output: Path) -> None:
+    """Check that the library can be linked, before the model is loaded.
+
+    Raises:
+        UsageError: if it is for another architecture and no compiler for that was given.
+        EnvironmentFault: if it is for this machine, which has no compiler.
+    """
+    spec.toolchain.check()
+    if output.suffix == OBJECTS or spec.toolchain.compiler is not None:
+        return
+    target = target_of(spec)
+    if not runs_here(target):
+        raise UsageError(
+            f"linking {output.name} for {target.attrs.get('mtriple', target)} needs a compiler for that machine: "
+            f"--cc aarch64-linux-gnu-g++, for instance; or write its objects, -o {output.stem}.tar, which TVM links "
+            "where it loads them"
+        )
+    find_compiler()

@@ -57,6 +57,7 @@ class TuneConfig:
     batch: int = 16  # candidates built together
     first_batch: int = 8  # candidates of a task's first batch
     max_refusals: int = 2000  # a task is given up after TVM refused so many candidates in a row
+    max_failures_in_row: int = 32  # the run ends after so many equal failures in a row without a success between them
     allocation: AllocationConfig = field(default_factory=AllocationConfig)
     confirm: ConfirmConfig = field(default_factory=ConfirmConfig)
     options: dict[str, Any] = field(default_factory=dict)  # options of the searcher
@@ -127,7 +128,7 @@ def tune_config(preset: Mapping[str, Any], flags: Mapping[str, Any]) -> TuneConf
         if name in given:
             given[name] = build(kind, given[name], name)
     config = build(TuneConfig, given, "configuration")
-    for name in ("trials", "batch", "first_batch", "max_refusals"):
+    for name in ("trials", "batch", "first_batch", "max_refusals", "max_failures_in_row"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, got {value}")

@@ -68,6 +68,12 @@ class TaskRecords:
         self.events.append(trial)
         self.owners[trial.config] = model
 
+    def forget_failures(self) -> list[str]:
+        """Drop the failed trials; returns the model of each."""
+        failed = [trial.config for trial in self.trials if trial.seconds is None]
+        self.events = [e for e in self.events if not isinstance(e, Trial) or e.seconds is not None]
+        return [self.owners.pop(config) for config in failed]
+
 
 class Records:
     """An append-only file of trials with a single writer and any number of readers.
@@ -121,6 +127,26 @@ class Records:
                 f"{space.fingerprint()}), perhaps by another version of TVM; give another --out"
             )
         return known
+
+    def forget_failures(self) -> int:
+        """Forget all failed trials on record, so that they may be measured again; the file keeps their lines.
+
+        A model of which no trial is left also gets its tuning time back.
+
+        Returns:
+            How many trials were forgotten.
+        """
+        forgotten = self._forget_failures()
+        if forgotten:
+            self._write({"kind": "retry"})
+        return forgotten
+
+    def _forget_failures(self) -> int:
+        forgotten = [model for task in self.tasks.values() for model in task.forget_failures()]
+        left = {model for task in self.tasks.values() for model in task.owners.values()}
+        self.elapsed_s = {model: seconds for model, seconds in self.elapsed_s.items() if model in left}
+        self.finished -= set(forgotten)
+        return len(forgotten)
 
     def append(self, key: str, trial: Trial, *, model: str, elapsed_s: float) -> None:
         """Write one trial to disk. `elapsed_s` is the time that tuning `model` has taken so far."""
@@ -209,6 +235,8 @@ class Records:
             elif kind == "finished":
                 self.finished.add(line["model"])
                 self._spent(line["model"], float(line["elapsed_s"]))
+            elif kind == "retry":
+                self._forget_failures()
             else:
                 self._load_event(line)
         except (KeyError, TypeError, ValueError) as error:

@@ -9,7 +9,7 @@ runs/resnet18-llvm-znver4/
     rewrite.json    what was rewritten before tuning, if anything (`--rewrite`)
     trials.jsonl    every measurement (docs/records.md)
     database/       the best schedules as a MetaSchedule JSON database
-    network.so      the compiled network with the best schedules
+    network.so      the compiled network with the best schedules (network.tar: its objects, for another machine)
     report.json     the result of the run, as `--json` writes it
 
 This module opens such a folder, checks which model and target it belongs to, and reads and writes these files.
@@ -39,10 +39,11 @@ from chameleon.jobs.session import Session, database_of, open_session
 from chameleon.jobs.stages import Say, stage
 from chameleon.kernels.lower import extract_tasks, lower
 from chameleon.manifest import write_manifest
+from chameleon.measure.link import Toolchain
 from chameleon.memory.lower import Rewrites, lower_again, lower_rewritten
 from chameleon.models.load import Model, load_model
 from chameleon.serenity.order.schedule import schedule
-from chameleon.target import detect_target, parse_target
+from chameleon.target import detect_target, parse_target, runs_here
 
 Watch = Callable[[Session], None]
 
@@ -59,6 +60,8 @@ class JobSpec:
     device_key: str | None = None
     records: Path | None = None  # a file that several models may share; None: trials.jsonl in `out`
     rewrite: bool = False  # rewrite the network first where that lowers the peak of its memory
+    retry_failed: bool = False  # forget failed trials on record, so that they may be measured again
+    toolchain: Toolchain = field(default_factory=Toolchain)  # links the network's library for another machine
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class Opened:
 
 def open_job(spec: JobSpec, say: Say) -> Opened:
     """Load the model, lower it for the target and extract its tasks."""
-    target = parse_target(spec.target) if spec.target else detect_target()
+    target = target_of(spec)
     name = (
         f"{Path(spec.model).stem}-{target.kind.name}-{target.attrs.get('mcpu', '')}"
         f"{'-rewritten' if spec.rewrite else ''}"
@@ -130,6 +133,30 @@ def open_job(spec: JobSpec, say: Say) -> Opened:
     _check_folder(out, model, target)
     lowered = _lowered(model, target, out, spec, say)
     return Opened(model, target, lowered, extract_tasks(lowered, target), out)
+
+
+def target_of(spec: JobSpec, say: Say | None = None) -> Target:
+    """The target that a job names; without a name this machine.
+
+    Args:
+        say: is told what is assumed of the devices at a tracker.
+
+    Raises:
+        UsageError: if there is no such target.
+    """
+    target = parse_target(spec.target, remote=spec.tracker is not None) if spec.target else detect_target()
+    if say and spec.tracker is not None and spec.target in (None, "native", "local", "llvm"):
+        cpu, n_cores = target.attrs.get("mcpu", "its processor"), target.attrs.get("num-cores")
+        say(
+            f"assuming that the devices at {spec.tracker} are like this machine ({cpu}, {n_cores} cores); "
+            "if not, give their --target with mtriple, mcpu and num-cores"
+        )
+    return target
+
+
+def artifact_name(target: Target, toolchain: Toolchain) -> str:
+    """The file of a run's compiled network: a library, or the objects of one that only another machine can link."""
+    return "network.so" if runs_here(target) or toolchain.compiler else "network.tar"
 
 
 def _lowered(model: Model, target: Target, out: Path, spec: JobSpec, say: Say) -> Any:
@@ -222,11 +249,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def export(compiled: Any, path: Path) -> None:
-    """Write the library under another name, then rename it: so a killed process leaves no half-written file."""
+def export(compiled: Any, path: Path, toolchain: Toolchain | None = None) -> None:
+    """Write the library under another name, then rename it: so a killed process leaves no half-written file.
+
+    Args:
+        toolchain: links it for another machine; None: this machine's compiler does.
+    """
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        compiled.export(part)
+        compiled.export(part, toolchain)
         part.replace(path)
     except OSError as error:
         raise ChameleonError(f"cannot write {path}: {error.strerror}") from error

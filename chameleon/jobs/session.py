@@ -10,6 +10,7 @@ MetaSchedule builder and runner measure these. Every result is on disk before th
 from __future__ import annotations
 
 import heapq
+import logging
 import math
 import re
 import shutil
@@ -26,19 +27,24 @@ from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
+from chameleon.errors import ChameleonError
 from chameleon.jobs.allocate import Progress, next_task
 from chameleon.jobs.config import TuneConfig
 from chameleon.jobs.records import Confirmation, Records, TaskRecords
 from chameleon.kernels.lower import Task
 from chameleon.measure import WarmRunner
+from chameleon.measure.preflight import check_environment
 from chameleon.search import Trial, make_searcher
+from chameleon.workers.faults import EnvironmentFault, last_line
 from tuners.meta_schedule import args_info_of
-from tuners.outcomes import failed_trial, failure_reason, measured_trial
+from tuners.outcomes import environment_cause, failed_trial, failure_reason, measured_trial
 from tuners.proposals import Config, Proposals
 from tuners.trace_space import TraceSpace
 
 FIRST_TRIAL_S = 1.0
 """Seconds that a trial takes, for want of knowledge before the first one."""
+
+logger = logging.getLogger("chameleon")
 
 
 class TaskTuner:
@@ -87,6 +93,10 @@ class TaskTuner:
         done = self.shared or self._given_up or self._searcher.exhausted
         return Progress(operator_of(self.task.name), self.task.weight, self.task.flop, self.best_s, exhausted=done)
 
+    def give_up(self) -> None:
+        """Propose nothing any more."""
+        self._given_up = True
+
     @property
     def refusals(self) -> Counter[str]:
         """What TVM refused before anything was built, by reason."""
@@ -95,7 +105,8 @@ class TaskTuner:
     def propose(self, n: int) -> list[tuple[Config, Schedule]]:
         """Up to `n` configurations with their schedules; none when the space is exhausted or everything is refused."""
         found = self._proposals.next(n)
-        self._given_up = not found
+        if not found:
+            self.give_up()
         return found
 
     def tell(self, trials: Sequence[Trial]) -> None:
@@ -175,6 +186,14 @@ class Measurer:
         self._runner = runner
         self._together = together
 
+    def check(self) -> None:
+        """Build and time one tiny kernel, with the same builder and runner.
+
+        Raises:
+            EnvironmentFault: if that fails, so that no candidate could succeed.
+        """
+        check_environment(self._target, self._builder, self._runner)
+
     def __call__(
         self, candidates: Sequence[tuple[Config, Schedule]], *, task: str, in_time: Callable[[], bool]
     ) -> Iterator[Trial]:
@@ -198,12 +217,17 @@ class Measurer:
             yield from self._run(ready[i : i + self._together], task)
 
     def build(self, candidates: Sequence[tuple[Config, Schedule]]) -> list[Built]:
-        """Build all candidates. Whoever asked for it runs and discards them."""
+        """Build all candidates. Whoever asked for it runs and discards them.
+
+        Raises:
+            EnvironmentFault: at a failure that no candidate is to blame for; there is no trial for it.
+        """
         start = time.perf_counter()
         results = self._builder.build([ms.builder.BuilderInput(s.mod, self._target) for _, s in candidates])
         build_s = (time.perf_counter() - start) / len(candidates)
         built = []
         for (config, schedule), result in zip(candidates, results, strict=True):
+            _stop_at_fault(result.error_msg)
             run_input, error = None, "" if result.error_msg is None else str(result.error_msg)
             if not error:
                 run_input = ms.runner.RunnerInput(result.artifact_path, self._target.kind.name, args_info_of(schedule))
@@ -226,9 +250,54 @@ class Measurer:
         futures = self._runner.run([candidate.run_input for candidate in ready])
         for candidate, future in zip(ready, futures, strict=True):
             result = future.result()
+            _stop_at_fault(result.error_msg)
             run_s = (time.perf_counter() - start) / len(ready)
             timings = {"build": round(candidate.build_s, 4), "run": round(run_s, 4)}
             yield measured_trial(candidate.config, result.run_secs, result.error_msg, timings)
+
+
+def _stop_at_fault(error_msg: str | None) -> None:
+    if (cause := environment_cause(error_msg)) is not None:
+        raise EnvironmentFault(cause)
+
+
+class FailureRow:
+    """Notices that all candidates fail for the same reason, which then is hardly the candidates' own.
+
+    Args:
+        longest: so many equal failures in a row, without a success between them, are too many.
+    """
+
+    def __init__(self, longest: int) -> None:
+        self._longest = longest
+        self._row: list[tuple[TaskTuner, Trial]] = []
+
+    def note(self, tuner: TaskTuner, trial: Trial, others: Sequence[TaskTuner]) -> None:
+        """Take the next trial of one of the tasks.
+
+        Raises:
+            ChameleonError: if the row is too long and all tasks are affected. Where it is one task alone, and others
+                succeed, only this task is given up.
+        """
+        reason = failure_reason(trial.message) if trial.seconds is None else None
+        if self._row and (reason is None or reason != failure_reason(self._row[-1][1].message)):
+            self._row = []
+        if reason is None:
+            return
+        self._row.append((tuner, trial))
+        if len(self._row) < self._longest:
+            return
+        text = f"{len(self._row)} candidates in a row failed with {reason!r}: {last_line(trial.message)}"
+        alone = all(t is tuner for t, _ in self._row)
+        self._row = []
+        if alone and tuner.best is None and any(t.best for t in others):
+            logger.warning("%s is given up: %s", tuner.task.name, text)
+            tuner.give_up()
+            return
+        raise ChameleonError(
+            f"{text}; what every candidate fails at is seldom the candidates' fault. Once the cause is removed, "
+            "`--retry-failed` measures them again (`max_failures_in_row` in the configuration says how many are many)"
+        )
 
 
 @dataclass
@@ -238,12 +307,14 @@ class Session:
     Attributes:
         before_s: seconds of tuning until the clock was started.
         current: position of the task that is being measured.
+        row: ends the run where all candidates fail for one reason.
     """
 
     tasks: list[TaskTuner]
     config: TuneConfig
     before_s: float
     current: int | None = None
+    row: FailureRow = field(default_factory=lambda: FailureRow(TuneConfig.max_failures_in_row))
     _started_s: float | None = None
     _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=4))
 
@@ -333,7 +404,10 @@ class Session:
 
 
 def open_session(tasks: Sequence[Task], target: Target, records: Records, config: TuneConfig, model: str) -> Session:
-    """Make the spaces and searchers of all tasks, and tell the searchers what the records hold."""
+    """Make the spaces and searchers of all tasks, and tell the searchers what the records hold.
+
+    Failures on record that the environment was to blame for are left out; earlier versions recorded them.
+    """
     rngs = [np.random.default_rng(s) for s in np.random.SeedSequence(config.seed).spawn(len(tasks))]
     share = None if config.trials is None else config.trials / len(tasks)
     tuners = []
@@ -342,8 +416,15 @@ def open_session(tasks: Sequence[Task], target: Target, records: Records, config
         known = records.add_task(task.key, task.name, traces.space)
         borrowed = sum(owner != model for owner in known.owners.values())
         shared = _is_done_elsewhere(known, records.finished, model, share)
-        tuners.append(TaskTuner(task, traces, config, rng, known.events, borrowed, shared))
-    return Session(tuners, config, records.elapsed_s.get(model, 0.0))
+        events = [event for event in known.events if not _is_of_the_environment(event)]
+        tuners.append(TaskTuner(task, traces, config, rng, events, borrowed, shared))
+    elapsed_s = records.elapsed_s.get(model, 0.0) if any(tuner.best_s for tuner in tuners) else 0.0
+    return Session(tuners, config, elapsed_s, row=FailureRow(config.max_failures_in_row))
+
+
+def _is_of_the_environment(event: Trial | Confirmation) -> bool:
+    """Whether it is a failure that the environment was to blame for; earlier versions recorded those."""
+    return isinstance(event, Trial) and event.seconds is None and environment_cause(event.message) is not None
 
 
 def _is_done_elsewhere(known: TaskRecords, finished: set[str], model: str, share: float | None) -> bool:
@@ -367,6 +448,10 @@ def tune(session: Session, measurer: Measurer, records: Records, model: str, wat
 
     Returns:
         How many trials were made now.
+
+    Raises:
+        EnvironmentFault: if no candidate could be built or run. What was measured is kept.
+        ChameleonError: if too many candidates in a row fail for the same reason.
     """
     made = 0
     while not session.used_up:
@@ -398,6 +483,7 @@ def _measure_batch(
             tuner.tell([trial])
             made += 1
             watch(session)
+            session.row.note(tuner, trial, session.tasks)
     session.note_batch(session.elapsed_s - start_s, made)
     return made
 

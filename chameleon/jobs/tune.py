@@ -35,19 +35,24 @@ from chameleon.jobs.run_folder import (
     TaskReport,
     TuneReport,
     Watch,
+    artifact_name,
     claim,
     export,
     export_database,
     open_job,
     read_json,
+    target_of,
 )
 from chameleon.jobs.session import Measurer, Session, TaskTuner, database_of, open_session, tune
 from chameleon.jobs.stages import Say, stage
 from chameleon.measure import WarmBuilder, WarmRunner
-from chameleon.measure.remote import rpc_runner
+from chameleon.measure.link import find_compiler
+from chameleon.measure.remote import check_tracker, rpc_runner
 from chameleon.measure.runner import device_name
 from chameleon.search import KnobSpace, make_searcher, option
+from chameleon.target import check_runs_here, runs_here
 from chameleon.wording import names_text
+from chameleon.workers.faults import EnvironmentFault
 
 
 def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tuple[TuneReport, Path]:
@@ -60,19 +65,26 @@ def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tup
         ChameleonError: with a message for people, on anything that the user can fix.
     """
     _check_config(spec, config)
+    _check_place(spec, say)
     job = open_job(spec, say)
     claim(job, spec, config, finished=False)
     with Records(spec.records or job.out / "trials.jsonl", str(job.target)) as records:
         say(f"{len(job.tasks)} tasks; records in {records.path}")
         if not records.elapsed_s.get(job.model.name):  # nothing was measured before, so a device is needed
             _check_device(spec, job.target)
+        if spec.retry_failed:
+            say(f"{records.forget_failures()} failed trials on record may be measured again")
         with stage(say, "making the search spaces"):
             session = open_session(job.tasks, job.target, records, config, job.model.name)
         if session.trials:
             say(f"resuming: {session.trials} trials measured before, in {session.elapsed_s:.0f} s of tuning")
         _warn_of_a_small_budget(session, say)
-        warnings = _measure(job, spec, session, records, watch)
+        try:
+            warnings = _measure(job, spec, session, records, watch)
+        except EnvironmentFault as fault:
+            raise EnvironmentFault(_stopped(fault, session, records)) from fault
     _warn_of_tasks(session.tasks, say)
+    _check_success(job, session)
     for warning in warnings:
         say(f"warning: {warning}")
     report = _finish(job, spec, session, warnings, say)
@@ -85,11 +97,15 @@ def _measure(job: Opened, spec: JobSpec, session: Session, records: Records, wat
 
     Returns:
         What disturbed the measurements.
+
+    Raises:
+        EnvironmentFault: if a tiny kernel cannot be built and run before the first batch, or candidates later.
     """
     name, warnings = job.model.name, []
     if session.has_work:
         with ExitStack() as stack:
             measurer = _measurer(spec, job.target, stack)
+            measurer.check()
             before = activity()
             with session.running():
                 # What was kept for timing the best again may turn out to be more than that takes.
@@ -104,11 +120,49 @@ def _measure(job: Opened, spec: JobSpec, session: Session, records: Records, wat
     return warnings
 
 
+def _check_place(spec: JobSpec, say: Say) -> None:
+    """Check what measuring needs, before the model is loaded.
+
+    Raises:
+        UsageError: if the target is of another architecture than this machine.
+        EnvironmentFault: if there is no compiler here, or no device at the tracker.
+    """
+    spec.toolchain.check()
+    target = target_of(spec, say)
+    if spec.tracker is not None:
+        check_tracker(spec.tracker, str(spec.device_key))
+    else:
+        check_runs_here(target)
+    if runs_here(target) and spec.toolchain.compiler is None:
+        find_compiler()
+
+
 def _check_device(spec: JobSpec, target: Target) -> None:
     if spec.tracker is None and not tvm.device(device_name(target.kind.name)).exist:
         raise ChameleonError(
             f"this machine has no {target.kind.name} device; measure on another one: --tracker host:port"
         )
+
+
+def _stopped(fault: EnvironmentFault, session: Session, records: Records) -> str:
+    kept = f"{session.trials} trials are kept in {records.path}" if session.trials else "nothing was recorded"
+    return f"{fault}. Tuning stopped, {kept}; when that is repaired, the same command goes on from there"
+
+
+def _check_success(job: Opened, session: Session) -> None:
+    """Refuse to compile and time a network as tuned when no schedule of any task worked.
+
+    Raises:
+        ChameleonError: with the reasons; the report says that nothing was tuned.
+    """
+    if not session.tasks or any(t.best for t in session.tasks):
+        return
+    (job.out / "report.json").write_text(json.dumps(_report(job, session).to_json(), indent=1) + "\n")
+    reasons = ", ".join(f"{reason} {n}" for reason, n in session.failures.most_common(3)) or "no trial was made"
+    raise ChameleonError(
+        f"nothing was tuned, so the network was not compiled: no schedule of any task worked ({reasons}); "
+        "when the cause is removed, --retry-failed measures the failed ones again"
+    )
 
 
 def _measurer(spec: JobSpec, target: Target, stack: ExitStack) -> Measurer:
@@ -123,7 +177,7 @@ def _measurer(spec: JobSpec, target: Target, stack: ExitStack) -> Measurer:
 
 def _finish(job: Opened, spec: JobSpec, session: Session, warnings: list[str], say: Say) -> TuneReport:
     """Compile, export and time the network, unless an earlier run has done it with the same schedules."""
-    report_path, artifact = job.out / "report.json", job.out / "network.so"
+    report_path, artifact = job.out / "report.json", job.out / artifact_name(job.target, spec.toolchain)
     report = dataclasses.replace(_report(job, session), warnings=warnings)
     stored = _stored(report, read_json(report_path)) if artifact.exists() else None
     if stored is not None:
@@ -134,7 +188,7 @@ def _finish(job: Opened, spec: JobSpec, session: Session, warnings: list[str], s
         database = database_of(session.tasks, job.target)
         export_database(database, job.out / "database")
         compiled = compile_model(job.lowered, job.target, database)
-        export(compiled, artifact)
+        export(compiled, artifact, spec.toolchain)
     if compiled.untuned:
         say(f"no schedule for {len(compiled.untuned)} tasks: {names_text(compiled.untuned)}")
     if spec.tracker is None and job.target.kind.name == "llvm":

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import importlib
 import itertools
 import os
 import shutil
-import subprocess
 import tempfile
 import warnings
 import weakref
@@ -25,14 +23,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import tvm
 from tvm.runtime import Module, load_param_dict, save_param_dict
 from tvm.s_tir.meta_schedule.builder import BuilderInput, BuilderResult
 from tvm.s_tir.meta_schedule.builder.builder import _PyBuilder
 
+from chameleon.cores import usable_memory_bytes
+from chameleon.measure.inputs import write_ranges
+from chameleon.measure.link import link_shared
+from chameleon.measure.tiny import tiny_kernel
 from chameleon.target import TVM_WITHOUT, usable_cores
 from chameleon.workers.child import resolve
+from chameleon.workers.faults import EnvironmentFault, cause_of, last_line
 from chameleon.workers.pool import Outcome, PoolConfig, WorkerPool
 
 EXPORTS = ("so", "tar")  # shared library for this machine; objects for a remote one, which links them itself
@@ -129,7 +131,7 @@ class _BuildEngine:
                 target="chameleon.measure.builder:build_candidate",
                 n_workers=n_workers,
                 timeout_s=config.timeout_s,
-                memory_limit_bytes=config.memory_limit_bytes or psutil.virtual_memory().total * 3 // 4 // n_workers,
+                memory_limit_bytes=config.memory_limit_bytes or usable_memory_bytes() * 3 // 4 // n_workers,
                 recycle_after=config.recycle_after,
                 environment={"OMP_NUM_THREADS": "1", "TVM_NUM_THREADS": "1"},
                 without=() if config.f_build else TVM_WITHOUT,
@@ -173,12 +175,15 @@ class _Workspace:
     """
 
     def __init__(self) -> None:
-        _sweep(Path(tempfile.gettempdir()))
         self._numbers = itertools.count()
         self._open()
+        _sweep(self._root.parent)
 
     def _open(self) -> None:
-        self._root = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX))
+        try:
+            self._root = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX))
+        except OSError as error:  # no folder for temporary files can be written to
+            raise EnvironmentFault(cause_of(error) or f"no folder for temporary files: {error}; set TMPDIR") from error
         self._lock = os.open(self._root / _LOCK_NAME, os.O_CREAT | os.O_RDWR)
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.remove = weakref.finalize(self, _remove_locked, self._root, self._lock)
@@ -188,7 +193,10 @@ class _Workspace:
         if not self.remove.alive:  # used again after close
             self._open()
         folder = self._root / str(next(self._numbers))
-        folder.mkdir()
+        try:
+            folder.mkdir()
+        except OSError as error:
+            raise EnvironmentFault(cause_of(error) or f"cannot make the folder {folder}: {error.strerror}") from error
         return str(folder)
 
 
@@ -213,16 +221,48 @@ def _sweep(parent: Path) -> None:
 
 
 def build_candidate(request: BuildRequest) -> str:
-    """Build one candidate, export it, and return the artifact's path."""
+    """Build one candidate, export it, and return the artifact's path.
+
+    Raises:
+        EnvironmentFault: if no other candidate would do better.
+    """
     params = None if request.params is None else load_param_dict(bytearray(request.params))
     build = default_build if request.f_build is None else resolve(request.f_build)
-    path = os.path.join(request.folder, f"candidate.{request.export}")
-    rt_mod = build(request.mod, request.target, params)
-    if request.export == "tar":
-        rt_mod.export_library(path)
-    else:
-        rt_mod.export_library(path, fcompile=link_shared)
-    return path
+    path = Path(request.folder) / f"candidate.{request.export}"
+    try:
+        _export(build(request.mod, request.target, params), path)
+    except EnvironmentFault:
+        raise
+    except Exception:
+        _check_environment(request)
+        raise
+    write_ranges(request.mod, path)
+    return str(path)
+
+
+def _export(rt_mod: Module, path: Path) -> None:
+    rt_mod.export_library(str(path), **({} if path.suffix == ".tar" else {"fcompile": link_shared}))
+
+
+def _check_environment(request: BuildRequest) -> None:
+    """After a failed build: find out whether the candidate is to blame, by building a kernel that cannot be.
+
+    Raises:
+        EnvironmentFault: if that fails as well.
+    """
+    try:
+        mod = default_build(tiny_kernel(request.target), request.target)
+        _export(mod, Path(request.folder) / f"tiny.{request.export}")
+    except EnvironmentFault:
+        raise
+    except Exception as error:
+        kind = request.target.kind.name
+        raise EnvironmentFault(cause_of(error) or f"no kernel at all builds for {kind}: {_summary(error)}") from error
+
+
+def _summary(error: Exception) -> str:
+    """What an error says, without the command line that TVM puts below a linker's words."""
+    return last_line(str(error).partition("\nCommand line:")[0])
 
 
 def default_build(mod: tvm.IRModule, target: tvm.target.Target, _params: Any = None) -> Module:
@@ -242,38 +282,3 @@ def default_build(mod: tvm.IRModule, target: tvm.target.Target, _params: Any = N
                 raise
             importlib.import_module("tvm.s_tir.tensor_intrin")  # registers all of them: 20 s and more
             return tvm.tirx.build(mod, target=target)
-
-
-def link_shared(output: str, objects: list[str], **options: Any) -> None:
-    """Link objects to a shared library with `ld`: 5 ms where g++ takes 20.
-
-    TVM's own way, through the C++ compiler, is taken for anything but plain objects and on machines without GNU ld.
-    """
-    linker, libraries = _linker()
-    if linker is not None and not options and all(name.endswith(".o") for name in objects):
-        done = subprocess.run([linker, "-shared", "-o", output, *objects, *libraries], capture_output=True)
-        if done.returncode == 0:
-            return
-    from tvm.support import cc
-
-    cc.create_shared(output, objects, **options)
-
-
-@functools.cache
-def _linker() -> tuple[str | None, tuple[str, ...]]:
-    """The linker, and the libraries that generated code may call.
-
-    These are the maths library, and the compiler's own library for 16-bit floats. Without GNU ld or a C compiler there
-    is no linker.
-    """
-    linker, compiler = shutil.which("ld"), shutil.which("gcc") or shutil.which("cc")
-    if linker is None or compiler is None or os.name != "posix" or not os.path.exists("/proc"):
-        return None, ()
-    found = []
-    for question in ("-print-file-name=libm.so.6", "-print-libgcc-file-name"):
-        answer = subprocess.run([compiler, question], capture_output=True, text=True, timeout=10)
-        path = answer.stdout.strip()
-        if answer.returncode != 0 or not os.path.isabs(path):
-            return None, ()
-        found.append(path)
-    return linker, tuple(found)

@@ -8,22 +8,36 @@ behind and goes on waiting.
 
 from __future__ import annotations
 
+import contextlib
 import queue
+import signal
+import socket
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from tvm import rpc
 from tvm.s_tir.meta_schedule.runner import EvaluatorConfig, RPCConfig, RunnerFuture, RunnerInput, RunnerResult
 from tvm.s_tir.meta_schedule.runner import rpc_runner as stock
 from tvm.s_tir.meta_schedule.runner.runner import _PyRunner
 
 from chameleon.errors import UsageError
+from chameleon.measure.inputs import make_inputs, read_ranges
 from chameleon.measure.runner import device_name
 from chameleon.target import TVM_WITHOUT
+from chameleon.workers.faults import ENVIRONMENT, EnvironmentFault, last_line
 from chameleon.workers.pool import Outcome, PoolConfig, WorkerPool
+
+TRACKER_TIMEOUT_S = 5.0
+"""How long a tracker may take to answer when it is asked for its devices."""
+
+_GRACE_S = 5.0  # for connecting, uploading and linking
+_LOST = ("closed", "reset by peer", "Broken pipe", "Connection refused", "timed out")
+"""Words of errors that a kernel causes which ends its session, and a device as well that is gone."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,7 @@ class RemoteRequest:
     artifact_path: str
     device: str
     args_info: tuple[list[Any], ...]
+    wait_s: float  # for a free device
 
 
 def rpc_runner(tracker: str, device_key: str, **options: Any) -> RemoteRunner:
@@ -115,13 +130,14 @@ class _RemoteEngine:
     """Does the work of a remote runner; as in the builder, this object does not hold TVM's object."""
 
     def __init__(self, config: RemoteConfig) -> None:
-        self._key = config.device_key
+        self._wait_s = config.wait_timeout_s
         host, port = parse_tracker(config.tracker)
         self._rpc = RPCConfig(host, port, config.device_key, session_timeout_sec=config.session_timeout_s)
         self._evaluator = EvaluatorConfig(config.number, config.repeats, config.min_repeat_ms, False)
         pool = PoolConfig(
             target="chameleon.measure.remote:run_remote",
-            timeout_s=config.session_timeout_s + config.wait_timeout_s,
+            # A worker itself gives up waiting for a device: before the candidate, and once more after its failure.
+            timeout_s=config.session_timeout_s + 2 * config.wait_timeout_s + _GRACE_S,
             recycle_after=config.recycle_after,
             environment={"TVM_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             without=TVM_WITHOUT,
@@ -130,7 +146,7 @@ class _RemoteEngine:
 
     def run(self, runner_inputs: Sequence[RunnerInput]) -> list[RunnerFuture]:
         """One future for each input."""
-        return [_RemoteFuture(_Answer(self.desk.submit(self._request(i)), self._key)) for i in runner_inputs]
+        return [_RemoteFuture(_Answer(self.desk.submit(self._request(i)))) for i in runner_inputs]
 
     def _request(self, runner_input: RunnerInput) -> RemoteRequest:
         args = [info.as_json() for info in runner_input.args_info]
@@ -140,6 +156,7 @@ class _RemoteEngine:
             str(runner_input.artifact_path),
             device_name(str(runner_input.device_type)),
             tuple([str(kind), str(dtype), [int(n) for n in shape]] for kind, dtype, shape in args),
+            self._wait_s,
         )
 
 
@@ -165,7 +182,6 @@ class _Answer:
     """Turns the future of a worker's outcome into a future of MetaSchedule's result."""
 
     future: Future[Outcome]
-    device_key: str
 
     def done(self) -> bool:
         """Whether `result` would return at once."""
@@ -176,15 +192,13 @@ class _Answer:
         try:
             outcome = self.future.result()
         except Exception as error:  # a worker did not start: not the candidate's fault, but the batch must end
-            return RunnerResult(None, f"run_error: {error}")
+            return RunnerResult(None, f"{ENVIRONMENT}: {error}")
         if outcome.ok:
             return RunnerResult(outcome.value, None)
         return RunnerResult(None, self._message(outcome))
 
     def _message(self, outcome: Outcome) -> str:
         detail = outcome.message.partition(":")[2]
-        if outcome.reason == "timeout":
-            return f"timeout:{detail}: no device with key {self.device_key!r} became free, or the candidate hung there"
         if "session has expired" in detail or "RPCSessionTimeout" in detail:
             return f"timeout:{detail}"
         return f"{'run_error' if outcome.reason == 'error' else outcome.reason}:{detail}"
@@ -242,6 +256,54 @@ def _serve(waiting: queue.SimpleQueue[tuple[Future[Outcome], RemoteRequest] | No
     pool.close()
 
 
+def check_tracker(tracker: str, device_key: str) -> None:
+    """Ask a tracker whether devices with a key have registered.
+
+    Raises:
+        EnvironmentFault: if the tracker does not answer within seconds, or knows no such device.
+        UsageError: if the tracker's address is not `host:port`.
+    """
+    host, port = parse_tracker(tracker)
+    advice = f"start it with `python -m tvm.exec.rpc_tracker --port {port}`, or give another --tracker"
+    try:
+        socket.create_connection((host, port), timeout=TRACKER_TIMEOUT_S).close()
+    except OSError as error:
+        raise EnvironmentFault(f"no RPC tracker answers at {tracker} ({error}); {advice}") from error
+    keys: set[str] = set()
+    try:
+        with _alarm(TRACKER_TIMEOUT_S):
+            session = rpc.connect_tracker(host, port)
+            keys = {str(server["key"]).partition(":")[2] for server in session.summary()["server_info"]}
+            session.close()
+    except Exception as error:
+        raise EnvironmentFault(f"what listens at {tracker} is no RPC tracker ({error}); {advice}") from error
+    if device_key not in keys:
+        known = f"there are {', '.join(sorted(keys))}" if keys else "no device has registered"
+        raise EnvironmentFault(
+            f"the tracker at {tracker} knows no device with the key {device_key!r}: {known}; register it with "
+            f"`python -m tvm.exec.rpc_server --tracker {tracker} --key {device_key}`, or give another --device-key"
+        )
+
+
+@contextlib.contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """Inside the block, raise TimeoutError after that many seconds. Only a main thread can; others wait on."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def ring(*_: object) -> None:
+        raise TimeoutError(f"no answer in {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 # --- inside a worker ---
 
 
@@ -250,18 +312,62 @@ def run_remote(request: RemoteRequest) -> list[float]:
 
     Returns:
         The seconds of each repeat.
+
+    Raises:
+        EnvironmentFault: if no device answers, before the candidate or after it failed.
     """
-    costs = stock._worker_func(  # what TVM's RPCRunner runs in its own workers
-        None,
-        None,
-        None,
-        None,
-        None,
-        request.rpc,
-        request.evaluator,
-        1,
-        request.artifact_path,
-        request.device,
-        list(request.args_info),
-    )
+    connected: list[Any] = []
+
+    def connect(_: RPCConfig) -> Any:
+        connected.append(_session(request))
+        return connected[-1]
+
+    try:
+        costs = stock._worker_func(  # what TVM's RPCRunner runs in its own workers
+            connect,
+            None,
+            lambda session, device, _info, _repeat: [_inputs(request, session, device)],
+            None,
+            None,
+            request.rpc,
+            request.evaluator,
+            1,
+            request.artifact_path,
+            request.device,
+            list(request.args_info),
+        )
+    except EnvironmentFault:
+        raise
+    except Exception as error:
+        if connected and any(words in str(error) for words in _LOST):
+            connected.clear()  # the kernel may have ended the session; a device that is gone does not come back
+            _session(request)
+        raise
     return [float(cost) for cost in costs]
+
+
+def _session(request: RemoteRequest) -> Any:
+    """A session on a device.
+
+    Raises:
+        EnvironmentFault: if the tracker gives none in time.
+    """
+    key, where = request.rpc.tracker_key, f"{request.rpc.tracker_host}:{request.rpc.tracker_port}"
+    try:
+        with _alarm(request.wait_s):
+            return request.rpc.connect_server()
+    except TimeoutError:
+        raise EnvironmentFault(
+            f"no device with the key {key!r} became free at the tracker {where} in {request.wait_s:g} s; check that "
+            "the device is on and that nobody else holds it"
+        ) from None
+    except Exception as error:
+        raise EnvironmentFault(
+            f"the tracker {where} gives no device with the key {key!r}: {last_line(str(error))}"
+        ) from error
+
+
+def _inputs(request: RemoteRequest, session: Any, device: Any) -> list[Any]:
+    signature = tuple((dtype, tuple(shape)) for _, dtype, shape in request.args_info)
+    fill = session.get_function("tvm.contrib.random.random_fill_for_measure")
+    return make_inputs(signature, read_ranges(Path(request.artifact_path), signature), device, fill)

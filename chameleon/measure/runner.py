@@ -8,18 +8,19 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import psutil
 import tvm
 from tvm.s_tir.meta_schedule.runner import RunnerFuture, RunnerInput, RunnerResult
 from tvm.s_tir.meta_schedule.runner.runner import _PyRunner
 
+from chameleon.cores import usable_memory_bytes
 from chameleon.ir import tensor_bytes
+from chameleon.measure.inputs import Ranges, Signature, make_inputs, read_ranges
 from chameleon.target import TVM_WITHOUT, usable_cores
+from chameleon.workers.faults import EnvironmentFault
 from chameleon.workers.pool import Outcome, PoolConfig, WorkerPool
-
-Signature = tuple[tuple[str, tuple[int, ...]], ...]  # dtype and shape of each argument
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class _RunEngine:
                 target="chameleon.measure.runner:Timer",
                 factory=True,
                 timeout_s=config.timeout_s,
-                memory_limit_bytes=config.memory_limit_bytes or psutil.virtual_memory().total * 3 // 4,
+                memory_limit_bytes=config.memory_limit_bytes or usable_memory_bytes() * 3 // 4,
                 recycle_after=config.recycle_after,
                 environment={"TVM_NUM_THREADS": threads, "OMP_NUM_THREADS": threads},  # else TVM takes half the cores
                 without=TVM_WITHOUT,
@@ -170,6 +171,8 @@ class _RunEngine:
         outcome = self.pool.map([request])[0]
         self.last_run_s.append(outcome.wall_s)
         if not outcome.ok:
+            if device != "cpu" and outcome.reason == "error":
+                self.pool.close()  # after some errors a GPU's driver refuses all that this process asks for
             return RunnerResult(None, _error_message(outcome))
         if task is None:
             of_this_call[signature] = min(outcome.value, best_s)
@@ -219,12 +222,14 @@ class Timer:
 
     def __init__(self, cache_bytes: int = 1 << 28) -> None:
         self._cache_bytes = cache_bytes
-        self._arguments: OrderedDict[tuple[str, Signature], list[Any]] = OrderedDict()
+        self._arguments: OrderedDict[tuple[str, Signature, Ranges], list[Any]] = OrderedDict()
         self._fill = tvm.get_global_func("tvm.contrib.random.random_fill_for_measure")
 
     def __call__(self, request: RunRequest) -> float:
         """Seconds of one run."""
         device: Any = tvm.runtime.device(request.device_type, 0)
+        if not device.exist:
+            raise EnvironmentFault(f"this machine has no {request.device_type} device; check it and its driver")
         module: Any = tvm.runtime.load_module(request.artifact_path)
         arguments = self._arguments_for(device, request)
         function = module[module.entry_name]
@@ -238,19 +243,15 @@ class Timer:
         return raced_s(lambda: float(evaluator(*arguments).mean), timing, request.best_s * timing.close_factor)
 
     def _arguments_for(self, device: Any, request: RunRequest) -> list[Any]:
-        key = (request.device_type, request.signature)
+        ranges = read_ranges(Path(request.artifact_path), request.signature)
+        key = (request.device_type, request.signature, ranges)
         if key not in self._arguments:
             size = _size_bytes(request.signature)
-            while self._arguments and size + sum(_size_bytes(s) for _, s in self._arguments) > self._cache_bytes:
+            while self._arguments and size + sum(_size_bytes(s) for _, s, _ in self._arguments) > self._cache_bytes:
                 self._arguments.popitem(last=False)
-            self._arguments[key] = [self._random(device, dtype, shape) for dtype, shape in request.signature]
+            self._arguments[key] = make_inputs(request.signature, ranges, device, self._fill)
         self._arguments.move_to_end(key)
         return self._arguments[key]
-
-    def _random(self, device: Any, dtype: str, shape: tuple[int, ...]) -> Any:
-        tensor = tvm.runtime.empty(shape, dtype, device)
-        self._fill(tensor)
-        return tensor
 
 
 def _size_bytes(signature: Signature) -> int:

@@ -28,8 +28,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from chameleon.cgroups import Cgroups
+from chameleon.workers.faults import ENVIRONMENT, cause_of
+
 HEADER = struct.Struct("<Q")  # length of the pickle that follows, bytes
 EXIT_OUT_OF_MEMORY = 113  # the supervisor's exit status after it killed a worker over its memory limit
+EXIT_KERNEL_OUT_OF_MEMORY = 114  # the kernel killed the worker because memory ran out
+EXIT_MACHINE_OUT_OF_MEMORY = 115  # the same, while the worker took less than half of what it may
 POLL_S = 0.05
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
@@ -75,6 +80,8 @@ def _supervise(worker_pid: int, settings: dict[str, Any]) -> None:
     limit = settings["memory_limit_bytes"]
     status = None
     verdict = None
+    largest = 0
+    kills_before = Cgroups().oom_kills()
     while status is None and verdict is None:
         ready, _, _ = select.select([settings["lifeline_fd"]], [], [], POLL_S)
         done, raw = os.waitpid(worker_pid, os.WNOHANG)
@@ -82,16 +89,30 @@ def _supervise(worker_pid: int, settings: dict[str, Any]) -> None:
             status = raw
         elif ready or os.getppid() != settings["owner_pid"]:
             verdict = 0
-        elif limit is not None and resident_bytes(worker_pid) > limit:
-            verdict = EXIT_OUT_OF_MEMORY
+        else:
+            largest = max(largest, resident_bytes(worker_pid))
+            if limit is not None and largest > limit:
+                verdict = EXIT_OUT_OF_MEMORY
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(worker_pid, signal.SIGKILL)
     _reap_all(deadline_s=time.monotonic() + 2.0)
     if verdict is not None or status is None:
         os._exit(verdict or 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and _ran_out_of_memory(kills_before):
+        small = limit is not None and largest < limit // 2
+        os._exit(EXIT_MACHINE_OUT_OF_MEMORY if small else EXIT_KERNEL_OUT_OF_MEMORY)
     if os.WIFSIGNALED(status):
         _die_of(os.WTERMSIG(status))
     os._exit(os.WEXITSTATUS(status))
+
+
+def _ran_out_of_memory(kills_before: int | None) -> bool:
+    """Whether memory is why the kernel killed the worker, which nobody here did.
+
+    Where the kernel does not count such kills, memory is the likeliest cause of a SIGKILL.
+    """
+    kills = Cgroups().oom_kills()
+    return kills is None or kills_before is None or kills > kills_before
 
 
 def _reap_all(deadline_s: float) -> None:
@@ -176,6 +197,8 @@ def _answer(function: Callable[[Any], Any], body: bytes) -> tuple[str, Any, int]
     except MemoryError:
         return "out-of-memory", traceback.format_exc(), resident_bytes()
     except BaseException as error:
+        if cause := cause_of(error):
+            return ENVIRONMENT, cause, resident_bytes()
         return "error", f"{type(error).__name__}: {error}\n{traceback.format_exc()}", resident_bytes()
 
 

@@ -15,13 +15,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chameleon.cores import allowed_cores
-from chameleon.workers.child import EXIT_OUT_OF_MEMORY, HEADER
+from chameleon.workers.child import (
+    EXIT_KERNEL_OUT_OF_MEMORY,
+    EXIT_MACHINE_OUT_OF_MEMORY,
+    EXIT_OUT_OF_MEMORY,
+    HEADER,
+)
+from chameleon.workers.faults import ENVIRONMENT, cause_in
 
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
     "from chameleon.workers.child import main; main(sys.argv[1])"
 )
 _STDERR_TAIL_BYTES = 2000
+_MACHINE_OUT_OF_MEMORY = (
+    "the kernel killed a worker because memory ran out, while the worker took less than half of what it may; "
+    "end other programs, or give this container more memory"
+)
 _MEMORY_WORDS = ("bad_alloc", "out of memory", "Cannot allocate memory", "MemoryError")
 
 
@@ -30,7 +40,8 @@ class Outcome:
     """The outcome of one payload.
 
     Attributes:
-        reason: `ok`, `error` (the function raised), `timeout`, `crash` or `out-of-memory`.
+        reason: `ok`, `error` (the function raised), `timeout`, `crash`, `out-of-memory`, or `environment` (no payload
+            would have succeeded: see `chameleon.workers.faults`).
         value: what the function returned, when `reason` is `ok`.
         message: why it failed, beginning with the reason; empty when ok.
         wall_s: seconds from sending the payload to its outcome.
@@ -145,6 +156,12 @@ class Worker:
         if code == EXIT_OUT_OF_MEMORY:
             limit = f"{(memory_limit_bytes or 0) / 2**20:.0f} MiB"
             return Outcome("out-of-memory", message=f"out-of-memory: killed when it took more than {limit}")
+        if code == EXIT_KERNEL_OUT_OF_MEMORY:
+            return Outcome("out-of-memory", message="out-of-memory: the kernel killed it because memory ran out")
+        if code == EXIT_MACHINE_OUT_OF_MEMORY:
+            return Outcome(ENVIRONMENT, message=f"{ENVIRONMENT}: {_MACHINE_OUT_OF_MEMORY}")
+        if cause := cause_in(tail):
+            return Outcome(ENVIRONMENT, message=f"{ENVIRONMENT}: {cause}")
         if any(word in tail for word in _MEMORY_WORDS):
             return Outcome("out-of-memory", message=f"out-of-memory: {tail}")
         if code < 0:

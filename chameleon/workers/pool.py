@@ -10,6 +10,7 @@ a worker never imports the user's main module.
 
 from __future__ import annotations
 
+import logging
 import pickle
 import selectors
 import threading
@@ -19,6 +20,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from chameleon.workers.faults import EnvironmentFault, cause_of, last_line
 from chameleon.workers.handle import Outcome, PoolConfig, Worker
 
 __all__ = ["Outcome", "PoolConfig", "WorkerPool", "WorkerStartError"]
@@ -26,7 +28,10 @@ __all__ = ["Outcome", "PoolConfig", "WorkerPool", "WorkerStartError"]
 _START_ATTEMPTS = 2
 
 
-class WorkerStartError(RuntimeError):
+logger = logging.getLogger(__name__)
+
+
+class WorkerStartError(EnvironmentFault):
     """A worker could not be started. The cause is the installation, not a payload."""
 
 
@@ -53,7 +58,7 @@ class WorkerPool:
     def start(self) -> None:
         """Start every worker without waiting for it. Its imports then run beside whatever the owner does next."""
         with self._lock:
-            self._slots[:] = [worker or Worker(self.config) for worker in self._slots]
+            self._slots[:] = [worker or _hire(self.config) for worker in self._slots]
 
     def close(self) -> None:
         """Stop every worker and wait for its end.
@@ -89,6 +94,18 @@ class WorkerPool:
             except BaseException:  # Ctrl-C as well: nobody waits any more for what is still being served
                 _stop_all(self._slots)
                 raise
+
+
+def _hire(config: PoolConfig) -> Worker:
+    """Start a worker.
+
+    Raises:
+        WorkerStartError: if its process or its files cannot be made.
+    """
+    try:
+        return Worker(config)
+    except OSError as error:
+        raise WorkerStartError(f"a worker cannot be started: {cause_of(error) or error}") from error
 
 
 def _stop_all(slots: list[Worker | None]) -> None:
@@ -139,7 +156,7 @@ class _Batch:
             self._dismiss(slot)
             worker = None
         if worker is None:
-            self._slots[slot] = Worker(self._config)
+            self._slots[slot] = _hire(self._config)
         elif worker.ready and worker.task is None:
             index = self._waiting.popleft()
             try:
@@ -189,7 +206,11 @@ class _Batch:
                 worker.ready, worker.deadline_s = True, float("inf")
             elif kind == "start_error":
                 self._dismiss(slot)
-                raise WorkerStartError(f"a worker could not load {self._config.target}:\n{value}")
+                logger.debug("a worker could not load %s:\n%s", self._config.target, value)
+                raise WorkerStartError(
+                    f"a worker could not load {self._config.target}: {last_line(value)}; `chameleon doctor` checks "
+                    "the installation"
+                )
             elif worker.task is not None:
                 message = "" if kind == "ok" else f"{kind}: {value}"
                 self._settle(worker, Outcome(kind, value if kind == "ok" else None, message))
