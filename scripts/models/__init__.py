@@ -1,0 +1,1 @@
+"""Small models of every kind that people bring, and what Chameleon makes of them."""
