@@ -120,7 +120,7 @@ class SearcherTuner(Tuner):
             return False
         refused = 0
         while not self._ready and refused < self._max_refusals:
-            rows = [self._first.popleft()] if self._first else self._searcher.ask(self._batch)
+            rows = [self._first.popleft()] if self._first else self._searcher.ask_planned(self._batch)
             if not len(rows):
                 break
             for row in (row for row in rows if tuple(row.tolist()) not in self._running):
