@@ -139,7 +139,7 @@ def drive(landscape: Landscape, searcher: AskTell, trials: int, batch: int) -> t
 
 
 def best_so_far(landscape: Landscape, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The fraction after each trial, `[n]`: that of the best of the values `[n]` so far; 0 before the first success."""
+    """The fraction after each trial, `[n]`: that of the best of the values `[n]` so far; 0 before a success."""
     return np.maximum.accumulate(landscape.fraction(values))
 
 
