@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,10 @@ from rich.table import Table
 from chameleon.errors import UsageError
 from chameleon.files import check_picture, check_writable
 from chameleon.search import KnobSpace, make_searcher
-from tuners.replay import Landscape, ReplayRun, load_landscape, replay_all
+from tuners.replay import Landscape, LandscapeWarning, ReplayRun, load_landscape, replay_all
 
 MARKS = (25, 50, 100, 220)
-"""The numbers of trials after which the fraction of the optimum is reported."""
+"""The numbers of trials after which the fraction of the optimum is reported; it is reported at the end as well."""
 GOAL = 0.95
 
 
@@ -31,7 +32,7 @@ class ReplaySummary:
 
     Attributes:
         space_size: number of configurations that the landscape lists.
-        fraction: best time on record / best found, mean over seeds, after each of the `MARKS` within the budget.
+        fraction: of the best on record, mean over seeds, after each of the `MARKS` within the budget and at its end.
         trials_to_95: trials until 95 % of the best, median over seeds; None if the median seed never gets there.
         engine_s_per_trial: seconds the searcher took for each trial.
         curves: fraction after each trial, `[seeds, trials]`, flat where a run ended early.
@@ -90,7 +91,7 @@ def run_replay(
         check_writable(path)
     if plot is not None:
         check_picture(plot)
-    landscapes = [load_landscape(path) for path in files]
+    landscapes = _load(files)
     _check_searchers(searchers, landscapes[0].space)
     runs = _run_all(landscapes, searchers, trials, seeds, jobs)
     groups = [runs[i : i + seeds] for i in range(0, len(runs), seeds)]
@@ -104,6 +105,18 @@ def run_replay(
     return summaries
 
 
+def _load(files: Sequence[Path]) -> list[Landscape]:
+    """Read the files; what was left out of one is said in a line on the standard error."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        Console(stderr=True).print(f"warning: {message}", highlight=False, soft_wrap=True, markup=False)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", LandscapeWarning)
+        warnings.showwarning = show
+        return [load_landscape(path) for path in files]
+
+
 def summarise(landscape: Landscape, runs: Sequence[ReplayRun], trials: int) -> ReplaySummary:
     """Summarise the runs of one searcher on one landscape, one run for each seed."""
     curves = np.array([[run.fraction_at(n) for n in range(1, trials + 1)] for run in runs])
@@ -114,11 +127,16 @@ def summarise(landscape: Landscape, runs: Sequence[ReplayRun], trials: int) -> R
         seeds=len(runs),
         trials=trials,
         space_size=len(landscape),
-        fraction={mark: float(curves[:, mark - 1].mean()) for mark in MARKS if mark <= trials},
+        fraction={mark: float(curves[:, mark - 1].mean()) for mark in marks_within(trials)},
         trials_to_95=reached if math.isfinite(reached) else None,
         engine_s_per_trial=sum(run.engine_s for run in runs) / max(1, sum(run.trials for run in runs)),
         curves=curves,
     )
+
+
+def marks_within(trials: int) -> tuple[int, ...]:
+    """The marks below a budget, and the budget itself."""
+    return (*(mark for mark in MARKS if mark < trials), trials)
 
 
 def print_replay(summaries: Sequence[ReplaySummary], n_searchers: int, console: Console) -> None:
@@ -137,8 +155,7 @@ def print_replay(summaries: Sequence[ReplaySummary], n_searchers: int, console: 
             _table(f"Mean over {len(groups)} landscapes", [_mean_row(row) for row in by_searcher], summaries)
         )
     console.print(
-        f"Fraction of the best time on record, mean over seeds; a failed trial counts as a trial. "
-        f"To {GOAL:.0%}: median."
+        f"Fraction of the best on record, mean over seeds; a failed trial counts as a trial. To {GOAL:.0%}: median."
     )
 
 

@@ -53,7 +53,7 @@ def test_json_is_what_was_promised(outputs: tuple[dict, str, Path]) -> None:
         assert list(result) == fields
         assert (result["seeds"], result["trials"]) == (3, 60)
         assert result["space_size"] == (288 if result["landscape"] == "tiny_lines" else 1152)
-        assert list(result["fraction"]) == ["25", "50"]
+        assert list(result["fraction"]) == ["25", "50", "60"]
         assert 0 < result["fraction"]["25"] <= result["fraction"]["50"] <= 1
         assert result["engine_s_per_trial"] > 0
 
@@ -63,9 +63,9 @@ def test_json_numbers_are_those_of_single_runs(outputs: tuple[dict, str, Path]) 
     runs = [replay(landscape, "random", trials=60, seed=seed) for seed in range(3)]
     result = outputs[0]["results"][0]
     for mark in ("25", "50"):
-        best = [np.nanmin(run.seconds[: int(mark)]) for run in runs]
+        best = [np.nanmin(run.values[: int(mark)]) for run in runs]
         assert result["fraction"][mark] == pytest.approx(
-            statistics.mean(np.nanmin(landscape.seconds) / b for b in best)
+            statistics.mean(np.nanmin(landscape.values) / b for b in best)
         )
 
 
@@ -129,3 +129,11 @@ def test_wrong_usage_shows_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(LandscapeError, match="No such file"):
         run(files=[tmp_path / "missing.json"])
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(("trials", "columns"), [(20, ["@20"]), (25, ["@25"]), (30, ["@25", "@30"]), (1, ["@1"])])
+def test_the_last_mark_is_always_shown(trials: int, columns: list[str]) -> None:
+    console = Console(file=io.StringIO(), width=140)
+    run_replay(FILES[:1], ["random"], trials, 1, jobs=1, console=console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert [word for word in text.split() if word.startswith("@")] == columns

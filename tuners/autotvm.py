@@ -21,6 +21,7 @@ import numpy as np
 
 from chameleon.errors import ChameleonError
 from chameleon.search import Digits, Searcher, Status, Trial, make_searcher
+from tuners.autotvm_options import records_of, translated
 from tuners.autotvm_results import Outages, Outcome, measured_pair, message_of, outcome_of
 from tuners.autotvm_state import read_state, write_state
 from tuners.config_space import ConfigKnobs
@@ -66,7 +67,8 @@ class SearcherTuner(Tuner):
         searcher: a name from `chameleon.search.SEARCHERS`.
         seed: of all randomness; the same seed and the same measured times give the same search.
         max_refusals: how many configurations the template may refuse in a row, at no cost, before the tuner gives up.
-        options: settings of the searcher by component, such as `explorer={"walkers": 128}`.
+        options: settings of the searcher by component, such as `explorer={"walkers": 128}`. Options of AutoTVM's
+            tuners (`loss_type`, `plan_size`, ...) are taken as well; the log names those without a meaning here.
 
     Attributes:
         trials: what was measured, in order.
@@ -86,6 +88,7 @@ class SearcherTuner(Tuner):
         if max_refusals < 1:
             raise ValueError(f"max_refusals must be at least 1, got {max_refusals}")
         self._knobs = ConfigKnobs(task.config_space)
+        options = translated(task.name, searcher, options)
         self._name, self._max_refusals = searcher, max_refusals
         self._make: Callable[[], Searcher] = lambda: make_searcher(
             searcher, self._knobs.space, np.random.default_rng(seed), **options
@@ -123,7 +126,7 @@ class SearcherTuner(Tuner):
             return False
         refused = 0
         while not self._ready and refused < self._max_refusals:
-            rows = [self._first.popleft()] if self._first else self._searcher.ask(self._batch)
+            rows = [self._first.popleft()] if self._first else self._searcher.ask_planned(self._batch)
             if not len(rows):
                 break
             for row in (row for row in rows if tuple(row.tolist()) not in self._running):
@@ -196,7 +199,7 @@ class SearcherTuner(Tuner):
             self._replaceable = False
             self._report(len(self.trials) - first)
 
-    def load_history(self, data_set: Iterable[Record], min_seed_records: int = 1) -> None:
+    def load_history(self, data_set: Iterable[Record] | Path | str, min_seed_records: int = 1) -> None:
         """Learns from records of AutoTVM, as `autotvm.record.load_from_file(path)` yields them.
 
         Records of this task are trials like any other; they are never measured again. Records of other tasks of the
@@ -204,10 +207,13 @@ class SearcherTuner(Tuner):
         learns from a sample of them.
 
         Args:
-            data_set: pairs of `MeasureInput` and `MeasureResult`.
+            data_set: pairs of `MeasureInput` and `MeasureResult`, or the name of a log that holds them.
             min_seed_records: with fewer records nothing is done. AutoTVM's tuners want 500; here a few are useful.
+
+        Raises:
+            UsageError: if there is no such log, or the records are none of AutoTVM.
         """
-        records = list(data_set)
+        records = records_of(data_set)
         if len(records) < min_seed_records:
             logger.info(
                 "%s: %d records, fewer than min_seed_records=%d", self.task.name, len(records), min_seed_records

@@ -48,7 +48,7 @@ class Proposals:
         found: list[tuple[Config, Schedule]] = []
         wanted, in_vain = n, 0
         while len(found) < wanted and in_vain < self._max_refusals:
-            asked = self._searcher.ask(wanted - len(found))
+            asked = self._searcher.ask_planned(wanted - len(found))
             if len(asked) == 0:
                 break
             wanted = min(wanted, len(found) + len(asked))

@@ -41,7 +41,7 @@ REFUSALS_PER_TRIAL = 100
 class AskTell(Protocol):
     """The part of a searcher that a replay needs."""
 
-    def ask(self, n: int) -> Digits: ...
+    def ask_planned(self, n: int) -> Digits: ...
 
     def tell(self, trials: Sequence[Trial]) -> object: ...
 
@@ -51,8 +51,9 @@ class ReplayRun:
     """One searcher's run on one landscape.
 
     Attributes:
-        seconds: time of each trial, in their order, `[n]`; NaN where it failed. `n` is at most the budget.
-        fraction: best time on record / best time found so far, after each trial, `[n]`; 0 until a trial succeeds.
+        values: what was measured in each trial, in their order, `[n]`; NaN where it failed. `n` is at most the budget.
+        fraction: how good the best found so far is (`Landscape.fraction`), after each trial, `[n]`; 0 until a trial
+            succeeds.
         engine_s: seconds spent in the searcher (ask and tell), all trials together.
         refused: proposals outside of the landscape, which are free.
     """
@@ -60,7 +61,7 @@ class ReplayRun:
     landscape: str
     searcher: str
     seed: int
-    seconds: NDArray[np.float64]
+    values: NDArray[np.float64]
     fraction: NDArray[np.float64]
     engine_s: float
     refused: int
@@ -68,7 +69,7 @@ class ReplayRun:
     @property
     def trials(self) -> int:
         """How many trials were made; fewer than the budget if the space was exhausted."""
-        return len(self.seconds)
+        return len(self.values)
 
     def fraction_at(self, n: int) -> float:
         """The fraction after `n` trials; a run that ended earlier stays where it ended."""
@@ -95,9 +96,9 @@ def replay(
         UnknownSearcherError: on an unknown searcher or an unknown option of it.
     """
     searcher = make_searcher(searcher_name, landscape.space, np.random.default_rng(seed), **options)
-    seconds, engine_s, refused = drive(landscape, searcher, trials, batch)
-    fraction = best_so_far(seconds, landscape.best_seconds)
-    return ReplayRun(landscape.name, searcher_name, seed, seconds, fraction, engine_s, refused)
+    values, engine_s, refused = drive(landscape, searcher, trials, batch)
+    fraction = best_so_far(landscape, values)
+    return ReplayRun(landscape.name, searcher_name, seed, values, fraction, engine_s, refused)
 
 
 def drive(landscape: Landscape, searcher: AskTell, trials: int, batch: int) -> tuple[NDArray[np.float64], float, int]:
@@ -106,7 +107,7 @@ def drive(landscape: Landscape, searcher: AskTell, trials: int, batch: int) -> t
     A listed configuration costs one trial, failed or not. A configuration that is not listed is refused and free.
 
     Returns:
-        The time of each trial `[n]`, NaN where it failed; the seconds spent in the searcher; the number of refused
+        The value of each trial `[n]`, NaN where it failed; the seconds spent in the searcher; the number of refused
         proposals.
 
     Raises:
@@ -115,11 +116,11 @@ def drive(landscape: Landscape, searcher: AskTell, trials: int, batch: int) -> t
     """
     if trials < 1 or batch < 1:
         raise ValueError(f"a replay needs trials >= 1 and batch >= 1, got trials={trials}, batch={batch}")
-    seconds: list[float] = []
+    values: list[float] = []
     refused, engine_s = 0, 0.0
-    while len(seconds) < trials:
+    while len(values) < trials:
         started = time.perf_counter()
-        configs = searcher.ask(min(batch, trials - len(seconds)))
+        configs = searcher.ask_planned(min(batch, trials - len(values)))
         engine_s += time.perf_counter() - started
         if not len(configs):
             break
@@ -128,21 +129,18 @@ def drive(landscape: Landscape, searcher: AskTell, trials: int, batch: int) -> t
         searcher.tell(outcome)
         engine_s += time.perf_counter() - started
         made = [t for t in outcome if t.status is not Status.INVALID]
-        seconds += [np.nan if t.seconds is None else t.seconds for t in made]
+        values += [landscape.objective.value(t) for t in made]
         refused += len(outcome) - len(made)
         if refused > REFUSALS_PER_TRIAL * trials:
             raise RuntimeError(
                 f"{type(searcher).__name__} proposed {refused} configurations outside of {landscape.name}"
             )
-    return np.array(seconds, dtype=np.float64), engine_s, refused
+    return np.array(values, dtype=np.float64), engine_s, refused
 
 
-def best_so_far(seconds: NDArray[np.float64], best_seconds: float) -> NDArray[np.float64]:
-    """The fraction after each trial, `[n]`: `best_seconds` divided by the least of the times `[n]` so far.
-
-    A failed trial has the time NaN. The fraction is 0 before the first success.
-    """
-    return best_seconds / np.minimum.accumulate(np.where(np.isnan(seconds), np.inf, seconds))
+def best_so_far(landscape: Landscape, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The fraction after each trial, `[n]`: that of the best of the values `[n]` so far; 0 before a success."""
+    return np.maximum.accumulate(landscape.fraction(values))
 
 
 def replay_all(

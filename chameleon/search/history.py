@@ -53,6 +53,7 @@ class History:
         """
         if not trials:
             return
+        _check_scores([*([self.best] if self.best else []), *trials])
         keys = [self._checked_key(t) for t in trials]
         fresh: set[bytes] = set()
         for trial, key in zip(trials, keys, strict=True):
@@ -62,7 +63,7 @@ class History:
         self.trials.extend(trials)
         self._keys |= fresh
         for trial in trials:
-            if trial.seconds is not None and (self.best is None or trial.seconds < (self.best.seconds or np.inf)):
+            if trial.cost < (np.inf if self.best is None else self.best.cost):
                 self.best = trial
 
     def _checked_key(self, trial: Trial) -> bytes:
@@ -82,9 +83,15 @@ class History:
         return np.array([t.config for t in self.trials], dtype=np.int64).reshape(len(self), self.space.n_knobs)
 
     @property
-    def seconds(self) -> NDArray[np.float64]:
-        """The run times of all trials, `[n]`; NaN where a trial failed or was refused."""
-        return np.array([np.nan if t.seconds is None else t.seconds for t in self.trials], dtype=np.float64)
+    def costs(self) -> NDArray[np.float64]:
+        """The costs of all trials, `[n]`: their seconds or minus their scores; NaN where one failed or was refused."""
+        costs = np.array([t.cost for t in self.trials], dtype=np.float64)
+        return np.where(np.isfinite(costs), costs, np.nan)
+
+    @property
+    def succeeded(self) -> NDArray[np.bool_]:
+        """Which trials ended `OK`, `[n]`."""
+        return np.array([t.status is Status.OK for t in self.trials], dtype=bool)
 
     @property
     def refused(self) -> NDArray[np.bool_]:
@@ -99,7 +106,20 @@ class History:
     def throughput(self) -> NDArray[np.float64]:
         """Throughput of all trials relative to the best, `[n]` in 0..1; failures and refusals are 0.
 
-        As in Ahn 2020, failures are never dropped.
+        As in Ahn 2020, failures are never dropped. Scores may have any sign, so they are placed between the worst
+        score (0) and the best (1).
         """
-        best = self.best.seconds if self.best and self.best.seconds else 1.0
-        return np.nan_to_num(best / self.seconds, nan=0.0)
+        costs, best = self.costs, self.best
+        if best is None:
+            return np.zeros(len(self))
+        if best.score is None:
+            return np.nan_to_num(best.cost / costs, nan=0.0)
+        span = float(np.nanmax(costs)) - best.cost
+        return np.nan_to_num((np.nanmax(costs) - costs) / span if span else costs * 0.0 + 1.0, nan=0.0)
+
+
+def _check_scores(trials: Sequence[Trial]) -> None:
+    """Seconds and scores cannot be compared, so one search has only one of them."""
+    kinds = {t.score is not None for t in trials if t.status is Status.OK}
+    if len(kinds) > 1:
+        raise ValueError("a search takes trials with seconds or trials with scores, got both; tell one kind only")

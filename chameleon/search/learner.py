@@ -69,7 +69,7 @@ class Learner:
         configs = np.vstack([history.configs[rows], history.prior.configs])
         targets = np.concatenate([throughput[rows], history.prior.throughput])
         self._throughput.fit(self._space.features(configs), targets, self._seed)
-        success = (throughput > 0).astype(np.float64)
+        success = history.succeeded.astype(np.float64)
         newest = slice(max(len(history) - self._config.newest, 0), None)
         if 0 < success[newest].sum() < len(success[newest]):
             self._success.fit(self._space.features(history.configs[newest]), success[newest], self._seed + 1)

@@ -11,19 +11,17 @@ from numpy.typing import NDArray
 from chameleon.search import sampling
 from chameleon.search.agent import Agent, AgentConfig
 from chameleon.search.annealing import Annealer, AnnealingConfig, Score
+from chameleon.search.feasible import regular, walk
 from chameleon.search.genetic import Genetic, GeneticConfig
 from chameleon.search.history import History
 from chameleon.search.learner import Learner
 from chameleon.search.moves import Moves, ranked, unique_rows
-from chameleon.search.space import ENUMERABLE, Digits, KnobSpace
+from chameleon.search.space import Digits, KnobSpace
 
 Floats = NDArray[np.float64]
 
 _DRAWS = 1 << 18
-"""Most random draws in the search for new configurations.
-
-A space that is too large to list counts as exhausted if so many draws find none.
-"""
+"""Most random draws in the search for new configurations; a walk from known ones may try as many."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,8 @@ class View:
     def draw(self, n: int) -> Digits:
         """Draws up to `n` different valid configurations that are not known, uniformly.
 
-        They are fewer than `n` only when no more can be found.
+        They are fewer than `n` only when no more can be found. If the space can be listed, then there are no more.
+        Where constraints leave too few for draws to find, others near valid ones follow, which are not uniform.
         """
         found = np.empty((0, self.space.n_knobs), dtype=np.int64)
         drawn, size = 0, max(2 * n, 64)
@@ -47,10 +46,22 @@ class View:
             fresh = self.space.sample(size, self.rng)
             found = unique_rows(np.vstack([found, fresh[self.space.is_valid(fresh)]]), self.known)
             drawn, size = drawn + size, min(2 * size, 1 << 14)
-        if len(found) < n and self.space.size <= ENUMERABLE:
+        if len(found) < n and self.space.can_be_listed:
             rows = self.space.rows(0, self.space.size)
             found = self.rng.permutation(unique_rows(rows[self.space.is_valid(rows)], self.known))
+        elif len(found) < n:
+            found = np.vstack([found, self._near_valid(found, n - len(found))])
         return found[:n]
+
+    def _near_valid(self, found: Digits, n: int) -> Digits:
+        """Up to `n` new valid configurations near those in `found` and those that are known, `[m, n_knobs]`."""
+        rows = np.frombuffer(b"".join(sorted(self.known)), dtype=np.int64).reshape(-1, self.space.n_knobs)
+        seeds = np.vstack([found, rows[self.space.is_valid(rows)]])
+        if not len(seeds):
+            seeds = regular(self.space, _DRAWS, self.rng)
+        if not len(seeds):
+            return seeds
+        return walk(self.space, seeds, self.known | set(KnobSpace.keys(found)), n, _DRAWS, self.rng)
 
     def starts(self, elite: int, n: int) -> Digits:
         """Valid configurations to explore from, `[elite + n, n_knobs]`.
@@ -94,18 +105,22 @@ class RandomPlanner:
 
 
 class GridPlanner:
-    """Takes every configuration in the order of the space."""
+    """Takes every configuration in the order of the space.
+
+    Where constraints leave so few that a long stretch of the space holds none, some found elsewhere come in between.
+    """
 
     def __init__(self) -> None:
         self._next = 0
 
     def plan(self, view: View) -> Digits:
         found = np.empty((0, view.space.n_knobs), dtype=np.int64)
-        while not len(found) and self._next < view.space.size:
+        stop = self._next + _DRAWS
+        while not len(found) and self._next < min(view.space.size, stop):
             rows = view.space.rows(self._next, self._next + 4096)
             self._next += 4096
             found = unique_rows(rows[view.space.is_valid(rows)], view.known)
-        return found
+        return found if len(found) else view.draw(64)
 
     def state(self) -> dict[str, Any]:
         return {"next": self._next}

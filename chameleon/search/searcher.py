@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ from chameleon.search.sampling import SamplerConfig
 from chameleon.search.space import Digits, KnobSpace
 from chameleon.search.trial import Status, Trial
 
+Seed = np.random.Generator | np.random.SeedSequence | int
+
 
 class UnknownSearcherError(UsageError, ValueError):
     """A searcher, or an option of one, that does not exist."""
@@ -53,7 +56,7 @@ class Searcher:
 
     def __init__(self, space: KnobSpace, planner: Planner, rng: np.random.Generator) -> None:
         self.space = space
-        self.exhausted = False
+        self.exhausted = False  # with an empty answer: whether every valid configuration is certain to be known
         self._planner = planner
         self._rng = rng
         self._history = History(space)
@@ -62,22 +65,38 @@ class Searcher:
 
     @property
     def best(self) -> Trial | None:
-        """The fastest trial told so far."""
+        """The best trial told so far: the one with the fewest seconds, or the highest score."""
         return self._history.best
 
     def ask(self, n: int) -> Digits:
-        """Up to `n` configurations to measure, `[m, n_knobs]`; `m >= 1` unless the space is exhausted.
+        """`n` configurations to measure, `[n, n_knobs]`; fewer only where no more can be found, and at the end none.
 
-        No configuration is handed out twice.
+        No configuration is handed out twice. After an answer with none, `exhausted` tells whether all were handed out.
+        Where it is False, the constraints leave too few for the search to find any more.
 
         Raises:
-            ValueError: if `n < 1`.
+            ValueError: if `n` is not an integer of at least 1.
         """
-        if n < 1:
-            raise ValueError(f"ask for at least 1 configuration, got n={n}")
+        rows = [self.ask_planned(n)]
+        while (missing := n - sum(map(len, rows))) > 0 and len(rows[-1]):
+            rows.append(self.ask_planned(missing))
+        found = np.vstack(rows)
+        self.exhausted = self.exhausted and not len(found)  # said with an answer that holds none
+        return found
+
+    def ask_planned(self, n: int) -> Digits:
+        """What `ask` returns, but none beyond the current plan, `[m <= n, n_knobs]`.
+
+        It suits a host that measures and tells as soon as it has anything: the next plan then knows the outcomes.
+
+        Raises:
+            ValueError: if `n` is not an integer of at least 1.
+        """
+        if not isinstance(n, Integral) or n < 1:
+            raise ValueError(f"ask for at least 1 configuration, got n={n!r}")
         if not self._queue:
-            self._replan(n)
-        rows = [self._queue.pop(key) for key in list(itertools.islice(self._queue, n))]
+            self._replan(int(n))
+        rows = [self._queue.pop(key) for key in list(itertools.islice(self._queue, int(n)))]
         return np.array(rows, dtype=np.int64).reshape(len(rows), self.space.n_knobs)
 
     def tell(self, trials: Sequence[Trial]) -> None:
@@ -123,7 +142,7 @@ class Searcher:
             plan = view.draw(8)
         self._queue = dict(zip(KnobSpace.keys(plan), plan, strict=True))
         self._known.update(self._queue)
-        self.exhausted = not len(plan)
+        self.exhausted = not len(plan) and self.space.can_be_listed
 
     def state(self) -> dict[str, Any]:
         """All that is needed to continue in exactly the same way, as plain values and arrays."""
@@ -132,7 +151,8 @@ class Searcher:
             "space": self.space.fingerprint(),
             "rng": self._rng.bit_generator.state,
             "trials": [
-                [list(t.config), t.status.value, t.seconds, t.message, dict(t.timings)] for t in self._history.trials
+                [list(t.config), t.status.value, t.seconds, t.message, dict(t.timings), t.score]
+                for t in self._history.trials
             ],
             "prior": [self._history.prior.configs.tolist(), self._history.prior.throughput.tolist()],
             "known": [np.frombuffer(k, dtype=np.int64).tolist() for k in sorted(self._known)],
@@ -155,7 +175,10 @@ class Searcher:
         self._rng.bit_generator.state = state["rng"]
         self._history = History(self.space)
         self._history.add(
-            [Trial(tuple(c), Status(s), sec, message, dict(t)) for c, s, sec, message, t in state["trials"]]
+            [
+                Trial(tuple(c), Status(s), sec, message, dict(t), *rest)
+                for c, s, sec, message, t, *rest in state["trials"]
+            ]
         )
         configs, throughput = state.get("prior", ([], []))
         self.believe(np.array(configs, dtype=np.int64).reshape(-1, self.space.n_knobs), np.array(throughput))
@@ -232,23 +255,37 @@ SEARCHERS: Mapping[str, Recipe] = {
 
 
 def make_searcher(
-    name: str, space: KnobSpace, rng: np.random.Generator, *, featurize: Featurize | None = None, **options: Any
+    name: str, space: KnobSpace, rng: Seed, *, featurize: Featurize | None = None, **options: Any
 ) -> Searcher:
     """Makes a searcher by name.
 
     Args:
         name: one of `SEARCHERS`.
+        rng: the only source of randomness: a generator, or the seed of one.
         featurize: gives the host's features `[n, f]` of configurations `[n, n_knobs]`, for a second look at the
             finalists.
         options: for a component, its settings, such as `explorer={"walkers": 128}`, or its configuration.
 
     Raises:
         UnknownSearcherError: on a name, component or setting that does not exist.
+        UsageError: if `rng` is neither a generator nor a seed.
     """
+    rng = _generator(rng)
     if name not in SEARCHERS:
         raise unknown("searcher", name, SEARCHERS, UnknownSearcherError)
     recipe = SEARCHERS[name]
     return Searcher(space, recipe.build(space, rng, featurize, _configured(name, recipe, options)), rng)
+
+
+def _generator(rng: Seed) -> np.random.Generator:
+    if not isinstance(rng, (np.random.Generator, np.random.SeedSequence, Integral)):
+        raise UsageError(
+            f"expected `rng` to be a generator, such as np.random.default_rng(0), or a seed such as 0, got {rng!r:.80}"
+        )
+    try:
+        return np.random.default_rng(rng)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UsageError(f"expected a seed of at least 0, got {rng!r:.80}") from error
 
 
 def _configured(name: str, recipe: Recipe, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -275,9 +312,8 @@ def _configured(name: str, recipe: Recipe, options: Mapping[str, Any]) -> dict[s
 class ChameleonSearcher(Searcher):
     """The `chameleon` searcher under its own name: `ChameleonSearcher(space, rng=np.random.default_rng(0))`."""
 
-    def __init__(
-        self, space: KnobSpace, *, rng: np.random.Generator, featurize: Featurize | None = None, **options: Any
-    ) -> None:
+    def __init__(self, space: KnobSpace, *, rng: Seed, featurize: Featurize | None = None, **options: Any) -> None:
+        rng = _generator(rng)
         recipe = SEARCHERS["chameleon"]
         super().__init__(space, recipe.build(space, rng, featurize, _configured("chameleon", recipe, options)), rng)
 
@@ -303,6 +339,6 @@ class EarlyStopping:
                 continue
             self._count += 1
             self._since += 1
-            if trial.seconds is not None and trial.seconds < self._best:
-                self._best, self._since = trial.seconds, 0
+            if trial.cost < self._best:
+                self._best, self._since = trial.cost, 0
         return self._count >= self._min_trials and self._since >= self._patience

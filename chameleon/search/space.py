@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Digits = NDArray[np.int64]
-Predicate = Callable[[Digits], NDArray[np.bool_]]
+Predicate = Callable[[Digits], Any]
 
 ENUMERABLE = 1 << 18
 """Spaces with at most this many configurations may be listed one by one."""
@@ -86,6 +86,7 @@ def option(name: str, values: Sequence[Any]) -> Knob:
     The features of a value are its position and, for numbers, its size. For integers the largest power of two that
     divides them is a feature as well, since vectors, warps and cache lines come in such sizes.
     """
+    values = _plain(values)
     numeric = bool(values) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
     position = np.arange(len(values), dtype=np.float32)[:, None]
     columns = [position]
@@ -95,13 +96,25 @@ def option(name: str, values: Sequence[Any]) -> Knob:
             columns.append(np.array([[math.log2(v & -v) if v else 0.0] for v in values], dtype=np.float32))
     elif 2 < len(values) <= 16:
         columns.append(np.eye(len(values), dtype=np.float32))
-    return Knob(name, "option", tuple(values), np.hstack(columns), _line_moves(len(values)))
+    return Knob(name, "option", values, np.hstack(columns), _line_moves(len(values)))
 
 
 def location(name: str, values: Sequence[Any]) -> Knob:
     """A knob that lists the places where a block may be computed, from the outermost to the innermost."""
     position = np.arange(len(values), dtype=np.float32)[:, None]
-    return Knob(name, "location", tuple(values), position, _line_moves(len(values)))
+    return Knob(name, "location", _plain(values), position, _line_moves(len(values)))
+
+
+def _plain(values: Iterable[Any]) -> tuple[Any, ...]:
+    """The values with numpy's scalars and arrays as plain numbers and tuples."""
+    return tuple(
+        _plain(v)
+        if isinstance(v, np.ndarray) and v.ndim
+        else v.item()
+        if isinstance(v, (np.generic, np.ndarray))
+        else v
+        for v in values
+    )
 
 
 class KnobSpace:
@@ -114,7 +127,8 @@ class KnobSpace:
     Args:
         knobs: at least one; names are unique.
         sketches: for each value of the first knob, the positions of the active knobs (the first is always active).
-        valid: a predicate `[n, n_knobs] -> [n]` for the constraints that are known without measuring; it is free.
+        valid: a predicate for the constraints that are known without measuring; it is free. It takes digits, not
+            values: `[n, n_knobs] -> [n]`, which is fast, or one row `[n_knobs]` -> bool.
         listed: the only configurations that exist, `[m, n_knobs]`, where a host can list them.
 
     Raises:
@@ -143,7 +157,7 @@ class KnobSpace:
                 row[list(positions)] = True
                 row[0] = True
         self._has_sketches = sketches is not None
-        self._valid = valid
+        self._valid = None if valid is None else _Constraint(valid)
         self._weights = [math.prod(int(c) for c in self.cardinalities[i + 1 :]) for i in range(len(knobs))]
         self.listed: Digits | None = None
         if listed is not None:
@@ -167,6 +181,11 @@ class KnobSpace:
         if not self._has_sketches:
             return math.prod(int(c) for c in self.cardinalities)
         return sum(math.prod(int(c) for c in self.cardinalities[1:][row[1:]]) for row in self.active)
+
+    @property
+    def can_be_listed(self) -> bool:
+        """Whether it is cheap to look at every configuration."""
+        return self.listed is not None or self.size <= ENUMERABLE
 
     def fingerprint(self) -> str:
         """A short hash of knobs and sketches: where it is the same for two spaces, the same digits mean the same."""
@@ -279,6 +298,48 @@ def _mixed_radix(start: int, stop: int, cards: Sequence[int]) -> Digits:
         out[:, i] = numbers % cards[i]
         numbers = numbers // cards[i]
     return out
+
+
+class _Constraint:
+    """Calls a predicate on many configurations, whether it takes all of them at once or one row at a time."""
+
+    def __init__(self, predicate: Predicate) -> None:
+        self._predicate = predicate
+        self._by_row: bool | None = None  # not known before the first call
+
+    def __call__(self, rows: Digits) -> NDArray[np.bool_]:
+        """Which of `[n >= 1, n_knobs]` keep the constraint, `[n]`.
+
+        Raises:
+            ValueError: if the predicate returns anything else than a bool for each row.
+        """
+        if self._by_row is None:
+            self._by_row = not self._takes_all(rows)
+        found = [self._predicate(row) for row in rows] if self._by_row else self._predicate(rows)
+        verdicts = np.asarray(found)
+        if verdicts.shape != (len(rows),) or verdicts.dtype.kind not in "biuf":
+            raise ValueError(
+                f"expected `valid` to return {len(rows)} bools for digits of shape {rows.shape}, or one bool for a row "
+                f"of {rows.shape[1]}, got {_shown(found[0] if self._by_row else found)}"
+            )
+        return verdicts.astype(bool)
+
+    def _takes_all(self, rows: Digits) -> bool:
+        """Whether the predicate returns one value a row.
+
+        With no more rows than knobs a mistake might not show, so then rows are repeated.
+        """
+        n, width = rows.shape
+        probe = rows if n > 2 * width else rows[np.arange(2 * width + 3) % n]
+        try:
+            return np.shape(self._predicate(probe)) == (len(probe),)
+        except Exception:  # made for one row it may raise anything; if it is wrong, it raises again for one row
+            return False
+
+
+def _shown(value: Any) -> str:
+    shape = np.shape(value)
+    return f"an array of shape {shape}" if shape else f"{value!r:.60}"
 
 
 class _Lookup:

@@ -64,9 +64,9 @@ def test_the_recording_is_the_landscape(recording: Recording) -> None:
     landscape = load_landscape(CONV)
     assert recording.complete
     assert len(recording.answers) == len(landscape) == recording.points == 360
-    assert recording.best_seconds == pytest.approx(landscape.best_seconds, rel=1e-4)
+    assert recording.best_seconds == pytest.approx(landscape.best, rel=1e-4)
     space = recording.task().config_space
-    for config, seconds in zip(landscape.configs, landscape.seconds, strict=True):
+    for config, seconds in zip(landscape.configs, landscape.values, strict=True):
         answer = recording.answers[space.knob2point(config.tolist())]
         assert np.mean(answer.costs) == pytest.approx(seconds, rel=1e-4)
     values = [k["values"] for k in recording.header["knobs"]]

@@ -56,7 +56,7 @@ def test_collecting_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     landscape = load_landscape(tmp_path / "out" / "tiny-conv.jsonl.gz")
     assert (
         kept.items()
-        <= {tuple(c.tolist()): s for c, s in zip(landscape.configs, landscape.seconds, strict=True)}.items()
+        <= {tuple(c.tolist()): s for c, s in zip(landscape.configs, landscape.values, strict=True)}.items()
     )
     manifest = json.loads((tmp_path / "out" / "tiny-conv.manifest.json").read_text())
     assert manifest["arguments"]["failures"] == {}

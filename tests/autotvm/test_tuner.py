@@ -229,3 +229,57 @@ def test_wrong_arguments_are_answered():
         ChameleonTuner(task, plan_size=64)
     with pytest.raises(ValueError, match="at least 1"):
         ChameleonTuner(task, max_refusals=0)
+
+
+def test_the_options_of_autotvm_are_taken(caplog):
+    """As every tutorial passes them; only the class has another name."""
+    task = create("chameleon/matmul", 64, 64)
+    with caplog.at_level(logging.WARNING):
+        tuner = ChameleonTuner(
+            task,
+            plan_size=32,
+            feature_type="knob",
+            loss_type="rank",
+            num_threads=2,
+            optimizer="sa",
+            diversity_filter_ratio=2,
+            log_interval=10,
+            explorer=SMALL,
+            model=MODEL,
+        )
+    (line,) = [r.getMessage() for r in caplog.records if "no use for" in r.getMessage()]
+    assert "loss_type='rank'" in line
+    assert "plan_size=32" in line
+    assert len(tune(tuner, 20)) == 20
+    with pytest.raises(UnknownSearcherError, match="no option 'los_type'"):
+        ChameleonTuner(task, los_type="rank")
+
+
+def test_options_of_autotvm_that_mean_something_here_are_kept(caplog):
+    task = create("chameleon/matmul", 64, 64)
+    with caplog.at_level(logging.WARNING):
+        annealed = AnnealingTuner(task, plan_size=24, picker={"epsilon": 0.5}, explorer={"steps": 10}, model=MODEL)
+        bred = SearcherTuner(task, "genetic", pop_size=20, elite_num=2, mutation_prob=0.2)
+    assert not caplog.records
+    for tuner, size in ((annealed, 24), (bred, 20)):
+        tuner.next_batch(1)
+        assert len(tuner._searcher.state()["queue"]) == size - 1
+
+
+def test_a_history_is_read_from_its_log(tmp_path):
+    task = create("chameleon/matmul", 64, 64)
+    first, log = ChameleonTuner(task, explorer=SMALL, model=MODEL), tmp_path / "history.log"
+    tune(first, 12, callbacks=[autotvm.callback.log_to_file(str(log))])
+    log.write_text("# a comment\n" + log.read_text())
+    for name in (str(log), log):
+        again = ChameleonTuner(task, explorer=SMALL, model=MODEL)
+        again.load_history(name)
+        assert {tuple(t.config) for t in first.trials} == set(again._told)
+    with pytest.raises(UsageError, match=r"none\.log: no such file; expected a log of AutoTVM"):
+        first.load_history(str(tmp_path / "none.log"))
+    (tmp_path / "other.log").write_text('{"a": 1}\n')
+    with pytest.raises(UsageError, match="expected a log of AutoTVM, one record a line"):
+        first.load_history(str(tmp_path / "other.log"))
+    for wrong in (3, ["history.log"], [("a", "b")]):
+        with pytest.raises(UsageError, match="pairs of MeasureInput and MeasureResult"):
+            first.load_history(wrong)

@@ -36,7 +36,7 @@ def test_features_by_hand() -> None:
 def test_other_features_are_the_same_landscape() -> None:
     plain, other = load_landscape(TINY), prepared(TINY, "one-hot")
     np.testing.assert_array_equal(plain.configs, other.configs)
-    np.testing.assert_array_equal(plain.seconds, other.seconds)
+    np.testing.assert_array_equal(plain.values, other.values)
 
 
 def test_differences_by_hand() -> None:

@@ -140,7 +140,7 @@ def test_children_mix_the_genes_of_the_fit() -> None:
 
 def best_after(name: str, trials: int, seed: int, space: KnobSpace, cost: Cost) -> float:
     searcher, left = make_searcher(name, space, np.random.default_rng(seed)), trials
-    while left and len(configs := searcher.ask(left)):
+    while left and len(configs := searcher.ask_planned(left)):
         searcher.tell(measure(configs, cost))
         left -= len(configs)
     assert searcher.best is not None
@@ -164,7 +164,7 @@ def test_plans_are_no_larger_than_the_host_can_use_at_once(wanted: int, largest:
     searcher = make_searcher("release", GRID, rng, explorer={"walkers": 32, "steps": 12, "rollouts": 1})
     rows = GRID.rows(0, GRID.size)[rng.permutation(GRID.size)[:130]]
     searcher.tell(measure(rows, lambda c: 1.0 + np.abs(c - 3).sum(axis=1)))
-    asked = len(searcher.ask(wanted))
+    asked = len(searcher.ask_planned(wanted))
     assert 8 <= asked <= largest
     assert asked + len(searcher.state()["queue"]) <= largest
 

@@ -69,8 +69,8 @@ def test_kernel_tuner_by_hand(tmp_path: Path) -> None:
     assert [k.values for k in landscape.space.knobs] == [(2, 8, 16), ("a", "b")]
     assert landscape.configs.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [2, 1]]
     assert landscape.space.size == len(landscape) == 5
-    assert landscape.best_seconds == 1e-3
-    np.testing.assert_array_equal(landscape.seconds, [4e-3, 1e-3, 2e-3, np.nan, np.nan])
+    assert landscape.best == 1e-3
+    np.testing.assert_array_equal(landscape.values, [4e-3, 1e-3, 2e-3, np.nan, np.nan])
     trials = landscape.measure(landscape.configs)
     assert [t.status.value for t in trials] == ["ok", "ok", "ok", "build_error", "run_error"]
     assert trials[3].message == "CompilationFailedConfig"
@@ -121,10 +121,10 @@ def test_t4_units_and_verdicts(tmp_path: Path) -> None:
     ]
     results.append(t4_result(16, 0.5, "correctness"))
     landscape = load_landscape(write(tmp_path, {"schema_version": "1.0.0", "results": results}))
-    np.testing.assert_allclose(landscape.seconds, [3e-3, 5e-6, np.nan, np.nan, np.nan])
+    np.testing.assert_allclose(landscape.values, [3e-3, 5e-6, np.nan, np.nan, np.nan])
     assert [s.value for s in landscape.statuses] == ["ok", "ok", "timeout", "build_error", "run_error"]
     seconds = {"metadata": {"timeunit": "seconds"}, "results": results[:1]}
-    assert load_landscape(write(tmp_path, seconds)).best_seconds == 3.0
+    assert load_landscape(write(tmp_path, seconds)).best == 3.0
 
 
 def test_autotvm_entities(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_autotvm_entities(tmp_path: Path) -> None:
     landscape = load_landscape(write(tmp_path, "\n".join(json.dumps(line) for line in lines) + "\n", "a.jsonl"))
     assert landscape.space.knobs[0].values == ((1, 32), (2, 16), (4, 8))
     assert landscape.space.knobs[0].kind == "split"
-    np.testing.assert_allclose(landscape.seconds, np.array([32, 32, 16, 16, np.nan, 8]) * 1e-3)
+    np.testing.assert_allclose(landscape.values, np.array([32, 32, 16, 16, np.nan, 8]) * 1e-3)
 
 
 @st.composite
@@ -171,7 +171,7 @@ def test_order_in_the_file_changes_nothing(tmp_path: Path) -> None:
     turned = {**document, "cache": dict(reversed(document["cache"].items()))}
     one, other = load_landscape(write(tmp_path, document)), load_landscape(write(tmp_path, turned, "t.json"))
     np.testing.assert_array_equal(one.configs, other.configs)
-    np.testing.assert_array_equal(one.seconds, other.seconds)
+    np.testing.assert_array_equal(one.values, other.values)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_repeated_configurations_keep_the_first(tmp_path: Path) -> None:
     path = write(tmp_path, {"results": [t4_result(1, 3.0), t4_result(1, 1.0), t4_result(2, 9.0)]})
     with pytest.warns(LandscapeWarning, match="1 repeated"):
         landscape = load_landscape(path)
-    np.testing.assert_allclose(landscape.seconds, [3e-3, 9e-3])
+    np.testing.assert_allclose(landscape.values, [3e-3, 9e-3])
 
 
 def test_torn_last_line_is_skipped(tmp_path: Path) -> None:

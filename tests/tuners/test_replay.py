@@ -30,7 +30,7 @@ class Scripted:
         self.told: list[Trial] = []
         self.asked: list[int] = []
 
-    def ask(self, n: int) -> Digits:
+    def ask_planned(self, n: int) -> Digits:
         self.asked.append(n)
         out, self.rows = self.rows[:n], self.rows[n:]
         return np.array(out, dtype=np.int64).reshape(len(out), 2)
@@ -55,7 +55,7 @@ def test_curve_by_hand(landscape: Landscape) -> None:
     assert refused == 1
     assert engine_s > 0
     assert [t.status.value for t in searcher.told] == ["run_error", "ok", "invalid", "ok", "ok", "ok"]
-    curve = best_so_far(seconds, landscape.best_seconds)
+    curve = best_so_far(landscape, seconds)
     np.testing.assert_allclose(curve, [0, 1 / 8, 1 / 2, 1 / 2, 1])
     run = ReplayRun("l", "s", 0, seconds, curve, engine_s, refused)
     assert [run.fraction_at(n) for n in (0, 1, 2, 3, 5, 220)] == [0, 0, 1 / 8, 1 / 2, 1, 1]
@@ -73,7 +73,7 @@ def test_budget_is_never_exceeded(landscape: Landscape) -> None:
 
 def test_all_failed_is_zero_and_never_reached(landscape: Landscape) -> None:
     seconds, _, _ = drive(landscape, Scripted([[1, 0]]), trials=5, batch=5)
-    run = ReplayRun("l", "s", 0, seconds, best_so_far(seconds, landscape.best_seconds), 0.1, 0)
+    run = ReplayRun("l", "s", 0, seconds, best_so_far(landscape, seconds), 0.1, 0)
     assert run.fraction.tolist() == [0.0]
     assert run.trials_to(0.95) == math.inf
 
@@ -95,9 +95,11 @@ def test_unknown_searcher(landscape: Landscape) -> None:
 
 @given(times=st.lists(st.one_of(st.just(math.nan), st.floats(1.0, 1e6)), min_size=1, max_size=30))
 def test_curve_against_brute_force(times: list[float]) -> None:
+    space = KnobSpace([option("a", (1,))], listed=np.zeros((1, 1), dtype=np.int64))
+    landscape = Landscape("l", space, np.ones(1), (Status.OK,), ("",))
     valid = [[t for t in times[: n + 1] if not math.isnan(t)] for n in range(len(times))]
     expected = [1.0 / min(v) if v else 0.0 for v in valid]
-    np.testing.assert_allclose(best_so_far(np.array(times), 1.0), expected)
+    np.testing.assert_allclose(best_so_far(landscape, np.array(times)), expected)
 
 
 def expected_best(fractions: np.ndarray, n: int) -> float:
@@ -118,7 +120,7 @@ def test_closed_form_against_all_draws() -> None:
 
 def test_random_search_has_the_mean_of_the_closed_form() -> None:
     landscape = load_landscape(DATA / "small_cache.json.gz")
-    fractions = np.nan_to_num(landscape.best_seconds / landscape.seconds)
+    fractions = np.nan_to_num(landscape.best / landscape.values)
     runs = [replay(landscape, "random", trials=50, seed=seed) for seed in range(300)]
     for n in (1, 10, 50):
         found = np.array([run.fraction_at(n) for run in runs])
@@ -129,7 +131,7 @@ def test_random_search_has_the_mean_of_the_closed_form() -> None:
 def test_every_searcher_replays(name: str) -> None:
     landscape = load_landscape(DATA / "tiny_t4.t4.json.gz")
     first, again = (replay(landscape, name, trials=24, seed=3) for _ in range(2))
-    np.testing.assert_array_equal(first.seconds, again.seconds)
+    np.testing.assert_array_equal(first.values, again.values)
     assert (first.trials, first.refused) == (24, 0)
 
 
@@ -147,7 +149,7 @@ def test_processes_change_nothing() -> None:
     assert len(finished) == len(runs) == 8
     for run, alone in zip(runs, expected, strict=True):
         assert (run.landscape, run.searcher, run.seed) == (alone.landscape, alone.searcher, alone.seed)
-        np.testing.assert_array_equal(run.seconds, alone.seconds)
+        np.testing.assert_array_equal(run.values, alone.values)
 
 
 LONG_JOB = """
