@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import logging
@@ -133,14 +134,18 @@ def compile_command(
     memory_aware: Annotated[
         bool, typer.Option("--memory-aware", help="Order it for the least memory; all its tensors in one arena.")
     ] = False,
+    time_limit: Annotated[
+        float, typer.Option(help="Seconds for the order and the arena of --memory-aware; then the best so far.")
+    ] = 60.0,
 ) -> None:
     """Build a network with the best schedules that were found; plain TVM runs the result."""
+    from chameleon.cli_memory import check_time_limit
     from chameleon.jobs.compile import compile_tuned
 
     check_writable(output)
-    compiled = compile_tuned(
-        _spec(model, target, out, input_shape, rewrite=rewrite), output, _say, memory_aware=memory_aware
-    )
+    check_time_limit(time_limit)
+    spec = dataclasses.replace(_spec(model, target, out, input_shape, rewrite=rewrite), time_limit_s=time_limit)
+    compiled = compile_tuned(spec, output, _say, memory_aware=memory_aware)
     console.print(f"wrote {output}", soft_wrap=True)
     if compiled.untuned:
         console.print(
@@ -181,7 +186,7 @@ def memory_command(
         str | None, typer.Option(help="Does it fit into 512KB, 256KiB, 2MB? Exit code 1 if it provably does not.")
     ] = None,
     time_limit: Annotated[
-        float, typer.Option(help="Seconds for each order; then the best so far, with its gap.")
+        float, typer.Option(help="Seconds for orders, rewrites and arena together; then the best so far.")
     ] = 60.0,
     rewrite: Annotated[bool, typer.Option(help="Rewrite the graph where that lowers the peak.")] = True,
     measure: Annotated[bool, typer.Option(help="Build and run a model to measure its peak.")] = True,

@@ -51,8 +51,7 @@ def run_memory(request: MemoryRequest, console: Console, say: Callable[[str], No
     """
     if request.alignment is not None and request.alignment < 1:
         raise UsageError(f"expected an alignment of 1 byte or more, got {request.alignment}")
-    if not request.time_limit_s > 0:
-        raise UsageError(f"expected a time limit above 0 s, got {request.time_limit_s:g}")
+    check_time_limit(request.time_limit_s)
     budget = parse_bytes(request.budget) if request.budget else None
     for path in (request.plot, request.json_out, request.graph_out):
         check_writable(path)
@@ -67,6 +66,16 @@ def run_memory(request: MemoryRequest, console: Console, say: Callable[[str], No
     _write(summary, request)
     if budget is not None:
         _answer(summary, budget, request.budget or "", console)
+
+
+def check_time_limit(seconds: float) -> None:
+    """Check what `--time-limit` was given.
+
+    Raises:
+        UsageError: if it is not above 0.
+    """
+    if not seconds > 0:
+        raise UsageError(f"expected a time limit above 0 s, got {seconds:g}")
 
 
 def _of_graph(request: MemoryRequest) -> MemorySummary:

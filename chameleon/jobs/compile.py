@@ -19,8 +19,8 @@ from chameleon.jobs.run_folder import JobSpec, Say, export, open_job, recorded_d
 from chameleon.kernels.defaults import schedule_defaults
 from chameleon.kernels.loops import is_scheduled
 from chameleon.kernels.lower import build
-from chameleon.memory.plan import MemoryPlan, Solve, plan_memory
-from chameleon.serenity.order.schedule import schedule
+from chameleon.memory.deadline import Deadline
+from chameleon.memory.plan import MemoryOptions, MemoryPlan, Solve, plan_memory
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,18 @@ class Compiled:
 
 
 def compile_model(
-    lowered: IRModule, target: Target, database: ms.database.Database, solve: Solve | None = None
+    lowered: IRModule,
+    target: Target,
+    database: ms.database.Database,
+    solve: Solve | None = None,
+    options: MemoryOptions | None = None,
 ) -> Compiled:
     """Build a module of `lower` with the database's schedules; kernels without one get a default.
 
     Args:
         solve: orders the network for little memory, such as `chameleon.serenity.order.schedule.schedule`. An order changes no kernel,
             so tuning does not depend on it; but the schedules bring workspaces along, so it is found with them applied.
+        options: for that planning of memory.
     """
     transform = relax.transform
     with target, database, tvm.transform.PassContext(opt_level=3):
@@ -61,7 +66,7 @@ def compile_model(
         mod = schedule_defaults(mod, target, lean=solve is not None)
         plan = None
         if solve is not None:
-            mod, plan = plan_memory(mod, solve)
+            mod, plan = plan_memory(mod, solve, options)
     return Compiled(build(mod, target), untuned, plan)
 
 
@@ -79,6 +84,13 @@ def compile_tuned(spec: JobSpec, output: Path, say: Say, *, memory_aware: bool =
         ChameleonError: if there are no records, or they belong to another model or target.
     """
     job = open_job(spec, say)
-    compiled = compile_model(job.lowered, job.target, recorded_database(job, spec), schedule if memory_aware else None)
+    database, deadline = recorded_database(job, spec), Deadline(spec.time_limit_s)
+    solve, options = (
+        (deadline.solver(spec.time_limit_s / 2) if memory_aware else None),
+        MemoryOptions(name=job.model.name, deadline=deadline),
+    )
+    compiled = compile_model(job.lowered, job.target, database, solve, options)
+    if memory_aware and deadline.passed():
+        say(f"the time limit of {spec.time_limit_s:g} s is over: order and arena are the best found until then")
     export(compiled, output)
     return compiled

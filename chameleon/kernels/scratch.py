@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
@@ -30,6 +31,7 @@ from tvm_ffi import structural_map, structural_walk
 
 from chameleon.errors import ChameleonError
 from chameleon.kernels.inspect import STACK_BYTES, dims_of, names_elements_only, size_bytes
+from chameleon.kernels.optional import if_possible
 
 PAGE_BYTES = 4096
 """The size of a page: the runtime's pool of workspaces rounds sizes up to multiples of it."""
@@ -133,14 +135,24 @@ def scratch_bytes(mod: IRModule, threads: int) -> int:
     k-th largest block of a pool is as large as the largest of the k-th largest blocks of all kernels.
     """
     pools: list[list[int]] = [[], []]  # blocks of the calling thread's pool, and of each thread of a parallel loop
-    for func in mod.functions.values():
+    for var, func in mod.functions_items():
         if isinstance(func, PrimFunc):
-            for number, sizes in enumerate(_pooled(func)):
+            found = if_possible("counting scratch", var.name_hint, partial(_pooled, func), ())
+            for number, sizes in enumerate(found):
                 pages = sorted(
                     (-(-size // PAGE_BYTES) * PAGE_BYTES for size in sizes if size >= STACK_BYTES), reverse=True
                 )
                 pools[number] = [max(pair) for pair in zip_longest(pools[number], pages, fillvalue=0)]
     return sum(pools[0]) + threads * sum(pools[1])
+
+
+def lowered_to_allocations(func: PrimFunc) -> PrimFunc:
+    """A kernel after those passes that check and place its loops, vectors and allocations.
+
+    Raises:
+        Exception: if it cannot be lowered, such as a schedule that vectorises a loop inside a vectorised one.
+    """
+    return _lowered(func, (*_TO_ALLOCATIONS, *_TO_MERGED))
 
 
 def _cut(body: Any, loop: tirx.For, held: Mapping[Buffer, Buffer], threads: int) -> Any:
@@ -219,7 +231,7 @@ def _is_parallel(loop: tirx.For) -> bool:
 
 def _pooled(func: PrimFunc) -> tuple[list[int], list[int]]:
     """The sizes of a kernel's allocations once it is lowered: those outside of parallel loops, and those inside."""
-    lowered = _lowered(func, (*_TO_ALLOCATIONS, *_TO_MERGED))
+    lowered = lowered_to_allocations(func)
     outside, inside = _sizes(lowered.body), []
 
     def visit(loop: tirx.For) -> None:

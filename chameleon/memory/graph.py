@@ -5,6 +5,9 @@ How each part of the function is counted:
 - A **call of a kernel** (`call_tir`, `call_dps_packed`) is a node. Its tensor takes the bytes of its shape. If one
   call makes several tensors, they lie in one piece of memory and are freed together. Each begins at a multiple of
   `ALIGNMENT`.
+- A **call of a packed function** (`call_pure_packed`) is a node as well, but its tensor takes 0 bytes: the function
+  allocates it itself, outside of the arena. The result may be a view of an argument, so who reads it counts as a
+  reader of the arguments too.
 - **Reshapes, tuples, elements of tuples, and second names of a variable** move no data, so they are not nodes. A
   kernel that reads one of them counts as a reader of the tensors behind it.
 - **Constants** are the weights. They are in memory before and after the run, and are not counted.
@@ -25,22 +28,29 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from tvm import relax
 from tvm.ir import Call, GenericConst, GlobalVar, IRModule, TupleType
-from tvm.tirx import PrimFunc
+from tvm.ir.expr import StringImm
+from tvm.tirx import FloatImm, IntImm, PrimFunc
 
 from chameleon.ir import is_call, operator_name, static_shape, tensor_bytes
-from chameleon.kernels.in_place import in_place_inputs
+from chameleon.kernels.in_place import in_place_inputs, overwriting
+from chameleon.kernels.optional import if_possible
 from chameleon.memory.placed_concats import placed_inputs
 from chameleon.memory.workspaces import n_workspaces
 from chameleon.serenity.graph import Graph, GraphError, Node
+
+WAY_OUT = "TVM can plan its memory itself: compile it without --memory-aware"
 
 ALIGNMENT = 64
 """Tensors begin at multiples of this many bytes: TVM's kernels and its zero-copy views need that."""
 
 _KERNEL_CALLS = ("relax.call_tir", "relax.call_dps_packed")
+_PACKED_CALL = "relax.call_pure_packed"
+_NO_TENSOR = (GenericConst, relax.ShapeExpr, relax.ExternFunc, IntImm, FloatImm, StringImm)
 _VIEWS = ("relax.reshape", "relax.memory.view", "relax.memory.ensure_zero_offset")
 
 
@@ -166,13 +176,27 @@ class _Extractor:
 
     def _binding(self, binding: Any) -> None:
         place = f"{self.name}: `{binding.var.name}`"
-        if not isinstance(binding, relax.VarBinding):
-            raise GraphError(f"{place} is a match_cast, a shape known at run time only; expected static shapes")
         value = binding.value
-        if is_kernel_call(value):
+        if not isinstance(binding, relax.VarBinding):
+            _tensor_types(binding.var.ty, f"{place}, a match_cast,")
+        if is_call(value, _PACKED_CALL):
+            self._packed(binding, value, place)
+        elif is_kernel_call(value):
             self._kernel(binding, value, place)
         else:
             self.tensors[binding.var] = self._behind(value, place)
+
+    def _packed(self, binding: Any, call: Call, place: str) -> None:
+        """Add a node for a packed function that allocates its result."""
+        types = _tensor_types(binding.var.ty, place)
+        arguments = [self._behind(argument, place) for argument in call.args[1:]]
+        sources = tuple(dict.fromkeys(_leaves(arguments)))
+        node = Node(self._unique(binding.var.name), sources, op=str(call.args[0].global_symbol))
+        self.nodes.append(node)
+        self.calls[node.name] = KernelCall(binding, (), ())
+        self.arguments[node.name] = arguments
+        held = [node.name, *sources]
+        self.tensors[binding.var] = [held] * len(types) if isinstance(binding.var.ty, TupleType) else held
 
     def _kernel(self, binding: Any, call: Call, place: str) -> None:
         callee = call.args[0]
@@ -205,8 +229,11 @@ class _Extractor:
         """The nodes whose memory the output of this call may take: inputs of the call."""
         if not isinstance(func, PrimFunc) or len(made.outputs) != 1:
             return []
-        names = [arguments[i] for i in in_place_inputs(func, len(arguments))]
-        known = [n for n in names if isinstance(n, str) and n in self.calls and arguments.count(n) == 1]
+        names = [
+            arguments[i] for i in if_possible("in place", made.binding.var.name, partial(_over, func, arguments), [])
+        ]
+        read = Counter(_leaves(arguments))
+        known = [n for n in names if isinstance(n, str) and n in self.calls and read[n] == 1]
         return [
             n for n in known if len(self.calls[n].outputs) == 1 and self.calls[n].output_bytes == made.output_bytes
         ]
@@ -238,7 +265,7 @@ class _Extractor:
             if value not in self.tensors:
                 raise GraphError(f"{place} reads `{value.name}`, which is not bound before it")
             return self.tensors[value]
-        if isinstance(value, (GenericConst, relax.ShapeExpr)):
+        if isinstance(value, _NO_TENSOR) or is_call(value, "relax.null_value"):
             return None
         if isinstance(value, relax.Tuple):
             return [self._behind(part, place) for part in value.fields]
@@ -258,34 +285,44 @@ class _Extractor:
         return found
 
 
+def _over(func: PrimFunc, arguments: Sequence[Any]) -> list[int]:
+    """The positions of the inputs that a kernel may overwrite; raises if no kernel that does so can be made."""
+    found = in_place_inputs(func, len(arguments))
+    for position in found:
+        overwriting(func, position, len(arguments))
+    return found
+
+
 def _only_block(name: str, main: relax.Function) -> Any:
     blocks = list(main.body.blocks) if isinstance(main.body, relax.SeqExpr) else []
     for block in blocks:
         for binding in block.bindings:
             if isinstance(getattr(binding, "value", None), relax.If):
                 raise GraphError(
-                    f"{name}: `{binding.var.name}` is a branch (If); only straight dataflow can be scheduled"
+                    f"{name}: `{binding.var.name}` is a branch (If); only straight dataflow can be ordered. {WAY_OUT}"
                 )
     if len(blocks) != 1 or not isinstance(blocks[0], relax.DataflowBlock):
         kinds = ", ".join(
             "dataflow" if isinstance(b, relax.DataflowBlock) else f"{len(b.bindings)} bindings" for b in blocks
         )
-        raise GraphError(f"{name}: expected one dataflow block, got {len(blocks)} blocks ({kinds or 'none'})")
+        raise GraphError(
+            f"{name}: expected one dataflow block, got {len(blocks)} blocks ({kinds or 'none'}). {WAY_OUT}"
+        )
     return blocks[0]
 
 
 def is_kernel_call(value: Any) -> bool:
     """Whether an expression is a step of the graph: a call of a kernel, whether TVM made the kernel or not."""
-    return is_call(value, _KERNEL_CALLS)
+    return is_call(value, (*_KERNEL_CALLS, _PACKED_CALL))
 
 
 def _unsupported(value: Any) -> str:
     if isinstance(value, Call) and isinstance(value.op, GlobalVar):
-        return f"it calls the function `{value.op.name_hint}`; expected kernels only (inline it first)"
+        return f"it calls the function `{value.op.name_hint}`; expected kernels only (inline it first). {WAY_OUT}"
     if isinstance(value, Call):
         what = operator_name(value) or str(value.op)
-        return f"unsupported operator {what}; expected kernel calls (call_tir) and views: legalise the module first"
-    return f"unsupported expression {type(value).__name__}"
+        return f"unsupported operator {what}; expected kernel calls (call_tir) and views: legalise the module first. {WAY_OUT}"
+    return f"unsupported expression {type(value).__name__}. {WAY_OUT}"
 
 
 def _tensor_types(ty: Any, place: str) -> list[TensorType]:
@@ -294,7 +331,9 @@ def _tensor_types(ty: Any, place: str) -> list[TensorType]:
         return [t for part in ty.fields for t in _tensor_types(part, place)]
     dims = static_shape(ty)
     if dims is None:
-        raise GraphError(f"{place} has no static shape, got {ty}; memory can be planned for static shapes only")
+        raise GraphError(
+            f"{place} has no static shape, got {ty}; memory can be planned for static shapes only. {WAY_OUT}"
+        )
     return [TensorType(dims, str(ty.dtype))]
 
 

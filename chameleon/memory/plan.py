@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import tvm
@@ -25,10 +26,13 @@ from tvm.ir import Call, IRModule
 from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.tirx import PrimFunc
 
+from chameleon.errors import ChameleonError
 from chameleon.ir import is_call
 from chameleon.kernels.in_place import overwriting
+from chameleon.kernels.optional import if_possible
 from chameleon.kernels.scratch import scratch_bytes, with_scratch
-from chameleon.memory.graph import ALIGNMENT, Extracted, TensorType, extract_graph
+from chameleon.memory.deadline import Deadline
+from chameleon.memory.graph import ALIGNMENT, WAY_OUT, Extracted, TensorType, extract_graph
 from chameleon.memory.placed_concats import place_where_it_pays
 from chameleon.memory.rolling_calls import roll_where_it_pays, without_alternatives
 from chameleon.memory.workspaces import hoist_workspaces, threads_of_target
@@ -50,6 +54,7 @@ class MemoryOptions:
     hoist: bool = True  # the workspaces of kernels lie in the arena as well
     in_place: bool = True  # kernels may write over an input that nothing else needs any more
     rewrite_kernels: bool = True  # kernels may be changed, see `rewritten_kernels`
+    deadline: Deadline = field(default_factory=Deadline)  # of all searches
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,8 @@ class MemoryPlan:
 
 def prepare(mod: IRModule, *, hoist: bool = True) -> IRModule:
     """Bring a module into the form that is planned: reshapes are views, and workspaces of kernels are arguments."""
-    mod = relax.transform.RewriteDataflowReshape()(mod)
-    return hoist_workspaces(mod) if hoist else mod
+    mod = if_possible("views instead of reshapes", "main", lambda: relax.transform.RewriteDataflowReshape()(mod), mod)
+    return if_possible("hoisting workspaces", "main", lambda: hoist_workspaces(mod), mod) if hoist else mod
 
 
 def plan_memory(
@@ -93,15 +98,42 @@ def plan_memory(
         GraphError: if the function has dynamic shapes, control flow, or calls of something that is not a kernel.
     """
     options = options or MemoryOptions()
+    extract_graph(prepare(mod, hoist=False), options.name)  # raises if the module cannot be planned in any way
+    *more, least = _simpler(options)
+    for tried in more:
+        found = if_possible(f"planning with {tried}", options.name, partial(_planned, mod, solve, tried), None)
+        if found is not None:
+            return found
+    try:
+        return _planned(mod, solve, least)
+    except ChameleonError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+        raise GraphError(
+            f"{options.name}: its kernels cannot be lowered with planned memory: {reason}. {WAY_OUT}"
+        ) from error
+
+
+def _simpler(options: MemoryOptions) -> list[MemoryOptions]:
+    """What is tried in turn: all that may be done, then less and less."""
+    found = [options]
+    for without in ("rewrite_kernels", "in_place", "hoist"):
+        if getattr(found[-1], without):
+            found.append(dataclasses.replace(found[-1], **{without: False}))
+    return found
+
+
+def _planned(mod: IRModule, solve: Solve, options: MemoryOptions) -> tuple[IRModule, MemoryPlan]:
     mod = prepare(mod, hoist=options.hoist)
-    extract_graph(mod, options.name)  # raises if the module cannot be planned, before any kernel is changed
     if options.rewrite_kernels:
         mod = rewritten_kernels(mod, solve, options)
     mod = without_alternatives(mod)
     extracted, graph = _graph_of(mod, options)
     found = solve(graph)
     buffers = lifetimes(graph, found.order)
-    arena = plan_arena(buffers, alignment=ALIGNMENT, time_limit_s=options.arena_limit_s)
+    arena_s = min(options.arena_limit_s, options.deadline.left_s)
+    arena = plan_arena(buffers, alignment=ALIGNMENT, time_limit_s=arena_s)
     mod = _in_order(mod, extracted, found.order, buffers)
     mod = _final_kernels(_lowered(mod, _places(extracted, found.order, buffers, arena), arena.size_bytes))
     threads = threads_of_target()
@@ -118,10 +150,16 @@ def rewritten_kernels(mod: IRModule, solve: Solve, options: MemoryOptions, max_t
     Args:
         max_tries: how many sets of concatenations are solved at most.
     """
-    mod = place_where_it_pays(mod, lambda placed: peak_score(placed, solve, options), max_tries)
-    if not options.in_place:
+    mod = place_where_it_pays(
+        mod, lambda placed: peak_score(placed, solve, options), max_tries, options.deadline.passed
+    )
+    if not options.in_place or options.deadline.passed():
         return mod
-    return roll_where_it_pays(mod, lambda rolled: extract_graph(rolled, options.name).graph, solve)
+
+    def rolled() -> IRModule:
+        return roll_where_it_pays(mod, lambda changed: extract_graph(changed, options.name).graph, solve)
+
+    return if_possible("computing row by row", options.name, rolled, mod)
 
 
 def peak_score(mod: IRModule, solve: Solve, options: MemoryOptions) -> Score:
