@@ -30,7 +30,7 @@ from tvm.tirx import Buffer, BufferStore, IntImm, PrimFunc
 from tvm_ffi import structural_map, structural_walk
 
 from chameleon.errors import ChameleonError
-from chameleon.kernels.inspect import STACK_BYTES, dims_of, names_elements_only, size_bytes
+from chameleon.kernels.inspect import dims_of, names_elements_only, size_bytes, takes_heap
 from chameleon.kernels.optional import if_possible
 
 PAGE_BYTES = 4096
@@ -139,9 +139,7 @@ def scratch_bytes(mod: IRModule, threads: int) -> int:
         if isinstance(func, PrimFunc):
             found = if_possible("counting scratch", var.name_hint, partial(_pooled, func), ())
             for number, sizes in enumerate(found):
-                pages = sorted(
-                    (-(-size // PAGE_BYTES) * PAGE_BYTES for size in sizes if size >= STACK_BYTES), reverse=True
-                )
+                pages = sorted((max(-(-size // PAGE_BYTES), 1) * PAGE_BYTES for size in sizes), reverse=True)
                 pools[number] = [max(pair) for pair in zip_longest(pools[number], pages, fillvalue=0)]
     return sum(pools[0]) + threads * sum(pools[1])
 
@@ -215,10 +213,10 @@ def _tiles(lowered: PrimFunc) -> list[_Tile]:
 
 
 def _allocated(body: Any) -> list[Buffer]:
-    """The buffers that blocks of this body allocate in main memory, and that are too large for the stack."""
+    """The buffers that blocks of this body allocate in main memory, and not on the stack."""
     found: list[Buffer] = []
     structural_walk(body, (SBlock, lambda block: found.extend(block.alloc_buffers)))
-    return [b for b in found if b.scope() == "global" and (size_bytes(b) or 0) >= STACK_BYTES]
+    return [b for b in found if b.scope() == "global" and takes_heap(b)]
 
 
 def _is_parallel(loop: tirx.For) -> bool:
@@ -246,7 +244,12 @@ def _pooled(func: PrimFunc) -> tuple[list[int], list[int]]:
 
 def _sizes(body: Any) -> list[int]:
     found: list[int] = []
-    structural_walk(body, (tirx.AllocBuffer, lambda a: found.append(size_bytes(a.buffer) or 0)))
+
+    def visit(node: tirx.AllocBuffer) -> None:
+        if takes_heap(node.buffer):
+            found.append(size_bytes(node.buffer) or 0)
+
+    structural_walk(body, (tirx.AllocBuffer, visit))
     return found
 
 

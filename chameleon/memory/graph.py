@@ -301,6 +301,8 @@ def _only_block(name: str, main: relax.Function) -> Any:
                 raise GraphError(
                     f"{name}: `{binding.var.name}` is a branch (If); only straight dataflow can be ordered. {WAY_OUT}"
                 )
+    if not blocks:
+        return relax.DataflowBlock([])
     if len(blocks) != 1 or not isinstance(blocks[0], relax.DataflowBlock):
         kinds = ", ".join(
             "dataflow" if isinstance(b, relax.DataflowBlock) else f"{len(b.bindings)} bindings" for b in blocks

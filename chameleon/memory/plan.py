@@ -77,7 +77,12 @@ class MemoryPlan:
 
 
 def prepare(mod: IRModule, *, hoist: bool = True) -> IRModule:
-    """Bring a module into the form that is planned: reshapes are views, and workspaces of kernels are arguments."""
+    """Bring a module into the form that is planned.
+
+    Sorting and the like are calls of kernels, reshapes are views, and workspaces of kernels are arguments.
+    """
+    dispatch = tvm.transform.Sequential([relax.backend.DispatchSampling(), relax.backend.DispatchSortScan()])
+    mod = if_possible("dispatching sorts", "main", lambda: dispatch(mod), mod)
     mod = if_possible("views instead of reshapes", "main", lambda: relax.transform.RewriteDataflowReshape()(mod), mod)
     return if_possible("hoisting workspaces", "main", lambda: hoist_workspaces(mod), mod) if hoist else mod
 

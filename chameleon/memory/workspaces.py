@@ -22,7 +22,7 @@ from tvm.target import Target
 from tvm.tirx import Buffer, IntImm, PrimFunc
 
 from chameleon.ir import is_call
-from chameleon.kernels.inspect import STACK_BYTES, size_bytes
+from chameleon.kernels.inspect import takes_heap
 from chameleon.kernels.optional import if_possible
 from chameleon.kernels.scratch import scratch_buffers, takes_scratch, with_scratch
 
@@ -91,7 +91,7 @@ def _outer_buffers(func: PrimFunc) -> list[Buffer]:
     places = s_tir.analysis.detect_buffer_access_lca(func)
     outside = [root, *_unit_loops(root.body)]
     outer = [b for b in root.alloc_buffers if b in places and any(places[b].same_as(place) for place in outside)]
-    return [b for b in outer if b.scope() == "global" and (size_bytes(b) or 0) >= STACK_BYTES]
+    return [b for b in outer if b.scope() == "global" and takes_heap(b)]
 
 
 def _unit_loops(body: Any) -> list[tirx.For]:
