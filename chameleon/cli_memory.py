@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -142,6 +142,8 @@ def _print_model(memory: ModelMemory, console: Console) -> None:
         console.print(
             f"kernels allocate up to {kilobytes(memory.scratch_bytes)} kB more inside their loops", highlight=False
         )
+    if memory.unplanned:
+        console.print(f"not in the arena: {unplanned_text(memory.unplanned)}", highlight=False)
     if summary.measured_peak_bytes is not None:
         share = summary.measured_peak_bytes / max(summary.arena.size_bytes, 1) - 1
         console.print(f"measured: {kilobytes(summary.measured_peak_bytes)} kB, arena {share:+.2%}", highlight=False)
@@ -202,7 +204,14 @@ def plan_text(plan: MemoryPlan) -> str:
         else f"no order needs less than {kilobytes(found.lower_bound_bytes)} kB"
     )
     text = f"memory: arena {kilobytes(plan.arena.size_bytes)} kB; peak {kilobytes(found.peak_bytes)} kB ({proof})"
-    return text + f"; inside kernels up to {kilobytes(plan.scratch_bytes)} kB" * bool(plan.scratch_bytes)
+    text += f"; inside kernels up to {kilobytes(plan.scratch_bytes)} kB" * bool(plan.scratch_bytes)
+    return text + f"; not in it: {unplanned_text(plan.unplanned)}" * bool(plan.unplanned)
+
+
+def unplanned_text(names: Sequence[str]) -> str:
+    """The tensors that only a run can allocate, in words."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}, which a run allocates when it knows the shape"
 
 
 def kilobytes(size_bytes: int) -> str:

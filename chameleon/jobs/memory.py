@@ -9,7 +9,7 @@ allocates is measured, and its outputs are compared with those of the same netwo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,7 @@ class ModelMemory:
         stock_planned_bytes: TVM's storages and outputs; workspaces inside kernels are not in it.
         stock_measured_bytes: what a run of that takes; none if nothing was measured.
         difference: of the outputs of both.
+        unplanned: the tensors that are not in the arena; see `chameleon.memory.plan.MemoryPlan`.
     """
 
     summary: MemorySummary
@@ -68,6 +69,7 @@ class ModelMemory:
     stock_planned_bytes: int
     stock_measured_bytes: int | None = None
     difference: Difference | None = field(default=None)
+    unplanned: tuple[str, ...] = ()
 
 
 def memory_of_model(spec: str, settings: MemorySettings, say: Say) -> ModelMemory:
@@ -130,7 +132,7 @@ def _run(
         mod, plan = plan_memory(
             kernels, lambda _: summary.last, MemoryOptions(settings.arena_limit_s, model.name, rewrite_kernels=False)
         )
-    result = ModelMemory(summary, plan.scratch_bytes, stock_plan_bytes(stock))
+    result = ModelMemory(summary, plan.scratch_bytes, stock_plan_bytes(stock), unplanned=plan.unplanned)
     if not settings.measure or settings.count_inputs:
         return result
     if why := can_measure(target.kind.name):
@@ -138,12 +140,11 @@ def _run(
         return result
     say("building and running it once, and once as TVM plans it")
     ours, theirs = (_measure(m, model, target) for m in (mod, stock))
-    return ModelMemory(
-        measured(summary, ours.tensor_peak_bytes),
-        plan.scratch_bytes,
-        result.stock_planned_bytes,
-        theirs.tensor_peak_bytes,
-        difference(ours.outputs, theirs.outputs),
+    return replace(
+        result,
+        summary=measured(summary, ours.tensor_peak_bytes),
+        stock_measured_bytes=theirs.tensor_peak_bytes,
+        difference=difference(ours.outputs, theirs.outputs),
     )
 
 

@@ -20,6 +20,7 @@ from tvm.ir import Call, GlobalVar, IRModule, TupleType
 from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.tirx import PrimFunc
 
+from chameleon.ir import static_shape
 from chameleon.kernels.inspect import names_elements_only
 from chameleon.kernels.optional import if_possible
 from chameleon.kernels.windows import Window, concat_kernel, windowed, without_copies
@@ -188,8 +189,7 @@ class _Calls:
         given = value.args[1].fields if isinstance(value.args[1], relax.Tuple) else []
         arguments = [self._behind.get(a) if isinstance(a, relax.Var) else None for a in given]
         first = var.ty.fields[0] if isinstance(var.ty, TupleType) else var.ty
-        shape = tuple(int(d) for d in first.shape.values)
-        call = _Call(var, value.args[0], self.mod[value.args[0]], arguments, shape)
+        call = _Call(var, value.args[0], self.mod[value.args[0]], arguments, static_shape(first) or ())
         name, number = var.name, 1
         while name in self.by_name:
             name, number = f"{var.name}_{number}", number + 1

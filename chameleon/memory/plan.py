@@ -27,12 +27,12 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.tirx import PrimFunc
 
 from chameleon.errors import ChameleonError
-from chameleon.ir import is_call
+from chameleon.ir import is_call, static_dims
 from chameleon.kernels.in_place import overwriting
 from chameleon.kernels.optional import if_possible
 from chameleon.kernels.scratch import scratch_bytes, with_scratch
 from chameleon.memory.deadline import Deadline
-from chameleon.memory.graph import ALIGNMENT, WAY_OUT, Extracted, TensorType, extract_graph
+from chameleon.memory.graph import ALIGNMENT, WAY_OUT, Extracted, TensorType, extract_graph, symbolic_dims
 from chameleon.memory.placed_concats import place_where_it_pays
 from chameleon.memory.rolling_calls import roll_where_it_pays, without_alternatives
 from chameleon.memory.workspaces import hoist_workspaces, threads_of_target
@@ -68,12 +68,15 @@ class MemoryPlan:
             fragmentation.
         scratch_bytes: the memory, in all threads of the target, that kernels still allocate themselves and that is not
             in the arena (see `chameleon.kernels.scratch`).
+        unplanned: the variables of tensors that are not in the arena, because only a run tells their shape, or because
+            a packed function allocates them.
     """
 
     graph: Graph = field(repr=False)
     schedule: Schedule
     arena: Arena
     scratch_bytes: int
+    unplanned: tuple[str, ...] = ()
 
 
 def prepare(mod: IRModule, *, hoist: bool = True) -> IRModule:
@@ -143,7 +146,7 @@ def _planned(mod: IRModule, solve: Solve, options: MemoryOptions) -> tuple[IRMod
     mod = _final_kernels(_lowered(mod, _places(extracted, found.order, buffers, arena), arena.size_bytes))
     threads = threads_of_target()
     left = 0 if threads == 0 else scratch_bytes(mod, threads or 1)
-    return mod, MemoryPlan(graph, found, arena, left)
+    return mod, MemoryPlan(graph, found, arena, left, extracted.unplanned)
 
 
 def rewritten_kernels(mod: IRModule, solve: Solve, options: MemoryOptions, max_tries: int = 32) -> IRModule:
@@ -223,8 +226,7 @@ def stock_plan_bytes(mod: IRModule) -> int:
     def visit(node: Any) -> None:
         if is_call(node, "relax.memory.alloc_storage"):
             sizes.append(int(node.args[0].values[0]))
-        elif is_call(node, "relax.builtin.alloc_tensor"):
-            dims = tuple(int(d) for d in node.args[0].values)
+        elif is_call(node, "relax.builtin.alloc_tensor") and (dims := static_dims(node.args[0])) is not None:
             sizes.append(TensorType(dims, str(node.args[1].value)).size_bytes)
 
     relax.analysis.post_order_visit(main, visit)
@@ -246,15 +248,21 @@ def _in_order(mod: IRModule, extracted: Extracted, order: Sequence[str], buffers
 def _ordered(extracted: Extracted, order: Sequence[str]) -> Iterator[Any]:
     """The bindings of the block: kernels in this order, and each view right before the first binding that needs it."""
     by_var = {binding.var: binding for binding in extracted.block.bindings}
+    tells = {
+        size: binding
+        for binding in extracted.block.bindings
+        if isinstance(binding, relax.MatchCast)
+        for size in symbolic_dims(binding)
+    }
     done: set[Any] = set()
 
     def emit(binding: Any) -> Iterator[Any]:
         if binding.var in done:
             return
         done.add(binding.var)
-        for var in relax.analysis.free_vars(binding.value):
-            if var in by_var:
-                yield from emit(by_var[var])
+        needed = [by_var[var] for var in relax.analysis.free_vars(binding.value) if var in by_var]
+        for other in (*needed, *(tells[size] for size in symbolic_dims(binding) if size in tells)):
+            yield from emit(other)
         yield binding
 
     for name in order:
@@ -343,7 +351,7 @@ class _Placer(PyExprMutator):
 
     def visit_call_(self, op: Call) -> relax.Expr:
         call: Any = super().visit_call_(op)
-        if is_call(call, "relax.builtin.alloc_tensor"):
+        if is_call(call, "relax.builtin.alloc_tensor") and static_dims(call.args[0]) is not None:
             return self._placed(call)
         if is_call(call, "relax.reshape"):
             # Call the runtime's reshape, which copies nothing. The default pipeline would make a kernel that copies.

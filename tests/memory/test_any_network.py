@@ -50,7 +50,11 @@ def row(b: relax.BlockBuilder, x: relax.Var) -> relax.Expr:
 def halves(b: relax.BlockBuilder, x: relax.Var) -> relax.Expr:
     """The same in half precision: 400 channels are less than the stack holds and more than a row of a lean kernel."""
     for _ in range(3):
-        x = b.emit(op.nn.relu(b.emit(op.multiply(b.emit(op.matmul(x, const("float16", 400, 400))), relax.const(0.01, "float16")))))
+        x = b.emit(
+            op.nn.relu(
+                b.emit(op.multiply(b.emit(op.matmul(x, const("float16", 400, 400))), relax.const(0.01, "float16")))
+            )
+        )
     return x
 
 
@@ -92,7 +96,9 @@ def best(b: relax.BlockBuilder, x: relax.Var) -> relax.Expr:
 def packed(b: relax.BlockBuilder, x: relax.Var) -> relax.Expr:
     """A function that returns a view of its argument: the argument must stay as long as the view is read."""
     y = b.emit(op.exp(x))
-    view = b.emit(op.call_pure_packed("vm.builtin.reshape", y, relax.ShapeExpr([32, 4]), ty_args=tensor("float32", 32, 4)))
+    view = b.emit(
+        op.call_pure_packed("vm.builtin.reshape", y, relax.ShapeExpr([32, 4]), ty_args=tensor("float32", 32, 4))
+    )
     z = b.emit(op.negative(b.emit(op.tanh(b.emit(op.matmul(x, const("float32", 32, 32)))))))
     return b.emit(op.add(view, b.emit(op.reshape(z, (32, 4)))))
 
