@@ -167,14 +167,20 @@ def compile_command(
     ] = False,
     compiler: CompilerOpt = None,
     sysroot: SysrootOpt = None,
+    time_limit: Annotated[
+        float, typer.Option(help="Seconds for the order and the arena of --memory-aware; then the best so far.")
+    ] = 60.0,
 ) -> None:
     """Build a network with the best schedules that were found; plain TVM runs the result."""
+    from chameleon.cli_memory import check_time_limit
+
+    check_writable(output)
+    check_time_limit(time_limit)
     with _say.stage("importing TVM"):
         from chameleon.jobs.compile import compile_tuned
 
-    check_writable(output)
     spec = _spec(model, target, out, input_shape, rewrite=rewrite)
-    spec = dataclasses.replace(spec, toolchain=_toolchain(compiler, sysroot))
+    spec = dataclasses.replace(spec, toolchain=_toolchain(compiler, sysroot), time_limit_s=time_limit)
     compiled = compile_tuned(spec, output, _say, memory_aware=memory_aware)
     console.print(f"wrote {output}", soft_wrap=True)
     if compiled.untuned:
@@ -218,7 +224,7 @@ def memory_command(
         typer.Option(help="A budget, such as 512KB, 256KiB, 2MB. Exit code 1 if the network provably does not fit."),
     ] = None,
     time_limit: Annotated[
-        float, typer.Option(help="Seconds to search for each order. Then the best so far is taken, with its gap.")
+        float, typer.Option(help="Seconds for orders, rewrites and arena together; then the best so far.")
     ] = 60.0,
     rewrite: Annotated[bool, typer.Option(help="Rewrite the graph where that lowers the peak.")] = True,
     measure: Annotated[bool, typer.Option(help="Build and run a model to measure its peak.")] = True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,8 +52,7 @@ def run_memory(request: MemoryRequest, console: Console, say: Callable[[str], No
     """
     if request.alignment is not None and request.alignment < 1:
         raise UsageError(f"expected an alignment of 1 byte or more, got {request.alignment}")
-    if not request.time_limit_s > 0:
-        raise UsageError(f"expected a time limit above 0 s, got {request.time_limit_s:g}")
+    check_time_limit(request.time_limit_s)
     budget = parse_bytes(request.budget) if request.budget else None
     for path in (request.plot, request.json_out, request.graph_out):
         check_writable(path)
@@ -68,6 +67,16 @@ def run_memory(request: MemoryRequest, console: Console, say: Callable[[str], No
     _write(summary, request)
     if budget is not None:
         _answer(summary, budget, request.budget or "", console)
+
+
+def check_time_limit(seconds: float) -> None:
+    """Check what `--time-limit` was given.
+
+    Raises:
+        UsageError: if it is not above 0.
+    """
+    if not seconds > 0:
+        raise UsageError(f"expected a time limit above 0 s, got {seconds:g}")
 
 
 def _of_graph(request: MemoryRequest) -> MemorySummary:
@@ -135,6 +144,8 @@ def _print_model(memory: ModelMemory, console: Console) -> None:
         console.print(
             f"kernels allocate up to {kilobytes(memory.scratch_bytes)} kB more inside their loops", highlight=False
         )
+    if memory.unplanned:
+        console.print(f"not in the arena: {unplanned_text(memory.unplanned)}", highlight=False)
     if summary.measured_peak_bytes is not None:
         share = summary.measured_peak_bytes / max(summary.arena.size_bytes, 1) - 1
         console.print(f"measured: {kilobytes(summary.measured_peak_bytes)} kB, arena {share:+.2%}", highlight=False)
@@ -195,7 +206,14 @@ def plan_text(plan: MemoryPlan) -> str:
         else f"no order needs less than {kilobytes(found.lower_bound_bytes)} kB"
     )
     text = f"memory: arena {kilobytes(plan.arena.size_bytes)} kB; peak {kilobytes(found.peak_bytes)} kB ({proof})"
-    return text + f"; inside kernels up to {kilobytes(plan.scratch_bytes)} kB" * bool(plan.scratch_bytes)
+    text += f"; inside kernels up to {kilobytes(plan.scratch_bytes)} kB" * bool(plan.scratch_bytes)
+    return text + f"; not in it: {unplanned_text(plan.unplanned)}" * bool(plan.unplanned)
+
+
+def unplanned_text(names: Sequence[str]) -> str:
+    """The tensors that only a run can allocate, in words."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}, which a run allocates when it knows the shape"
 
 
 def kilobytes(size_bytes: int) -> str:

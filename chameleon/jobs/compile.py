@@ -22,8 +22,8 @@ from chameleon.kernels.defaults import schedule_defaults
 from chameleon.kernels.loops import is_scheduled
 from chameleon.kernels.lower import build
 from chameleon.measure.link import OBJECTS, Toolchain, find_compiler
-from chameleon.memory.plan import MemoryPlan, Solve, plan_memory
-from chameleon.serenity.order.schedule import schedule
+from chameleon.memory.deadline import Deadline
+from chameleon.memory.plan import MemoryOptions, MemoryPlan, Solve, plan_memory
 from chameleon.target import runs_here
 
 
@@ -60,7 +60,11 @@ class Compiled:
 
 
 def compile_model(
-    lowered: IRModule, target: Target, database: ms.database.Database, solve: Solve | None = None
+    lowered: IRModule,
+    target: Target,
+    database: ms.database.Database,
+    solve: Solve | None = None,
+    options: MemoryOptions | None = None,
 ) -> Compiled:
     """Build a module that `lower` made with the database's schedules; kernels without one get a default.
 
@@ -69,6 +73,7 @@ def compile_model(
             `chameleon.serenity.order.schedule.schedule`; None: TVM plans the memory. An order changes no kernel, so
             tuning does not depend on it. But the schedules bring workspaces with them, so the order is found after
             they are applied.
+        options: for that planning of memory.
     """
     transform = relax.transform
     with target, database, tvm.transform.PassContext(opt_level=3):
@@ -80,7 +85,7 @@ def compile_model(
         mod = schedule_defaults(mod, target, lean=solve is not None)
         plan = None
         if solve is not None:
-            mod, plan = plan_memory(mod, solve)
+            mod, plan = plan_memory(mod, solve, options)
     return Compiled(build(mod, target), untuned, plan)
 
 
@@ -100,10 +105,14 @@ def compile_tuned(spec: JobSpec, output: Path, say: Say, *, memory_aware: bool =
     """
     _check_output(spec, output)
     job = open_job(spec, say)
-    database = recorded_database(job, spec)
+    database, deadline = recorded_database(job, spec), Deadline(spec.time_limit_s)
+    solve = deadline.solver(spec.time_limit_s / 2) if memory_aware else None
+    options = MemoryOptions(name=job.model.name, deadline=deadline)
     with stage(say, "compiling with the best schedules"):
-        compiled = compile_model(job.lowered, job.target, database, schedule if memory_aware else None)
+        compiled = compile_model(job.lowered, job.target, database, solve, options)
         export(compiled, output, spec.toolchain)
+    if memory_aware and deadline.passed():
+        say(f"the time limit of {spec.time_limit_s:g} s is over: order and arena are the best found until then")
     return compiled
 
 

@@ -10,7 +10,7 @@ compared with those of the same network in TVM's order and with TVM's memory pla
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from tvm.target import Target
 from chameleon.jobs.compare import Difference, difference
 from chameleon.kernels.defaults import schedule_defaults
 from chameleon.kernels.lower import build, lower
+from chameleon.memory.deadline import SEARCH_LIMIT_S, Deadline
 from chameleon.memory.graph import extract_graph
 from chameleon.memory.lower import lean, lean_rewritten, lower_rewritten
 from chameleon.memory.measured_peak import MeasuredPeak, can_measure, measure_peak
@@ -27,14 +28,13 @@ from chameleon.memory.placed_concats import placed_concats
 from chameleon.memory.plan import MemoryOptions, plan_memory, stock_plan_bytes
 from chameleon.models.load import Model, input_arrays, load_model
 from chameleon.serenity.graph import Graph
-from chameleon.serenity.order.schedule import Schedule, ScheduleOptions, schedule
 from chameleon.serenity.summary import MemorySummary, Row, measured, rows_of, with_arena
 from chameleon.target import detect_target, parse_target
 
 Say = Callable[[str], None]
 
-SEARCH_LIMIT_S = 5.0
-"""Time limit for the order of each graph that the search for rewrites looks at."""
+BASE_SHARE, SEARCH_SHARE = 0.4, 0.7
+"""The part of the time that the order of the network as it is may take, and the part of the rest for the rewrites."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class MemorySettings:
 
     target: str | None = None  # None: this machine
     input_shape: tuple[int, ...] | None = None  # for models whose file leaves it open
-    time_limit_s: float = 60.0  # for each order
+    time_limit_s: float = 60.0  # for all orders, rewrites and places together; loading and running come on top
     arena_limit_s: float = 10.0
     rewrite: bool = True
     measure: bool = True
@@ -63,6 +63,7 @@ class ModelMemory:
         stock_planned_bytes: TVM's storages and outputs; workspaces inside kernels are not in it.
         stock_measured_bytes: what a run of stock TVM takes; None if nothing was measured.
         difference: between the outputs of both; None if nothing was measured.
+        unplanned: the tensors that are not in the arena; see `chameleon.memory.plan.MemoryPlan`.
     """
 
     summary: MemorySummary
@@ -70,6 +71,7 @@ class ModelMemory:
     stock_planned_bytes: int
     stock_measured_bytes: int | None = None
     difference: Difference | None = field(default=None)
+    unplanned: tuple[str, ...] = ()
 
 
 def memory_of_model(spec: str, settings: MemorySettings, say: Say) -> ModelMemory:
@@ -85,34 +87,32 @@ def memory_of_model(spec: str, settings: MemorySettings, say: Say) -> ModelMemor
     kernels = lean(lowered, target)
     say(f"ordering {model.name}")
     graph = _graph(kernels, model, settings)
-
-    def solve(candidate: Graph) -> Schedule:
-        return schedule(candidate, ScheduleOptions(time_limit_s=settings.time_limit_s))
-
-    def quickly(candidate: Graph) -> Schedule:
-        """As `solve`, with a short time limit: the search for rewrites orders many graphs."""
-        return schedule(candidate, ScheduleOptions(time_limit_s=min(settings.time_limit_s, SEARCH_LIMIT_S)))
-
-    rows = rows_of(graph, solve)
-    if not settings.rewrite:
-        return _run(
-            model,
-            target,
-            lowered,
-            kernels,
-            with_arena(graph, rows, arena_limit_s=settings.arena_limit_s),
-            settings,
-            say,
-        )
-    say("rewriting, where that lowers the peak")
-    found = lower_rewritten(model, target, quickly)
-    kernels = lean_rewritten(found.lowered, target, quickly)
-    after = _graph(kernels, model, settings)
-    best = solve(after)
-    rows["rewritten"] = Row(best.order, best.peak_bytes, best)
-    rewrites = (*filter(None, [str(found.rewrites)]), *(f"in place:{name}" for name in placed_concats(kernels)))
-    summary = with_arena(graph, rows, after, rewrites, arena_limit_s=settings.arena_limit_s)
+    deadline = Deadline(settings.time_limit_s)
+    base = deadline.part(BASE_SHARE) if settings.rewrite else deadline
+    rows = rows_of(graph, base.solver())
+    after, rewrites = None, ()
+    if settings.rewrite:
+        say("rewriting, where that lowers the peak")
+        kernels, rewrites = _rewritten(model, target, deadline.part(SEARCH_SHARE), say)
+        after = _graph(kernels, model, settings)
+        best = deadline.solver()(after)
+        rows["rewritten"] = Row(best.order, best.peak_bytes, best)
+    arena_s = min(settings.arena_limit_s, deadline.left_s)
+    summary = with_arena(graph, rows, after, rewrites, arena_limit_s=arena_s)
+    if deadline.passed():
+        say(f"the time limit of {settings.time_limit_s:g} s is over: orders and arena are the best found until then")
     return _run(model, target, lowered, kernels, summary, settings, say)
+
+
+def _rewritten(model: Model, target: Target, deadline: Deadline, say: Say) -> tuple[IRModule, tuple[str, ...]]:
+    """The kernels after the rewrites that lower the peak, and what these are, for people."""
+    solve = deadline.solver(SEARCH_LIMIT_S)
+    found = lower_rewritten(model, target, solve, deadline=deadline)
+    kernels = lean_rewritten(found.lowered, target, solve, deadline)
+    if not found.complete or deadline.passed():
+        say(f"the search of rewrites was cut off by the time limit, after {found.tries} tries")
+    named = (f"in place:{name}" for name in placed_concats(kernels))
+    return kernels, (*filter(None, [str(found.rewrites)]), *named)
 
 
 def _graph(kernels: IRModule, model: Model, settings: MemorySettings) -> Graph:
@@ -134,7 +134,7 @@ def _run(
         mod, plan = plan_memory(
             kernels, lambda _: summary.last, MemoryOptions(settings.arena_limit_s, model.name, rewrite_kernels=False)
         )
-    result = ModelMemory(summary, plan.scratch_bytes, stock_plan_bytes(stock))
+    result = ModelMemory(summary, plan.scratch_bytes, stock_plan_bytes(stock), unplanned=plan.unplanned)
     if not settings.measure or settings.count_inputs:
         return result
     if why := can_measure(target.kind.name):
@@ -142,12 +142,11 @@ def _run(
         return result
     say("building and running it once, and once as TVM plans it")
     ours, theirs = (_measure(m, model, target) for m in (mod, stock))
-    return ModelMemory(
-        measured(summary, ours.tensor_peak_bytes),
-        plan.scratch_bytes,
-        result.stock_planned_bytes,
-        theirs.tensor_peak_bytes,
-        difference(ours.outputs, theirs.outputs),
+    return replace(
+        result,
+        summary=measured(summary, ours.tensor_peak_bytes),
+        stock_measured_bytes=theirs.tensor_peak_bytes,
+        difference=difference(ours.outputs, theirs.outputs),
     )
 
 

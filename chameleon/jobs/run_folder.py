@@ -40,6 +40,7 @@ from chameleon.jobs.stages import Say, stage
 from chameleon.kernels.lower import extract_tasks, lower
 from chameleon.manifest import write_manifest
 from chameleon.measure.link import Toolchain
+from chameleon.memory.deadline import SEARCH_LIMIT_S, Deadline
 from chameleon.memory.lower import Rewrites, lower_again, lower_rewritten
 from chameleon.models.load import Model, load_model
 from chameleon.serenity.order.schedule import schedule
@@ -62,6 +63,7 @@ class JobSpec:
     rewrite: bool = False  # rewrite the network first where that lowers the peak of its memory
     retry_failed: bool = False  # forget failed trials on record, so that they may be measured again
     toolchain: Toolchain = field(default_factory=Toolchain)  # links the network's library for another machine
+    time_limit_s: float = 60.0  # for the search of rewrites; for orders and the arena of a compiled network
 
 
 @dataclass(frozen=True)
@@ -173,8 +175,11 @@ def _lowered(model: Model, target: Target, out: Path, spec: JobSpec, say: Say) -
             return lower(model, target)
     if (out / "run.json").exists():
         raise ChameleonError(f"{out} holds a run of {model.name} as it is; to tune it rewritten give another --out")
+    deadline = Deadline(spec.time_limit_s)
     with stage(say, "rewriting, where that lowers the peak of memory"):
-        found = lower_rewritten(model, target, schedule)
+        found = lower_rewritten(model, target, deadline.solver(SEARCH_LIMIT_S), deadline=deadline)
+    if not found.complete:
+        say(f"the search of rewrites was cut off after {spec.time_limit_s:g} s and {found.tries} tries")
     say(f"rewritten: {found.rewrites}" if str(found.rewrites) else "no rewrite lowers it")
     kept.write_text(json.dumps(found.rewrites.to_json()) + "\n")
     return found.lowered

@@ -4,23 +4,21 @@
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tvm import relax
 from tvm.ir import IRModule
-from tvm.s_tir import Schedule, ScheduleError
+from tvm.s_tir import Schedule
 from tvm.s_tir import dlight as dl
 from tvm.s_tir.dlight.analysis import normalize_prim_func
 from tvm.target import Target
 from tvm.tirx import PrimFunc
 
-from chameleon.kernels.in_place import (
-    with_rolling,
-)
+from chameleon.kernels.in_place import with_rolling
 from chameleon.kernels.lean import lean_schedule, rolling_schedule
-from chameleon.kernels.loops import (
-    inlined,
-    is_scheduled,
-    schedule_block,
-)
+from chameleon.kernels.loops import inlined, is_scheduled, schedule_block
+from chameleon.kernels.optional import if_possible
+from chameleon.kernels.scratch import lowered_to_allocations
 
 
 def schedule_defaults(mod: IRModule, target: Target, *, lean: bool = False) -> IRModule:
@@ -38,10 +36,25 @@ def schedule_defaults(mod: IRModule, target: Target, *, lean: bool = False) -> I
     scheduled = dict(mod.functions_items())
     for var, func in scheduled.items():
         if isinstance(func, PrimFunc) and not is_scheduled(func):
-            scheduled[var] = (lean_schedule(func) if lean else None) or _cpu_schedule(func)
-            if lean and (rolling := rolling_schedule(func)) is not None:
-                scheduled[var] = with_rolling(scheduled[var], rolling)
+            scheduled[var] = _scheduled(func, var.name_hint, lean)
     return relax.transform.DeadCodeElimination()(IRModule(scheduled, attrs=mod.attrs))
+
+
+def _scheduled(func: PrimFunc, name: str, lean: bool) -> PrimFunc:
+    def scheduled(what: str, schedule: Callable[[PrimFunc], PrimFunc | None]) -> PrimFunc | None:
+        return if_possible(what, name, lambda: _that_lowers(schedule(func)), None)
+
+    found = scheduled("a lean schedule", lean_schedule) if lean else None
+    found = found or scheduled("a default schedule", _cpu_schedule) or func
+    rolling = scheduled("a row-by-row schedule", rolling_schedule) if lean else None
+    return found if rolling is None else with_rolling(found, rolling)
+
+
+def _that_lowers(func: PrimFunc | None) -> PrimFunc | None:
+    """The kernel itself; raises if it cannot be lowered: not every schedule that can be made can be built."""
+    if func is not None:
+        lowered_to_allocations(func)
+    return func
 
 
 def _cpu_schedule(func: PrimFunc) -> PrimFunc:
@@ -49,15 +62,15 @@ def _cpu_schedule(func: PrimFunc) -> PrimFunc:
 
     Element-wise producers are inlined. Outer loops run in parallel. The innermost spatial loop is vectorised and
     stands inside the reduction loops.
+
+    Raises:
+        Exception: if the kernel cannot be scheduled like this.
     """
     sch = Schedule(func)
     blocks = normalize_prim_func(sch)
     if not blocks:
         return func
-    try:
-        kept = [b for b in blocks if not inlined(sch, b)]
-        for block in kept:
-            schedule_block(sch, block)
-    except ScheduleError:
-        return func
+    kept = [b for b in blocks if not inlined(sch, b)]
+    for block in kept:
+        schedule_block(sch, block)
     return sch.mod["main"].with_attr("tirx.is_scheduled", True)

@@ -187,6 +187,10 @@ def rolls(sch: Schedule, pad: Any, rows: Any) -> bool:
         rows: that loop.
     """
     block, values, h = sch.get(pad), get_sblockrealize(sch, pad).iter_values, sch.get(rows).loop_var
+    if (
+        len(block.iter_vars) != _RANK
+    ):  # such as a transpose that was inlined into the copy: its rows are not the image's
+        return False
     analyzer = Analyzer()
     for loop in map(sch.get, sch.get_loops(pad)):
         if not loop.loop_var.same_as(h):
@@ -261,5 +265,7 @@ def _uses(value: Any, var: Any) -> bool:
 
 def _pixel_bytes(buffer: Buffer) -> int:
     """Bytes of the elements along the last axis; if these are not known, `STACK_BYTES`: too large for the stack."""
+    if not buffer.shape:
+        return element_bytes(buffer.dtype)
     size = buffer.shape[-1]
     return int(size) * element_bytes(buffer.dtype) if isinstance(size, IntImm) else STACK_BYTES

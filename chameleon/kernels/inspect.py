@@ -52,6 +52,15 @@ def size_bytes(buffer: Buffer) -> int | None:
     return None if dims is None else tensor_bytes(dims, buffer.dtype)
 
 
+def takes_heap(buffer: Buffer) -> bool:
+    """Whether a kernel that allocates this buffer asks the runtime for memory.
+
+    It does so for what is too large for the stack, and also for buffers without elements.
+    """
+    size = size_bytes(buffer)
+    return size is not None and (size == 0 or size >= STACK_BYTES)
+
+
 def dims_of(buffer: Buffer) -> list[int]:
     """The shape of a buffer whose shape is static."""
     return [int(d) for d in buffer.shape]

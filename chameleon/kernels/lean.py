@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from tvm import tirx
 from tvm.ir import IRModule
 from tvm.ir.expr import TensorLoad
-from tvm.s_tir import Schedule, ScheduleError
+from tvm.s_tir import Schedule
 from tvm.s_tir.dlight.analysis import normalize_prim_func
 from tvm.tirx import BufferStore, PrimFunc
 
@@ -35,28 +36,32 @@ from chameleon.kernels.loops import (
     schedule_block,
     vectorize,
 )
+from chameleon.kernels.optional import if_possible
 
 
 def lean_schedule(func: PrimFunc) -> PrimFunc | None:
-    """Schedule a reduction, its padding and its element-wise epilogue as one loop nest; `None` for other kernels."""
+    """Schedule a reduction, its padding and its element-wise epilogue as one loop nest; `None` for other kernels.
+
+    Raises:
+        Exception: if the kernel cannot be scheduled like this.
+    """
     sch = Schedule(func)
     blocks = normalize_prim_func(sch)
     if not blocks:
         return None
     overwritten = None
-    try:
-        kept = [b for b in blocks if not (_copies(sch, b) or inlined(sch, b))]
-        reduction, store = _reduction_and_store(sch, kept)
-        if reduction is not None:
-            overwritten = pixelwise_input(sch, reduction, store)
-        if reduction is not None and (store is not None or overwritten is not None):
-            store = store or sch.cache_write(reduction, 0, "global")
-            _schedule_pair(sch, reduction, store, whole=overwritten is not None)
-        elif len(kept) == 1:
-            schedule_block(sch, kept[0])
-        else:
-            return None
-    except ScheduleError:
+    kept = [b for b in blocks if not (_copies(sch, b) or inlined(sch, b))]
+    reduction, store = _reduction_and_store(sch, kept)
+    if reduction is not None:
+        overwritten = if_possible(
+            "pixel by pixel in place", kept[0].name, partial(pixelwise_input, sch, reduction, store), None
+        )
+    if reduction is not None and (store is not None or overwritten is not None):
+        store = store or sch.cache_write(reduction, 0, "global")
+        _schedule_pair(sch, reduction, store, whole=overwritten is not None)
+    elif len(kept) == 1:
+        schedule_block(sch, kept[0])
+    else:
         return None
     made = sch.mod["main"].with_attr("tirx.is_scheduled", True)
     return made if overwritten is None else may_overwrite(made, overwritten)
@@ -66,6 +71,9 @@ def rolling_schedule(func: PrimFunc) -> PrimFunc | None:
     """Schedule a convolution row by row, so that it may overwrite its input; `None` for other kernels.
 
     One thread computes the rows, one after the other.
+
+    Raises:
+        Exception: if the kernel cannot be scheduled like this.
     """
     if not _has_small_indices(func):
         return None
@@ -82,24 +90,21 @@ def rolling_schedule(func: PrimFunc) -> PrimFunc | None:
         return None
     pad = pads[0].block_rv
     overwritten = padded_input(sch, pad)
-    try:
-        kept = [b for b in blocks if b is not pads[0] and not (_copies(sch, b) or inlined(sch, b))]
-        reduction, store = _reduction_and_store(sch, kept)
-        if reduction is None:
-            return None
-        store = store or sch.cache_write(reduction, 0, "global")
-        rows = row_loop(sch, store)
-        if rows is None:
-            return None
-        _schedule_pair(sch, reduction, store, parallel=False)
-        sch.compute_at(pad, rows, preserve_unit_loops=True)
-        if not rolls(sch, pad, rows):
-            return None
-        if (extent_of(sch, sch.get_loops(pad)[-1]) or 1) % LANES == 0:
-            vectorize(sch, sch.get_loops(pad)[-1])
-        sch.rolling_buffer(pad, 0)
-    except ScheduleError:
+    kept = [b for b in blocks if b is not pads[0] and not (_copies(sch, b) or inlined(sch, b))]
+    reduction, store = _reduction_and_store(sch, kept)
+    if reduction is None:
         return None
+    store = store or sch.cache_write(reduction, 0, "global")
+    rows = row_loop(sch, store)
+    if rows is None:
+        return None
+    _schedule_pair(sch, reduction, store, parallel=False)
+    sch.compute_at(pad, rows, preserve_unit_loops=True)
+    if not rolls(sch, pad, rows):
+        return None
+    if (extent_of(sch, sch.get_loops(pad)[-1]) or 1) % LANES == 0:
+        vectorize(sch, sch.get_loops(pad)[-1])
+    sch.rolling_buffer(pad, 0)
     made = sch.mod["main"].with_attr("tirx.is_scheduled", True)
     return may_overwrite(with_data_parallel_readers(made, pads[0].name), overwritten)
 
@@ -140,14 +145,15 @@ def _schedule_pair(sch: Schedule, reduction: Any, store: Any, *, whole: bool = F
     """Compute a reduction where its only reader needs it: a vector or a row at a time.
 
     Args:
-        whole: compute the whole innermost axis at a time, if it has at most `ROW` elements, and not a vector at a
-            time.
+        whole: compute the whole innermost axis at a time, and not a vector or a row at a time.
         parallel: let several threads share the outer loops.
     """
     *outer, inner = sch.get_loops(store)
     lanes = extent_of(sch, inner) or ROW + 1
     vectors = lanes % LANES == 0
-    if vectors and not whole:
+    if whole:
+        outer = outer or [sch.add_unit_loop(inner)]
+    elif vectors:
         chunks, inner = sch.split(inner, factors=[None, LANES])
         outer.append(chunks)
     elif lanes > ROW or not outer:

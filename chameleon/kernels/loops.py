@@ -7,8 +7,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tvm.s_tir import Schedule, ScheduleError
+from tvm.s_tir import Schedule
 from tvm.tirx import PrimFunc
+
+from chameleon.kernels.optional import if_possible
 
 LANES = 16
 """The length of a vector: 16 floats fill one AVX-512 register, or four NEON registers."""
@@ -45,11 +47,12 @@ def inlined(sch: Schedule, block: Any) -> bool:
 
 def inline(sch: Schedule, block: Any) -> bool:
     """Compute a block where it is read, and say whether that was possible."""
-    try:
+
+    def run() -> bool:
         sch.compute_inline(block.block_rv)
-    except ScheduleError:
-        return False
-    return True
+        return True
+
+    return if_possible("inlining", block.name, run, False)
 
 
 def schedule_block(sch: Schedule, block: Any) -> None:

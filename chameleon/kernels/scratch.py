@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
@@ -29,7 +30,8 @@ from tvm.tirx import Buffer, BufferStore, IntImm, PrimFunc
 from tvm_ffi import structural_map, structural_walk
 
 from chameleon.errors import ChameleonError
-from chameleon.kernels.inspect import STACK_BYTES, dims_of, names_elements_only, size_bytes
+from chameleon.kernels.inspect import dims_of, names_elements_only, size_bytes, takes_heap
+from chameleon.kernels.optional import if_possible
 
 PAGE_BYTES = 4096
 """The size of a page: the runtime's pool of workspaces rounds sizes up to multiples of it."""
@@ -133,14 +135,22 @@ def scratch_bytes(mod: IRModule, threads: int) -> int:
     k-th largest block of a pool is as large as the largest of the k-th largest blocks of all kernels.
     """
     pools: list[list[int]] = [[], []]  # blocks of the calling thread's pool, and of each thread of a parallel loop
-    for func in mod.functions.values():
+    for var, func in mod.functions_items():
         if isinstance(func, PrimFunc):
-            for number, sizes in enumerate(_pooled(func)):
-                pages = sorted(
-                    (-(-size // PAGE_BYTES) * PAGE_BYTES for size in sizes if size >= STACK_BYTES), reverse=True
-                )
+            found = if_possible("counting scratch", var.name_hint, partial(_pooled, func), ())
+            for number, sizes in enumerate(found):
+                pages = sorted((max(-(-size // PAGE_BYTES), 1) * PAGE_BYTES for size in sizes), reverse=True)
                 pools[number] = [max(pair) for pair in zip_longest(pools[number], pages, fillvalue=0)]
     return sum(pools[0]) + threads * sum(pools[1])
+
+
+def lowered_to_allocations(func: PrimFunc) -> PrimFunc:
+    """A kernel after those passes that check and place its loops, vectors and allocations.
+
+    Raises:
+        Exception: if it cannot be lowered, such as a schedule that vectorises a loop inside a vectorised one.
+    """
+    return _lowered(func, (*_TO_ALLOCATIONS, *_TO_MERGED))
 
 
 def _cut(body: Any, loop: tirx.For, held: Mapping[Buffer, Buffer], threads: int) -> Any:
@@ -203,10 +213,10 @@ def _tiles(lowered: PrimFunc) -> list[_Tile]:
 
 
 def _allocated(body: Any) -> list[Buffer]:
-    """The buffers that blocks of this body allocate in main memory, and that are too large for the stack."""
+    """The buffers that blocks of this body allocate in main memory, and not on the stack."""
     found: list[Buffer] = []
     structural_walk(body, (SBlock, lambda block: found.extend(block.alloc_buffers)))
-    return [b for b in found if b.scope() == "global" and (size_bytes(b) or 0) >= STACK_BYTES]
+    return [b for b in found if b.scope() == "global" and takes_heap(b)]
 
 
 def _is_parallel(loop: tirx.For) -> bool:
@@ -219,7 +229,7 @@ def _is_parallel(loop: tirx.For) -> bool:
 
 def _pooled(func: PrimFunc) -> tuple[list[int], list[int]]:
     """The sizes of a kernel's allocations once it is lowered: those outside of parallel loops, and those inside."""
-    lowered = _lowered(func, (*_TO_ALLOCATIONS, *_TO_MERGED))
+    lowered = lowered_to_allocations(func)
     outside, inside = _sizes(lowered.body), []
 
     def visit(loop: tirx.For) -> None:
@@ -234,7 +244,12 @@ def _pooled(func: PrimFunc) -> tuple[list[int], list[int]]:
 
 def _sizes(body: Any) -> list[int]:
     found: list[int] = []
-    structural_walk(body, (tirx.AllocBuffer, lambda a: found.append(size_bytes(a.buffer) or 0)))
+
+    def visit(node: tirx.AllocBuffer) -> None:
+        if takes_heap(node.buffer):
+            found.append(size_bytes(node.buffer) or 0)
+
+    structural_walk(body, (tirx.AllocBuffer, visit))
     return found
 
 

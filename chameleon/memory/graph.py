@@ -5,8 +5,13 @@ How each part of the function is counted:
 - A **call of a kernel** (`call_tir`, `call_dps_packed`) is a node. Its tensor takes the bytes of its shape. If one
   call makes several tensors, they lie in one piece of memory and are freed together. Each begins at a multiple of
   `ALIGNMENT`.
+- A **call of a packed function** (`call_pure_packed`) is a node as well, but its tensor takes 0 bytes: the function
+  allocates it itself, outside of the arena. The result may be a view of an argument, so who reads it counts as a
+  reader of the arguments too.
 - **Reshapes, tuples, elements of tuples, and second names of a variable** move no data, so they are not nodes. A
   kernel that reads one of them counts as a reader of the tensors behind it.
+- **Tensors whose shape is known at run time only** take 0 bytes: TVM allocates them when the network runs, outside of
+  the arena. What tells their shape (`tensor_to_shape`, `match_cast`) moves no data, and counts as a reader does.
 - **Constants** are the weights. They are in memory before and after the run, and are not counted.
 - **Parameters** belong to the caller and take 0 bytes. If `count_inputs` is set, they count as TFLite counts them:
   from the beginning until their last reader.
@@ -25,22 +30,29 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from tvm import relax
 from tvm.ir import Call, GenericConst, GlobalVar, IRModule, TupleType
-from tvm.tirx import PrimFunc
+from tvm.ir.expr import StringImm
+from tvm.tirx import FloatImm, IntImm, PrimFunc
 
 from chameleon.ir import is_call, operator_name, static_shape, tensor_bytes
-from chameleon.kernels.in_place import in_place_inputs
+from chameleon.kernels.in_place import in_place_inputs, overwriting
+from chameleon.kernels.optional import if_possible
 from chameleon.memory.placed_concats import placed_inputs
 from chameleon.memory.workspaces import n_workspaces
 from chameleon.serenity.graph import Graph, GraphError, Node
+
+WAY_OUT = "TVM can plan its memory itself: compile it without --memory-aware"
 
 ALIGNMENT = 64
 """Tensors begin at multiples of this many bytes: TVM's kernels and its zero-copy views need that."""
 
 _KERNEL_CALLS = ("relax.call_tir", "relax.call_dps_packed")
+_PACKED_CALL = "relax.call_pure_packed"
+_NO_TENSOR = (GenericConst, relax.ShapeExpr, relax.ExternFunc, IntImm, FloatImm, StringImm)
 _VIEWS = ("relax.reshape", "relax.memory.view", "relax.memory.ensure_zero_offset")
 
 
@@ -97,6 +109,7 @@ class Extracted:
         graph: the graph of the function `main`.
         calls: the kernel call of every step, by name of the step.
         block: the dataflow block that holds the calls.
+        unplanned: the variables of tensors that are allocated when the network runs, outside of the arena.
         arguments: by name of the step, the nodes behind the arguments of its call; `None` for a constant.
     """
 
@@ -104,6 +117,7 @@ class Extracted:
     calls: dict[str, KernelCall]
     block: Any = field(repr=False, compare=False)
     arguments: dict[str, list[Any]] = field(repr=False, compare=False)
+    unplanned: tuple[str, ...] = ()
 
     def argument(self, name: str, source: str) -> int:
         """The position of the tensor of node `source` among the arguments of the call of node `name`."""
@@ -118,8 +132,8 @@ def extract_graph(mod: IRModule, name: str = "main", *, count_inputs: bool = Fal
         count_inputs: whether the memory of the inputs counts; by default it belongs to the caller and does not count.
 
     Raises:
-        GraphError: if the memory of the function is not static: dynamic shapes, control flow, or calls of other
-            functions. The message names the variable.
+        GraphError: if the memory of the function is not static: inputs or views of dynamic shape, control flow, or
+            calls of other functions. The message names the variable.
     """
     main = mod["main"] if "main" in [v.name_hint for v in mod.get_global_vars()] else None
     if not isinstance(main, relax.Function):
@@ -139,6 +153,8 @@ class _Extractor:
         self.replaceable: dict[str, list[str]] = {}
         self.inside: dict[str, str] = {}  # node -> the concatenation that its tensor lies in
         self.names: set[str] = set()
+        self.sizes: dict[Any, Any] = {}  # symbolic dimension -> the nodes behind the tensor that tells it
+        self.unplanned: list[str] = []
 
     def run(self, main: relax.Function) -> Extracted:
         block = _only_block(self.name, main)
@@ -152,13 +168,13 @@ class _Extractor:
             tuple(outputs),
             self.name,
         )
-        return Extracted(graph, self.calls, block, self.arguments)
+        return Extracted(graph, self.calls, block, self.arguments, tuple(self.unplanned))
 
     def _input(self, param: Any) -> list[str]:
         """Add a node for each tensor of a parameter, and return the names of these nodes."""
         place = f"{self.name}: input `{param.name}`"
         made = []
-        for ty in _tensor_types(param.ty, place):
+        for ty in _tensor_types(_flat(param.ty), place):
             made.append(self._unique(param.name))
             self.nodes.append(Node(made[-1], (), ty.size_bytes if self.count_inputs else 0, op="input"))
         self.tensors[param] = made if isinstance(param.ty, TupleType) else made[0]
@@ -166,47 +182,66 @@ class _Extractor:
 
     def _binding(self, binding: Any) -> None:
         place = f"{self.name}: `{binding.var.name}`"
-        if not isinstance(binding, relax.VarBinding):
-            raise GraphError(f"{place} is a match_cast, a shape known at run time only; expected static shapes")
         value = binding.value
-        if is_kernel_call(value):
+        if not isinstance(binding, relax.VarBinding):
+            self.sizes |= dict.fromkeys(symbolic_dims(binding), self._behind(value, place))
+        if is_call(value, _PACKED_CALL):
+            self._packed(binding, value, place)
+        elif is_kernel_call(value):
             self._kernel(binding, value, place)
         else:
             self.tensors[binding.var] = self._behind(value, place)
 
+    def _packed(self, binding: Any, call: Call, place: str) -> None:
+        """Add a node for a packed function that allocates its result."""
+        types = _flat(binding.var.ty)
+        arguments = [self._behind(argument, place) for argument in call.args[1:]]
+        sources = tuple(dict.fromkeys(_leaves(arguments)))
+        node = Node(self._unique(binding.var.name), sources, op=str(call.args[0].global_symbol))
+        self.nodes.append(node)
+        self.calls[node.name] = KernelCall(binding, (), ())
+        self.arguments[node.name] = arguments
+        self.unplanned.append(node.name)
+        held = [node.name, *sources]
+        self.tensors[binding.var] = [held] * len(types) if isinstance(binding.var.ty, TupleType) else held
+
     def _kernel(self, binding: Any, call: Call, place: str) -> None:
         callee = call.args[0]
         func = self.mod[callee] if isinstance(callee, GlobalVar) else None
-        all_types = _tensor_types(binding.var.ty, place)
+        leaves = _flat(binding.var.ty)
         n_work = n_workspaces(func) if isinstance(func, PrimFunc) else 0
-        n_out = len(all_types) - n_work
-        made = KernelCall(binding, tuple(all_types[:n_out]), tuple(all_types[n_out:]))
+        n_out = len(leaves) - n_work
+        planned = [ty for ty in leaves[:n_out] if static_shape(ty) is not None]
+        made = KernelCall(binding, _tensor_types(planned, place), _tensor_types(leaves[n_out:], place))
         arguments = self._behind(call.args[1], place)
         arguments = arguments if isinstance(arguments, list) else [arguments]
+        told = [self.sizes.get(size) for size in symbolic_dims(binding)]
+        self.unplanned += [binding.var.name] * (len(planned) < n_out)
         op = callee.name_hint if isinstance(callee, GlobalVar) else str(callee.global_symbol)
         node = Node(
             self._unique(binding.var.name),
-            tuple(dict.fromkeys(_leaves(arguments))),
+            tuple(dict.fromkeys(_leaves([arguments, told]))),
             made.output_bytes,
             made.workspace_bytes,
             op=op,
-            attrs={"shapes": [list(t.shape) for t in made.outputs], "dtype": made.outputs[0].dtype},
+            attrs={"shapes": [list(t.shape) for t in made.outputs], "dtype": str(leaves[0].dtype)},
         )
         self.nodes.append(node)
         self.calls[node.name] = made
         self.arguments[node.name] = arguments
         self.replaceable[node.name] = self._replaceable(func, arguments, made)
         self.inside |= {arguments[i]: node.name for i in (placed_inputs(func) if isinstance(func, PrimFunc) else ())}
-        self.tensors[binding.var] = (
-            [node.name] * len(all_types) if isinstance(binding.var.ty, TupleType) else node.name
-        )
+        self.tensors[binding.var] = [node.name] * len(leaves) if isinstance(binding.var.ty, TupleType) else node.name
 
     def _replaceable(self, func: Any, arguments: Sequence[Any], made: KernelCall) -> list[str]:
         """The nodes whose memory the output of this call may take: inputs of the call."""
         if not isinstance(func, PrimFunc) or len(made.outputs) != 1:
             return []
-        names = [arguments[i] for i in in_place_inputs(func, len(arguments))]
-        known = [n for n in names if isinstance(n, str) and n in self.calls and arguments.count(n) == 1]
+        names = [
+            arguments[i] for i in if_possible("in place", made.binding.var.name, partial(_over, func, arguments), [])
+        ]
+        read = Counter(_leaves(arguments))
+        known = [n for n in names if isinstance(n, str) and n in self.calls and read[n] == 1]
         return [
             n for n in known if len(self.calls[n].outputs) == 1 and self.calls[n].output_bytes == made.output_bytes
         ]
@@ -238,14 +273,16 @@ class _Extractor:
             if value not in self.tensors:
                 raise GraphError(f"{place} reads `{value.name}`, which is not bound before it")
             return self.tensors[value]
-        if isinstance(value, (GenericConst, relax.ShapeExpr)):
+        if isinstance(value, _NO_TENSOR) or is_call(value, "relax.null_value"):
             return None
         if isinstance(value, relax.Tuple):
             return [self._behind(part, place) for part in value.fields]
         if isinstance(value, relax.TupleGetItem):
             return self._behind(value.tuple_value, place)[int(value.index)]
-        if isinstance(value, Call) and operator_name(value) in _VIEWS:
-            _tensor_types(value.ty, place)
+        if is_call(value, "relax.tensor_to_shape"):
+            return self._behind(value.args[0], place)
+        if is_call(value, _VIEWS):
+            _tensor_types([value.ty], place)
             return self._behind(value.args[0], place)
         raise GraphError(f"{place}: {_unsupported(value)}")
 
@@ -258,44 +295,70 @@ class _Extractor:
         return found
 
 
+def _over(func: PrimFunc, arguments: Sequence[Any]) -> list[int]:
+    """The positions of the inputs that a kernel may overwrite; raises if no kernel that does so can be made."""
+    found = in_place_inputs(func, len(arguments))
+    for position in found:
+        overwriting(func, position, len(arguments))
+    return found
+
+
 def _only_block(name: str, main: relax.Function) -> Any:
     blocks = list(main.body.blocks) if isinstance(main.body, relax.SeqExpr) else []
     for block in blocks:
         for binding in block.bindings:
             if isinstance(getattr(binding, "value", None), relax.If):
                 raise GraphError(
-                    f"{name}: `{binding.var.name}` is a branch (If); only straight dataflow can be scheduled"
+                    f"{name}: `{binding.var.name}` is a branch (If); only straight dataflow can be ordered. {WAY_OUT}"
                 )
+    if not blocks:
+        return relax.DataflowBlock([])
     if len(blocks) != 1 or not isinstance(blocks[0], relax.DataflowBlock):
         kinds = ", ".join(
             "dataflow" if isinstance(b, relax.DataflowBlock) else f"{len(b.bindings)} bindings" for b in blocks
         )
-        raise GraphError(f"{name}: expected one dataflow block, got {len(blocks)} blocks ({kinds or 'none'})")
+        raise GraphError(
+            f"{name}: expected one dataflow block, got {len(blocks)} blocks ({kinds or 'none'}). {WAY_OUT}"
+        )
     return blocks[0]
 
 
 def is_kernel_call(value: Any) -> bool:
     """Whether an expression is a step of the graph: a call of a kernel, whether TVM made the kernel or not."""
-    return is_call(value, _KERNEL_CALLS)
+    return is_call(value, (*_KERNEL_CALLS, _PACKED_CALL))
 
 
 def _unsupported(value: Any) -> str:
     if isinstance(value, Call) and isinstance(value.op, GlobalVar):
-        return f"it calls the function `{value.op.name_hint}`; expected kernels only (inline it first)"
+        return f"it calls the function `{value.op.name_hint}`; expected kernels only (inline it first). {WAY_OUT}"
     if isinstance(value, Call):
         what = operator_name(value) or str(value.op)
-        return f"unsupported operator {what}; expected kernel calls (call_tir) and views: legalise the module first"
-    return f"unsupported expression {type(value).__name__}"
+        return f"unsupported operator {what}; expected kernel calls (call_tir) and views: legalise the module first. {WAY_OUT}"
+    return f"unsupported expression {type(value).__name__}. {WAY_OUT}"
 
 
-def _tensor_types(ty: Any, place: str) -> list[TensorType]:
-    """The tensors of a type, where tuples are flattened."""
-    if isinstance(ty, TupleType):
-        return [t for part in ty.fields for t in _tensor_types(part, place)]
+def symbolic_dims(binding: Any) -> list[Any]:
+    """The dimensions in the type of a binding's variable, and in the arguments of its call, that run time tells."""
+    types = [binding.var.ty, *(a.ty for a in getattr(binding.value, "args", ()) if isinstance(a, relax.ShapeExpr))]
+    return [var for ty in types for var in relax.analysis.tir_vars_in_type(ty)]
+
+
+def _flat(ty: Any) -> list[Any]:
+    """The types in a type, where tuples are flattened."""
+    return [leaf for part in ty.fields for leaf in _flat(part)] if isinstance(ty, TupleType) else [ty]
+
+
+def _tensor_types(types: Sequence[Any], place: str) -> tuple[TensorType, ...]:
+    return tuple(_tensor_type(ty, place) for ty in types)
+
+
+def _tensor_type(ty: Any, place: str) -> TensorType:
     dims = static_shape(ty)
     if dims is None:
-        raise GraphError(f"{place} has no static shape, got {ty}; memory can be planned for static shapes only")
-    return [TensorType(dims, str(ty.dtype))]
+        raise GraphError(
+            f"{place} has no static shape, got {ty}; memory can be planned for static shapes only. {WAY_OUT}"
+        )
+    return TensorType(dims, str(ty.dtype))
 
 
 def _leaves(tensors: Any) -> Iterator[str]:

@@ -197,7 +197,8 @@ class _Reader:
             return None
         if not all(isinstance(part, relax.Var) for part in parts.fields):
             return None
-        return "concat", {"channels": [int(part.ty.shape[self.axis]) for part in parts.fields]}
+        channels = [int(part.ty.shape[self.axis]) for part in parts.fields]
+        return ("concat", {"channels": channels}) if all(channels) else None  # a part may be empty
 
     def _conv(self, call: Call) -> tuple[str, dict[str, Any]] | None:
         if not is_call(call, "relax.nn.conv2d") or constant_positions(call) != [1]:

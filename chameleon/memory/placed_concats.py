@@ -20,10 +20,12 @@ from tvm.ir import Call, GlobalVar, IRModule, TupleType
 from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.tirx import PrimFunc
 
+from chameleon.ir import static_shape
 from chameleon.kernels.inspect import names_elements_only
+from chameleon.kernels.optional import if_possible
 from chameleon.kernels.windows import Window, concat_kernel, windowed, without_copies
 from chameleon.memory.workspaces import is_tir_call
-from chameleon.serenity.rewrite.choose import Score, choose_sites
+from chameleon.serenity.rewrite.choose import NOT_POSSIBLE, Score, choose_sites
 
 _ATTR = "chameleon.placed_inputs"
 
@@ -79,21 +81,44 @@ def place_parts(mod: IRModule, concats: Collection[str]) -> IRModule:
     return _Placer(mod, calls, placed, windows).run() if inside else mod
 
 
-def place_where_it_pays(mod: IRModule, score: Callable[[IRModule], Score], max_tries: int = 32) -> IRModule:
+def place_where_it_pays(
+    mod: IRModule, score: Callable[[IRModule], Score], max_tries: int = 32, stop: Callable[[], bool] = lambda: False
+) -> IRModule:
     """Write the parts of concatenations in place, for those concatenations where that lowers the peak.
 
     Args:
         score: gives the score of a module; its first number is the peak.
         max_tries: how many modules are scored at most.
+        stop: says that no time is left to score another module.
     """
-    needs: dict[str, frozenset[str]] = {name: frozenset() for name in placeable_concats(mod)}
+    needs: dict[str, frozenset[str]] = {
+        name: frozenset() for name in if_possible("placing parts", "main", lambda: placeable_concats(mod), {})
+    }
     if not needs:
         return mod
 
     def placed(chosen: Collection[str]) -> IRModule:
         return place_parts(mod, [name for name in needs if name in chosen])
 
-    return placed(choose_sites(needs, lambda chosen: score(placed(chosen)), max_evaluations=max_tries).chosen)
+    def evaluate(chosen: frozenset[str]) -> Score:
+        if not chosen:
+            return score(mod)
+        return if_possible("placing parts", ", ".join(chosen), lambda: score(placed(chosen)), NOT_POSSIBLE)
+
+    return placed(choose_sites(needs, evaluate, max_evaluations=max_tries, stop=stop).chosen)
+
+
+def place_possible(mod: IRModule, concats: Collection[str]) -> IRModule:
+    """Write the parts of those of these concatenations in place where that is possible."""
+    if (
+        placed := if_possible("placing parts", ", ".join(concats), lambda: place_parts(mod, concats), None)
+    ) is not None:
+        return placed
+    kept: list[str] = []
+    for name in concats:
+        if if_possible("placing parts", name, lambda: place_parts(mod, [*kept, name]), None) is not None:  # noqa: B023
+            kept.append(name)
+    return place_parts(mod, kept)
 
 
 @dataclass
@@ -134,6 +159,9 @@ class _Calls:
 
     def placeable(self, call: _Call, taken: Collection[Any]) -> list[int]:
         """The positions of those parts of a concatenation that can be written in place."""
+        return if_possible("placing parts", call.var.name, lambda: self._placeable(call, taken), [])
+
+    def _placeable(self, call: _Call, taken: Collection[Any]) -> list[int]:
         if concat_kernel(call.func) is None:
             return []
         return [
@@ -158,10 +186,10 @@ class _Calls:
             self._hold(value)
 
     def _call(self, var: Any, value: Call) -> None:
-        arguments = [self._behind.get(a) if isinstance(a, relax.Var) else None for a in value.args[1].fields]
+        given = value.args[1].fields if isinstance(value.args[1], relax.Tuple) else []
+        arguments = [self._behind.get(a) if isinstance(a, relax.Var) else None for a in given]
         first = var.ty.fields[0] if isinstance(var.ty, TupleType) else var.ty
-        shape = tuple(int(d) for d in first.shape.values)
-        call = _Call(var, value.args[0], self.mod[value.args[0]], arguments, shape)
+        call = _Call(var, value.args[0], self.mod[value.args[0]], arguments, static_shape(first) or ())
         name, number = var.name, 1
         while name in self.by_name:
             name, number = f"{var.name}_{number}", number + 1

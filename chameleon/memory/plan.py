@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import tvm
@@ -25,10 +26,13 @@ from tvm.ir import Call, IRModule
 from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.tirx import PrimFunc
 
-from chameleon.ir import is_call
+from chameleon.errors import ChameleonError
+from chameleon.ir import is_call, static_dims
 from chameleon.kernels.in_place import overwriting
+from chameleon.kernels.optional import if_possible
 from chameleon.kernels.scratch import scratch_bytes, with_scratch
-from chameleon.memory.graph import ALIGNMENT, Extracted, TensorType, extract_graph
+from chameleon.memory.deadline import Deadline
+from chameleon.memory.graph import ALIGNMENT, WAY_OUT, Extracted, TensorType, extract_graph, symbolic_dims
 from chameleon.memory.placed_concats import place_where_it_pays
 from chameleon.memory.rolling_calls import roll_where_it_pays, without_alternatives
 from chameleon.memory.workspaces import hoist_workspaces, threads_of_target
@@ -50,6 +54,7 @@ class MemoryOptions:
     hoist: bool = True  # the workspaces of kernels lie in the arena as well
     in_place: bool = True  # kernels may write over an input that nothing else needs any more
     rewrite_kernels: bool = True  # kernels may be changed, see `rewritten_kernels`
+    deadline: Deadline = field(default_factory=Deadline)  # of all searches
 
 
 @dataclass(frozen=True)
@@ -63,18 +68,26 @@ class MemoryPlan:
             fragmentation.
         scratch_bytes: the memory, in all threads of the target, that kernels still allocate themselves and that is not
             in the arena (see `chameleon.kernels.scratch`).
+        unplanned: the variables of tensors that are not in the arena, because only a run tells their shape, or because
+            a packed function allocates them.
     """
 
     graph: Graph = field(repr=False)
     schedule: Schedule
     arena: Arena
     scratch_bytes: int
+    unplanned: tuple[str, ...] = ()
 
 
 def prepare(mod: IRModule, *, hoist: bool = True) -> IRModule:
-    """Bring a module into the form that is planned: reshapes are views, and workspaces of kernels are arguments."""
-    mod = relax.transform.RewriteDataflowReshape()(mod)
-    return hoist_workspaces(mod) if hoist else mod
+    """Bring a module into the form that is planned.
+
+    Sorting and the like are calls of kernels, reshapes are views, and workspaces of kernels are arguments.
+    """
+    dispatch = tvm.transform.Sequential([relax.backend.DispatchSampling(), relax.backend.DispatchSortScan()])
+    mod = if_possible("dispatching sorts", "main", lambda: dispatch(mod), mod)
+    mod = if_possible("views instead of reshapes", "main", lambda: relax.transform.RewriteDataflowReshape()(mod), mod)
+    return if_possible("hoisting workspaces", "main", lambda: hoist_workspaces(mod), mod) if hoist else mod
 
 
 def plan_memory(
@@ -93,20 +106,47 @@ def plan_memory(
         GraphError: if the function has dynamic shapes, control flow, or calls of something that is not a kernel.
     """
     options = options or MemoryOptions()
+    extract_graph(prepare(mod, hoist=False), options.name)  # raises if the module cannot be planned in any way
+    *more, least = _simpler(options)
+    for tried in more:
+        found = if_possible(f"planning with {tried}", options.name, partial(_planned, mod, solve, tried), None)
+        if found is not None:
+            return found
+    try:
+        return _planned(mod, solve, least)
+    except ChameleonError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+        raise GraphError(
+            f"{options.name}: its kernels cannot be lowered with planned memory: {reason}. {WAY_OUT}"
+        ) from error
+
+
+def _simpler(options: MemoryOptions) -> list[MemoryOptions]:
+    """What is tried in turn: all that may be done, then less and less."""
+    found = [options]
+    for without in ("rewrite_kernels", "in_place", "hoist"):
+        if getattr(found[-1], without):
+            found.append(dataclasses.replace(found[-1], **{without: False}))
+    return found
+
+
+def _planned(mod: IRModule, solve: Solve, options: MemoryOptions) -> tuple[IRModule, MemoryPlan]:
     mod = prepare(mod, hoist=options.hoist)
-    extract_graph(mod, options.name)  # raises if the module cannot be planned, before any kernel is changed
     if options.rewrite_kernels:
         mod = rewritten_kernels(mod, solve, options)
     mod = without_alternatives(mod)
     extracted, graph = _graph_of(mod, options)
     found = solve(graph)
     buffers = lifetimes(graph, found.order)
-    arena = plan_arena(buffers, alignment=ALIGNMENT, time_limit_s=options.arena_limit_s)
+    arena_s = min(options.arena_limit_s, options.deadline.left_s)
+    arena = plan_arena(buffers, alignment=ALIGNMENT, time_limit_s=arena_s)
     mod = _in_order(mod, extracted, found.order, buffers)
     mod = _final_kernels(_lowered(mod, _places(extracted, found.order, buffers, arena), arena.size_bytes))
     threads = threads_of_target()
     left = 0 if threads == 0 else scratch_bytes(mod, threads or 1)
-    return mod, MemoryPlan(graph, found, arena, left)
+    return mod, MemoryPlan(graph, found, arena, left, extracted.unplanned)
 
 
 def rewritten_kernels(mod: IRModule, solve: Solve, options: MemoryOptions, max_tries: int = 32) -> IRModule:
@@ -118,10 +158,16 @@ def rewritten_kernels(mod: IRModule, solve: Solve, options: MemoryOptions, max_t
     Args:
         max_tries: how many sets of concatenations are solved at most.
     """
-    mod = place_where_it_pays(mod, lambda placed: peak_score(placed, solve, options), max_tries)
-    if not options.in_place:
+    mod = place_where_it_pays(
+        mod, lambda placed: peak_score(placed, solve, options), max_tries, options.deadline.passed
+    )
+    if not options.in_place or options.deadline.passed():
         return mod
-    return roll_where_it_pays(mod, lambda rolled: extract_graph(rolled, options.name).graph, solve)
+
+    def rolled() -> IRModule:
+        return roll_where_it_pays(mod, lambda changed: extract_graph(changed, options.name).graph, solve)
+
+    return if_possible("computing row by row", options.name, rolled, mod)
 
 
 def peak_score(mod: IRModule, solve: Solve, options: MemoryOptions) -> Score:
@@ -180,8 +226,7 @@ def stock_plan_bytes(mod: IRModule) -> int:
     def visit(node: Any) -> None:
         if is_call(node, "relax.memory.alloc_storage"):
             sizes.append(int(node.args[0].values[0]))
-        elif is_call(node, "relax.builtin.alloc_tensor"):
-            dims = tuple(int(d) for d in node.args[0].values)
+        elif is_call(node, "relax.builtin.alloc_tensor") and (dims := static_dims(node.args[0])) is not None:
             sizes.append(TensorType(dims, str(node.args[1].value)).size_bytes)
 
     relax.analysis.post_order_visit(main, visit)
@@ -203,15 +248,21 @@ def _in_order(mod: IRModule, extracted: Extracted, order: Sequence[str], buffers
 def _ordered(extracted: Extracted, order: Sequence[str]) -> Iterator[Any]:
     """The bindings of the block: kernels in this order, and each view right before the first binding that needs it."""
     by_var = {binding.var: binding for binding in extracted.block.bindings}
+    tells = {
+        size: binding
+        for binding in extracted.block.bindings
+        if isinstance(binding, relax.MatchCast)
+        for size in symbolic_dims(binding)
+    }
     done: set[Any] = set()
 
     def emit(binding: Any) -> Iterator[Any]:
         if binding.var in done:
             return
         done.add(binding.var)
-        for var in relax.analysis.free_vars(binding.value):
-            if var in by_var:
-                yield from emit(by_var[var])
+        needed = [by_var[var] for var in relax.analysis.free_vars(binding.value) if var in by_var]
+        for other in (*needed, *(tells[size] for size in symbolic_dims(binding) if size in tells)):
+            yield from emit(other)
         yield binding
 
     for name in order:
@@ -300,7 +351,7 @@ class _Placer(PyExprMutator):
 
     def visit_call_(self, op: Call) -> relax.Expr:
         call: Any = super().visit_call_(op)
-        if is_call(call, "relax.builtin.alloc_tensor"):
+        if is_call(call, "relax.builtin.alloc_tensor") and static_dims(call.args[0]) is not None:
             return self._placed(call)
         if is_call(call, "relax.reshape"):
             # Call the runtime's reshape, which copies nothing. The default pipeline would make a kernel that copies.

@@ -30,11 +30,12 @@ from tvm import relax
 from tvm.ir import Call, GenericConst, IRModule
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from chameleon.kernels.optional import if_possible
 from chameleon.memory.operator_graph import ConcatGraph, concat_graph, constant_positions, without_inputs
 from chameleon.serenity.graph import Graph, Node
 from chameleon.serenity.order.contract import contracted
 from chameleon.serenity.rewrite import identities
-from chameleon.serenity.rewrite.choose import Choice, Score, choose_sites
+from chameleon.serenity.rewrite.choose import NOT_POSSIBLE, Choice, Score, choose_sites
 from chameleon.serenity.rewrite.identities import KINDS, Site
 from chameleon.serenity.rewrite.search import RewriteOptions, Solution, choices, kind_groups, neighbourhoods, rewrite
 from chameleon.serenity.rewrite.sums import TERM, gathered, runs
@@ -57,8 +58,17 @@ def find_sites(mod: IRModule) -> dict[Site, frozenset[Site]]:
     Returns:
         For each site, the sites that it needs: it exists only if they are rewritten.
     """
-    read = concat_graph(mod)
-    return {} if read is None else identities.find_sites(read.graph)
+    return _read(mod)[1]
+
+
+def _read(mod: IRModule) -> tuple[ConcatGraph | None, dict[Site, frozenset[Site]]]:
+    """The graph of `main` and its sites; `None` and no sites if it has no such graph."""
+
+    def read() -> tuple[ConcatGraph | None, dict[Site, frozenset[Site]]]:
+        found = concat_graph(mod)
+        return found, {} if found is None else identities.find_sites(found.graph)
+
+    return if_possible("rewriting", "main", read, (None, {}))
 
 
 def apply_sites(
@@ -94,10 +104,12 @@ class RewrittenModule:
     Attributes:
         mod: the rewritten module; the given module if nothing lowers its peak.
         choice: the sites, the scores before and after, and how many sets of sites were tried.
+        order: what `order_of` of `apply_sites` gave for the module.
     """
 
     mod: IRModule = field(repr=False)
     choice: Choice[Site]
+    order: tuple[str, ...] = ()
 
 
 def rewrite_module(
@@ -106,6 +118,7 @@ def rewrite_module(
     solve: Callable[[Graph], Solution],
     kinds: Collection[str] = KINDS,
     max_tries: int = 32,
+    stop: Callable[[], bool] = lambda: False,
 ) -> RewrittenModule:
     """Rewrite those sites of a module that lower its peak.
 
@@ -116,9 +129,10 @@ def rewrite_module(
         solve: a solver for the graph of the operators. Partial results are added up in the order that it finds.
         kinds: the kinds of sites that may be rewritten.
         max_tries: how many modules are scored at most.
+        stop: says that no time is left to score another module.
     """
-    read = concat_graph(mod)
-    needs = {} if read is None else choices(identities.find_sites(read.graph), kinds)
+    read, sites = _read(mod)
+    needs = _possible(mod, choices(sites, kinds))
     if read is None or not needs:
         before = score(mod)
         return RewrittenModule(mod, Choice((), before, before, 1, True))
@@ -129,19 +143,46 @@ def rewrite_module(
 
     groups, moves = kind_groups(needs), neighbourhoods(read.graph, needs)
     if len({frozenset([site]) | others for site, others in needs.items()}) > 1:  # otherwise there is one set to try
-        options = RewriteOptions(kinds=tuple(kinds), max_solves=GUESS_SOLVES)
-        groups.insert(0, rewrite(read.graph, solve, options).applied)
+        options, graph = RewriteOptions(kinds=tuple(kinds), max_solves=GUESS_SOLVES), read.graph
+        groups.insert(0, if_possible("guessing sites", "main", lambda: rewrite(graph, solve, options).applied, ()))
     scores: dict[frozenset[Site], Score] = {}
 
     def evaluate(chosen: frozenset[Site]) -> Score:
+        if not chosen:
+            return scores.get(chosen) or scores.setdefault(chosen, score(mod))
         if chosen not in scores:
-            scores[chosen] = score(apply_sites(mod, chosen, order_of))
+            place = ", ".join(map(str, sorted(chosen)))
+            scores[chosen] = if_possible(
+                "rewriting", place, lambda: score(apply_sites(mod, chosen, order_of)), NOT_POSSIBLE
+            )
         return scores[chosen]
 
-    choice = choose_sites(needs, evaluate, groups, moves, min(max_tries, FIRST_TRIES))
+    choice = choose_sites(needs, evaluate, groups, moves, min(max_tries, FIRST_TRIES), stop)
     if choice.score[0] < choice.before[0]:  # otherwise the peak is most likely at a place that no rewrite can change
-        choice = choose_sites(needs, evaluate, groups, moves, max_tries)
-    return RewrittenModule(apply_sites(mod, choice.chosen, order_of), choice)
+        choice = choose_sites(needs, evaluate, groups, moves, max_tries, stop)
+    return _chosen(mod, choice, order_of)
+
+
+def _chosen(mod: IRModule, choice: Choice[Site], order_of: OrderOf) -> RewrittenModule:
+    given: list[str] = []
+
+    def noted(graph: Graph) -> Sequence[str]:
+        given[:] = order_of(graph)
+        return given
+
+    return RewrittenModule(apply_sites(mod, choice.chosen, noted), choice, tuple(given))
+
+
+def _possible(mod: IRModule, needs: dict[Site, frozenset[Site]]) -> dict[Site, frozenset[Site]]:
+    """The sites without those that cannot be rewritten, and without those that need one of these."""
+
+    def works(place: object, sites: Collection[Site]) -> bool:
+        return if_possible("rewriting", place, lambda: apply_sites(mod, sites), None) is not None
+
+    if works("all sites", needs):
+        return needs
+    bad = {site for site, others in needs.items() if not works(site, {site} | others)}
+    return {site: others for site, others in needs.items() if site not in bad and not others & bad}
 
 
 class _Emitter:

@@ -83,8 +83,8 @@ def _with_node(graph: Graph, name: str, workspace_bytes: int, in_place: str) -> 
 
 def _kernel_calls(mod: IRModule) -> list[Any]:
     """The kernels that `main` calls, in the order of the graph's steps; `None` for a kernel that TVM did not make."""
-    (block,) = mod["main"].body.blocks
-    callees = [b.value.args[0] for b in block.bindings if is_kernel_call(b.value)]
+    bindings = [binding for block in mod["main"].body.blocks for binding in block.bindings]
+    callees = [binding.value.args[0] for binding in bindings if is_kernel_call(binding.value)]
     return [mod[callee] if isinstance(callee, GlobalVar) else None for callee in callees]
 
 

@@ -10,6 +10,7 @@ and also for memory that a kernel allocates inside its loops (`chameleon.kernels
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import tvm
@@ -21,8 +22,9 @@ from tvm.target import Target
 from tvm.tirx import Buffer, IntImm, PrimFunc
 
 from chameleon.ir import is_call
-from chameleon.kernels.inspect import STACK_BYTES, size_bytes
-from chameleon.kernels.scratch import scratch_buffers, takes_scratch
+from chameleon.kernels.inspect import takes_heap
+from chameleon.kernels.optional import if_possible
+from chameleon.kernels.scratch import scratch_buffers, takes_scratch, with_scratch
 
 _ATTR = "chameleon.n_workspaces"
 
@@ -61,14 +63,24 @@ def hoist_workspaces(mod: IRModule) -> IRModule:
     for var, func in mod.functions_items():
         if not isinstance(func, PrimFunc) or n_workspaces(func):
             continue
-        outer = _outer_buffers(func)
-        inner = scratch_buffers(_with_parameters(func, outer), threads) if threads else []
-        if buffers := [*outer, *inner]:
-            made = _with_parameters(func, outer, inner)
-            hoisted[var] = (takes_scratch(made, len(inner), threads) if inner else made, buffers)
+        found = if_possible("hoisting all workspaces", var.name_hint, partial(_hoisted, func, threads or 0), None)
+        found = found or if_possible("hoisting outer workspaces", var.name_hint, partial(_hoisted, func, 0), None)
+        if found is not None and found[1]:
+            hoisted[var] = found
     if not hoisted:
         return mod
     return relax.transform.CanonicalizeBindings()(_Hoister(mod, hoisted).run())
+
+
+def _hoisted(func: PrimFunc, threads: int) -> tuple[PrimFunc, list[Buffer]]:
+    """The kernel that gets its workspaces as arguments, and these; with 0 threads only those outside of its loops."""
+    outer = _outer_buffers(func)
+    inner = scratch_buffers(_with_parameters(func, outer), threads) if threads else []
+    made = _with_parameters(func, outer, inner)
+    if inner:
+        made = takes_scratch(made, len(inner), threads)
+        with_scratch(made)  # raises if the kernel cannot use them in the end
+    return made, [*outer, *inner]
 
 
 def _outer_buffers(func: PrimFunc) -> list[Buffer]:
@@ -79,7 +91,7 @@ def _outer_buffers(func: PrimFunc) -> list[Buffer]:
     places = s_tir.analysis.detect_buffer_access_lca(func)
     outside = [root, *_unit_loops(root.body)]
     outer = [b for b in root.alloc_buffers if b in places and any(places[b].same_as(place) for place in outside)]
-    return [b for b in outer if b.scope() == "global" and (size_bytes(b) or 0) >= STACK_BYTES]
+    return [b for b in outer if b.scope() == "global" and takes_heap(b)]
 
 
 def _unit_loops(body: Any) -> list[tirx.For]:

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 S = TypeVar("S", bound=Hashable)
-Score = tuple[int, ...]
+Score = tuple[float, ...]
+
+NOT_POSSIBLE: Score = (math.inf,)
+"""The score of a set of sites that cannot be rewritten together."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ def choose_sites(
     groups: Iterable[Iterable[S]] = (),
     moves: Iterable[Iterable[S]] = (),
     max_evaluations: int = 256,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Choice[S]:
     """Choose the sites to rewrite by a local search.
 
@@ -62,9 +66,10 @@ def choose_sites(
         groups: sets to start from.
         moves: bundles of sites that may only help together.
         max_evaluations: at least 1.
+        stop: says that no time is left; no set but that of no site is evaluated any more.
     """
     bundles = [frozenset(move) for move in (*moves, *([site] for site in needs))]
-    search = _Search(needs, list(dict.fromkeys(bundles)), evaluate, max_evaluations)
+    search = _Search(needs, list(dict.fromkeys(bundles)), evaluate, max_evaluations, stop)
     none: frozenset[S] = frozenset()
     starts = [none, *(search.closed(group) for group in (needs, *groups))]
     starts = [min(starts, key=search.rank), starts[1]]
@@ -79,6 +84,7 @@ class _Search(Generic[S]):
     moves: list[frozenset[S]]
     evaluate: Callable[[frozenset[S]], Score]
     max_evaluations: int
+    stop: Callable[[], bool]
     known: dict[frozenset[S], Score] = field(default_factory=dict)
     spent: bool = False
 
@@ -86,15 +92,15 @@ class _Search(Generic[S]):
         """The sites together with all that they need."""
         return frozenset().union(*({site} | self.needs[site] for site in sites))
 
-    def score(self, sites: frozenset[S]) -> tuple[float, ...]:
+    def score(self, sites: frozenset[S]) -> Score:
         if sites not in self.known:
-            if len(self.known) >= self.max_evaluations:
+            if self.known and (len(self.known) >= self.max_evaluations or self.stop()):
                 self.spent = True
-                return (math.inf,)
+                return NOT_POSSIBLE
             self.known[sites] = self.evaluate(sites)
         return self.known[sites]
 
-    def rank(self, sites: frozenset[S]) -> tuple[float, ...]:
+    def rank(self, sites: frozenset[S]) -> Score:
         return (*self.score(sites), len(sites))
 
     def without(self, sites: frozenset[S], dropped: Iterable[S]) -> frozenset[S]:
