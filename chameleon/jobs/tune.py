@@ -280,6 +280,6 @@ def _warn_of_tasks(tasks: Sequence[TaskTuner], say: Say) -> None:
             say(f"warning: no schedule of {t.task.name} worked: {dict(reasons.most_common(3))}")
     if lucky := [t.task.name for t in tasks if t.unconfirmed]:
         say(
-            f"warning: there was no time left to time the best schedules of {len(lucky)} tasks again: "
-            f"{names_text(lucky)}; give a longer --time-budget"
+            f"warning: no time was left to time the best schedules again of {names_text(lucky)}; "
+            "give a longer --time-budget"
         )
