@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 OLD_VENV := .venv-autotvm
 OLD_READY := $(OLD_VENV)/.ready
 
-.PHONY: tune test test-autotvm check format clean
+.PHONY: tune test test-autotvm check docs format clean
 
 # Tune a network (ResNet-18) for this machine, then time it beside untuned TVM and ONNX Runtime. Run again: it resumes.
 tune: $(READY)
@@ -31,7 +31,12 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-cache
+	$(MAKE) docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not tvm and not autotvm" tests
+
+# The pages as a site, in site/. A link to nothing is an error. The variable silences an advertisement.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -49,4 +54,4 @@ $(OLD_READY): pyproject.toml constraints-autotvm.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLD_VENV) build dist *.egg-info
+	rm -rf $(VENV) $(OLD_VENV) build dist site *.egg-info

@@ -1,4 +1,7 @@
-"""The README is executed: every command in it, and its Python."""
+"""The pages are executed: README.md, CONTRIBUTING.md and docs/, every command in them, their Python and their YAML.
+
+Blocks of AutoTVM run in tests/autotvm/test_readme.py. Blocks marked `text` are output and figures.
+"""
 
 from __future__ import annotations
 
@@ -9,58 +12,92 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-pytestmark = pytest.mark.tvm
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+from tests.support.pages import ROOT, Block, blocks, blocks_in, commands, execute, pages_with_python
 
 ELSEWHERE = {
-    "make tune": "its two commands are run below with a smaller budget",
+    "make tune": "its two commands are run below on a smaller network",
     "make test": "what runs this test",
     "make check": "a part of make test",
     'pip install -e ".[all]"': "what the Makefile does to make the environment of this test",
-    "pip install -e .": "tests/test_install.py: the core needs no TVM",
+    "pip install -e .": "tests/test_install.py: the core needs no TVM; tests/test_wheel.py installs it",
     'pip install -e ".[autotvm]"': "what the Makefile does to make the environment of tests/autotvm",
-    "python scripts/tune_autotvm.py resnet-18 --tuner chameleon": "tests/autotvm/test_script.py, on a smaller network",
-    "python scripts/tune_zoo.py configs/zoo-small.yaml": "tests/tvm/test_zoo.py, on a smaller list",
+    "python -m pytest tests/search/test_sampling.py": "what runs this test, on one file",
+    "python -m pytest tests/search -k sampling": "the same, on some tests",
+    "chameleon tune resnet18 --config quick": "tests/jobs/test_config.py reads the preset; it would take minutes here",
+    "chameleon zoo configs/zoo-small.yaml": "tests/jobs/test_zoo.py, on a smaller list",
+    "chameleon autotvm resnet-18 --tuner chameleon": "tests/autotvm/test_script.py, on a smaller network",
+    "python -m tvm.exec.rpc_tracker --host 0.0.0.0 --port 9190": "tests/measure/test_rpc.py starts one in Python",
+    "python -m tvm.exec.rpc_server --tracker 192.168.1.5:9190 --key board": "tests/measure/test_rpc.py, the same",
+    "chameleon tune resnet18 --tracker 192.168.1.5:9190 --device-key board "
+    '--target "llvm -mcpu=znver3 -num-cores=4"': "tests/measure/test_rpc.py, on a tracker of its own",
 }
+"""Commands that are not run here, and what covers them."""
+
+WITHOUT_TVM = ("chameleon --version", "chameleon replay", "chameleon searchers", "chameleon memory configs/")
+RUN = [command for command in commands() if command not in ELSEWHERE]
+LANGUAGES = {"bash", "python", "yaml", "text"}
+CODE = re.compile(r"^\s*(chameleon \w|make \w|pip |python |\$ |import \w|from \w+[\w.]* import )", re.MULTILINE)
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def no_code(block: Block) -> bool:
+    """Whether a `text` block is output or a figure, and holds nothing that should have been executed."""
+    return not CODE.search(block.text)
 
 
-def commands() -> list[str]:
-    lines = [line.split(" #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
-    return [line for line in lines if line]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A folder that looks like the checkout, so that what the commands write does not land in it."""
-    folder = tmp_path_factory.mktemp("readme")
-    for name in ("tests", "scripts", "configs"):
-        (folder / name).symlink_to(ROOT / name)
-    return folder
-
-
-def test_the_readme_has_commands():
-    assert set(ELSEWHERE) <= set(commands())
-    assert len(commands()) > len(ELSEWHERE) + 4
-
-
-@pytest.mark.parametrize("command", [c for c in commands() if c not in ELSEWHERE])
-def test_command(command, folder):
-    """In the README's order: what one command writes, the next may need."""
+def run(command: str, folder: Path) -> None:
+    """Run a command as a reader would, in the environment of this test."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path}
     done = subprocess.run(
-        command, shell=True, cwd=folder, capture_output=True, text=True, timeout=500, env={**os.environ, "PATH": path}
+        command, shell=True, cwd=folder, capture_output=True, text=True, timeout=600, env=environment, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip()
 
 
-def test_make_tune_is_tune_and_bench():
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like the checkout, so that what the commands write does not land in it."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("tests", "scripts", "configs", "docs"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def test_the_readme_has_commands() -> None:
+    assert set(ELSEWHERE) <= set(commands())
+    assert len(RUN) > 8
+    assert len(set(commands("README.md")) - set(ELSEWHERE)) > 4
+
+
+def test_every_block_is_executed_or_is_output() -> None:
+    assert {block.language for block in blocks()} <= LANGUAGES
+    assert not [block for block in blocks("text") if not no_code(block)]
+    assert not [path for path in (ROOT / "docs").rglob("*.md") if "~~~" in path.read_text()]
+
+
+def test_code_in_a_text_block_is_found() -> None:
+    (hidden,) = blocks_in("page", "```text\nfrom chameleon.memory import MemoryAware\n```\n")
+    (shown,) = blocks_in("page", "```text\nfrom here on: chameleon\n```\n")
+    assert not no_code(hidden)
+    assert no_code(shown)
+
+
+@pytest.mark.parametrize("command", [c for c in RUN if c.startswith(WITHOUT_TVM)])
+def test_command_without_tvm(command: str, folder: Path) -> None:
+    run(command, folder)
+
+
+@pytest.mark.tvm
+@pytest.mark.parametrize("command", [c for c in RUN if not c.startswith(WITHOUT_TVM)])
+def test_command(command: str, folder: Path) -> None:
+    """In the pages' order, in one folder: what one command writes, the next may need."""
+    run(command, folder)
+
+
+def test_make_tune_is_tune_and_bench() -> None:
     done = subprocess.run(["make", "-n", "tune"], cwd=ROOT, capture_output=True, text=True, check=True)
     run = [line.strip() for line in done.stdout.splitlines() if "bin/chameleon" in line]
     assert [line.split("bin/chameleon ")[1].split()[:2] for line in run] == [
@@ -69,12 +106,51 @@ def test_make_tune_is_tune_and_bench():
     ]
 
 
-def test_the_python_block(tmp_path):
+@pytest.mark.tvm
+def test_the_python_block(tmp_path: Path) -> None:
+    assert len(blocks("python", "README.md")) == 2  # the other one: tests/autotvm/test_readme.py
+    scope = execute("README.md", "tvm", of_a_task(tmp_path))
+    assert len(scope["database"].get_all_tuning_records()) == 32
+
+
+@pytest.mark.parametrize("page", pages_with_python(needs=""))
+def test_python_without_tvm(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    execute(page, "", {})
+
+
+@pytest.mark.tvm
+@pytest.mark.parametrize("page", pages_with_python(needs="tvm"))
+def test_python(page: str, tmp_path: Path) -> None:
+    scope = execute(page, "tvm", of_a_task(tmp_path) if page == "docs/hosts.md" else {})
+    for name in ("builder", "runner"):
+        if name in scope:
+            scope[name].close()
+
+
+def of_a_task(work_dir: Path) -> dict[str, object]:
+    """The names that a page takes as given."""
     from chameleon.target import detect_target
     from tests.support.workloads import task_of
 
-    block, _ = blocks("python")  # the other one: tests/autotvm/test_readme.py
     target = detect_target()
-    scope = {"mod": task_of("dense", target), "target": target, "work_dir": str(tmp_path)}
-    exec(block, scope)  # the project's own README
-    assert len(scope["database"].get_all_tuning_records()) == 32
+    return {"mod": task_of("dense", target), "target": target, "work_dir": str(work_dir)}
+
+
+def is_zoo(text: str) -> bool:
+    return "models" in yaml.safe_load(text)
+
+
+@pytest.mark.parametrize("text", [b.text for b in blocks("yaml") if not is_zoo(b.text)])
+def test_preset(text: str) -> None:
+    from chameleon.jobs.config import tune_config
+
+    assert tune_config(yaml.safe_load(text), {}).trials == 2000
+
+
+@pytest.mark.tvm
+@pytest.mark.parametrize("text", [b.text for b in blocks("yaml") if is_zoo(b.text)])
+def test_zoo(text: str) -> None:
+    from chameleon.jobs.zoo import read_zoo
+
+    assert len(read_zoo(yaml.safe_load(text))) == len(yaml.safe_load(text)["models"])
