@@ -1,5 +1,7 @@
 """The target that code is generated for: this machine, or what the user names."""
 
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 import json

@@ -254,15 +254,17 @@ def open_session(tasks: Sequence[Task], target: Target, records: Records, config
     tuners = []
     for task, rng in zip(tasks, rngs, strict=True):
         traces = TraceSpace(task.mod, target, seed=config.seed)
-        history = [
-            trial
-            for trial in records.add_task(task.key, task.name, traces.space)
-            if trial.seconds is not None or environment_cause(trial.message) is None
-        ]
+        history = _usable(records.add_task(task.key, task.name, traces.space))
         shared = any(owner != model for _, owner in records.tasks[task.key].trials)
         tuners.append(TaskTuner(task, traces, config, rng, history, shared))
     elapsed_s = records.elapsed_s.get(model, 0.0) if any(tuner.best_s for tuner in tuners) else 0.0
     return Session(tuners, config, elapsed_s)
+
+
+def _usable(recorded: Sequence[Trial]) -> list[Trial]:
+    """What a searcher may learn from: no failures of the environment, and each configuration once, as measured last."""
+    kept = [t for t in recorded if t.seconds is not None or environment_cause(t.message) is None]
+    return list({trial.config: trial for trial in kept}.values())
 
 
 def tune(session: Session, measurer: Measurer, records: Records, model: str, watch: Callable[[Session], None]) -> int:
