@@ -86,7 +86,7 @@ ARM = '{"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72", "n
     [
         ("native", True),
         ("llvm -mcpu=znver4", True),
-        ("llvm -mtriple=%s" % tvm.target.codegen.llvm_get_system_triple(), True),
+        (f"llvm -mtriple={tvm.target.codegen.llvm_get_system_triple()}", True),
         ("cuda", True),
         (ARM, os.uname().machine in ("aarch64", "arm64")),
         ("raspberry-pi/4b-aarch64", os.uname().machine in ("aarch64", "arm64")),

@@ -203,7 +203,7 @@ class FailureRow:
             return
         raise ChameleonError(
             f"{text}; what every candidate fails at is seldom the candidates' fault. Once the cause is removed, "
-            "`--retry-failed` measures them again (`max_failures_in_row` in the configuration says how many are many)"
+            "`--retry-failed` measures them again (`max_failures_in_row` in the configuration: how many are too many)"
         )
 
 
@@ -262,7 +262,7 @@ def open_session(tasks: Sequence[Task], target: Target, records: Records, config
 
 
 def _usable(recorded: Sequence[Trial]) -> list[Trial]:
-    """What a searcher may learn from: no failures of the environment, and each configuration once, as measured last."""
+    """What a searcher may learn from: no failures of the environment, each configuration once, as last measured."""
     kept = [t for t in recorded if t.seconds is not None or environment_cause(t.message) is None]
     return list({trial.config: trial for trial in kept}.values())
 

@@ -32,6 +32,7 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerPool]:
             "compiler",
         ),
         ("LocalBuilder: An exception occurred\n[Errno 13] Permission denied: 'aarch64-linux-gnu-gcc'", "compiler"),
+        ("LocalBuilder: An exception occurred\n[Errno 2] No such file or directory: 'tar'", "install `tar`"),
         ("TypeError: expected str, bytes or os.PathLike object, not NoneType", "compiler"),
         ("Compilation error:\ncollect2: fatal error: cannot find 'ld'\ncompilation terminated.", "compiler"),
         ("g++: fatal error: cannot execute 'cc1plus': execvp: No such file or directory", "compiler"),
