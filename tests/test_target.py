@@ -85,7 +85,7 @@ ARM = '{"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72", "n
     ("text", "here"),
     [
         ("native", True),
-        ("llvm -mcpu=znver4", True),
+        ("llvm -mcpu=x86-64" if os.uname().machine == "x86_64" else "llvm", True),
         (f"llvm -mtriple={tvm.target.codegen.llvm_get_system_triple()}", True),
         ("cuda", True),
         (ARM, os.uname().machine in ("aarch64", "arm64")),
@@ -102,6 +102,16 @@ def test_a_target_of_another_machine_is_known_as_one(text: str, here: bool) -> N
     else:
         with pytest.raises(UsageError, match="--tracker"):
             check_runs_here(target)
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the names are of x86 processors")
+def test_a_processor_with_other_instructions_is_refused_where_it_would_run() -> None:
+    newest, oldest = parse_target("llvm -mcpu=diamondrapids"), parse_target("llvm -mcpu=x86-64")
+    check_runs_here(oldest)
+    check_runs_here(detect_target())
+    if "amx-tile" not in tvm.target.codegen.llvm_get_cpu_features(detect_target()):
+        with pytest.raises(UsageError, match="lacks instructions of diamondrapids: amx"):
+            check_runs_here(newest)
 
 
 def test_a_remote_device_does_not_get_the_number_of_our_cores() -> None:
