@@ -1,5 +1,7 @@
 """The target that code is generated for: this machine, or what the user names."""
 
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 import json
@@ -72,10 +74,10 @@ def runs_here(target: Target) -> bool:
 
 
 def check_runs_here(target: Target) -> None:
-    """Refuse to measure code for another architecture on this machine.
+    """Refuse to measure code on this machine that it cannot run.
 
     Raises:
-        UsageError: if the target is of another architecture.
+        UsageError: if the target is of another architecture, or has vector instructions that this machine lacks.
     """
     if not runs_here(target):
         here = tvm.target.codegen.llvm_get_system_triple()
@@ -83,6 +85,23 @@ def check_runs_here(target: Target) -> None:
             f"code for {target.attrs.get('mtriple', target)} does not run on this machine ({here}); measure on such a "
             "device with --tracker host:port --device-key KEY, or leave --target out to tune for this machine"
         )
+    here = detect_target()
+    if lacking := sorted(_vector_features(target) - _vector_features(here)):
+        raise UsageError(
+            f"this machine's processor ({here.attrs['mcpu']}) lacks instructions of {target.attrs['mcpu']}: "
+            f"{', '.join(lacking[:8])}; use --target native, or measure on such a machine with --tracker"
+        )
+
+
+_VECTORS = ("avx", "fma", "f16c", "amx", "sve", "sme", "dotprod", "i8mm", "bf16", "fullfp16")
+
+
+def _vector_features(target: Target) -> set[str]:
+    """The vector instructions that code for a processor may use, by LLVM's names; none for other targets."""
+    if target.kind.name != "llvm" or "mcpu" not in target.attrs:
+        return set()
+    found = map(str, tvm.target.codegen.llvm_get_cpu_features(target))
+    return {name for name in found if name.startswith(_VECTORS)}
 
 
 def set_threads(n_threads: int) -> int:

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import tvm
 from tvm.target import Target
 
 from chameleon.doctor.checks import checks
 from chameleon.errors import UsageError
-from chameleon.target import detect_target, parse_target, usable_cores
+from chameleon.target import check_runs_here, detect_target, parse_target, runs_here, usable_cores
 
 pytestmark = pytest.mark.tvm
 
@@ -58,11 +59,66 @@ def test_cores_are_added_where_tuning_needs_them_only() -> None:
         ('{"mcpu": "znver4"}', "kind"),
         ("llvm mcpu=znver4", "mcpu"),
         ("", "unknown target"),
+        ("llvm -mcpu=skylakee", "did you mean skylake,"),
+        ('{"kind": "llvm", "mcpu": "skylakee"}', "did you mean skylake,"),
+        ('{"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a7"}', "cortex-a7[0-9]"),
+        ('{"kind": "cuda", "host": {"kind": "llvm", "mcpu": "skylakee"}}', "did you mean skylake,"),
+        ("llvm -mcpu=host", "this machine's is"),
+        ("llvm -mcpu=native", "--target native"),
+        ("llvm -mtriple=arch64-linux-gnu", "did you mean aarch64"),
+        ('{"kind": "llvm", "num-cores": 0}', "at least 1, got 0"),
+        ("c", "kind 'c' here; use llvm"),
+        ('{"kind": "c", "mcpu": "x"}', "kind 'c' here; use llvm"),
+        ("webgpu", "use llvm"),
+        ("hexagon", "use llvm"),
     ],
 )
 def test_a_wrong_target_is_refused_with_help(text: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         parse_target(text)
+
+
+ARM = '{"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72", "num-cores": 4}'
+
+
+@pytest.mark.parametrize(
+    ("text", "here"),
+    [
+        ("native", True),
+        ("llvm -mcpu=x86-64" if os.uname().machine == "x86_64" else "llvm", True),
+        (f"llvm -mtriple={tvm.target.codegen.llvm_get_system_triple()}", True),
+        ("cuda", True),
+        (ARM, os.uname().machine in ("aarch64", "arm64")),
+        ("raspberry-pi/4b-aarch64", os.uname().machine in ("aarch64", "arm64")),
+        ("llvm -mtriple=riscv64-linux-gnu", os.uname().machine == "riscv64"),
+        ("llvm -mtriple=x86_64-pc-windows-msvc", False),
+    ],
+)
+def test_a_target_of_another_machine_is_known_as_one(text: str, here: bool) -> None:
+    target = parse_target(text)
+    assert runs_here(target) == here
+    if here:
+        check_runs_here(target)
+    else:
+        with pytest.raises(UsageError, match="--tracker"):
+            check_runs_here(target)
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the names are of x86 processors")
+def test_a_processor_with_other_instructions_is_refused_where_it_would_run() -> None:
+    newest, oldest = parse_target("llvm -mcpu=diamondrapids"), parse_target("llvm -mcpu=x86-64")
+    check_runs_here(oldest)
+    check_runs_here(detect_target())
+    if "amx-tile" not in tvm.target.codegen.llvm_get_cpu_features(detect_target()):
+        with pytest.raises(UsageError, match="lacks instructions of diamondrapids: amx"):
+            check_runs_here(newest)
+
+
+def test_a_remote_device_does_not_get_the_number_of_our_cores() -> None:
+    assert parse_target(ARM, remote=True).attrs["num-cores"] == 4
+    assert "num-cores" not in parse_target("nvidia/nvidia-a100", remote=True).attrs
+    with pytest.raises(UsageError, match=r'"mcpu": "cortex-a72", "num-cores": 4'):
+        parse_target('{"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"}', remote=True)
 
 
 THREADS = """

@@ -6,6 +6,8 @@ the design spaces of a float convolution. Here the context is made first. If the
 intrinsics, only those of the target's own hardware are imported.
 """
 
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 import importlib

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from chameleon.cores import usable_cores
+from chameleon.cores import usable_cores, usable_memory_bytes
+from chameleon.workers.faults import COMPILER_ADVICE
 
 PROBE_TIMEOUT_S = 180.0
 MIN_FREE_BYTES = 1 << 30
@@ -118,9 +119,11 @@ def _python() -> Check:
 
 
 def _tools() -> Iterator[Check]:
-    compiler = next((path for path in map(shutil.which, ("g++", "gcc", "clang++", "clang", "cc")) if path), None)
-    advice = "install a C++ compiler, for instance `apt install g++`: it links what TVM generates"
-    yield Check("C++ compiler", compiler is not None, compiler or "none", "" if compiler else advice)
+    named = os.environ.get("CXX") or os.environ.get("CC")  # TVM takes this one, whether it exists or not
+    names = named.split()[:1] if named else ["g++", "gcc", "clang++", "clang", "c++", "cc"]
+    compiler = next((path for path in map(shutil.which, names) if path), None)
+    found = compiler or (f"none: {named!r} of the variable CXX or CC does not exist" if named else "none")
+    yield Check("C++ compiler", compiler is not None, found, "" if compiler else COMPILER_ADVICE)
     linker = shutil.which("ld")
     yield Check("linker", True, linker or "no GNU ld: the compiler links instead, a little slower")
     nvcc = shutil.which("nvcc")
@@ -128,11 +131,15 @@ def _tools() -> Iterator[Check]:
 
 
 def _cores() -> Check:
-    return Check("cores", True, f"{usable_cores()} usable of {os.cpu_count()}")
+    memory = f"{usable_memory_bytes() / 2**30:.1f} GiB of memory"
+    return Check("cores", True, f"{usable_cores()} usable of {os.cpu_count()}, {memory}")
 
 
 def _disk() -> Check:
-    places = {Path(tempfile.gettempdir()), Path.cwd()}
+    try:
+        places = {Path(tempfile.gettempdir()), Path.cwd()}
+    except OSError as error:
+        return Check("free disk", False, str(error), "set TMPDIR to a folder that can be written to")
     free = {place: shutil.disk_usage(place).free for place in places}
     detail = ", ".join(f"{n / 2**30:.1f} GiB in {place}" for place, n in free.items())
     ok = min(free.values()) >= MIN_FREE_BYTES

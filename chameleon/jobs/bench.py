@@ -20,11 +20,11 @@ from tvm.target import Target
 
 from chameleon.jobs.compare import Arrays, Difference, arrays_of, difference
 from chameleon.jobs.compile import Compiled, compile_model
-from chameleon.jobs.run_folder import JobSpec, open_job, recorded_database
+from chameleon.jobs.run_folder import JobSpec, open_job, recorded_database, target_of
 from chameleon.jobs.stages import Say, stage
 from chameleon.models.load import Model, ModelError, input_arrays
 from chameleon.models.onnx_export import write_onnx
-from chameleon.target import set_threads, usable_cores
+from chameleon.target import check_runs_here, set_threads, usable_cores
 
 Run = Callable[[], Any]
 
@@ -207,8 +207,10 @@ def bench_tuned(spec: JobSpec, say: Say) -> BenchResult:
     """Time the network untuned, with the best schedules in the folder's records, and in ONNX Runtime.
 
     Raises:
-        ChameleonError: if there are no records, or they belong to another model or target.
+        ChameleonError: if there are no records, or they belong to another model or target; or if this machine cannot
+            run code for the target.
     """
+    check_runs_here(target_of(spec))
     job = open_job(spec, say)
     with stage(say, "compiling with the best schedules"):
         compiled = compile_model(job.lowered, job.target, recorded_database(job, spec))

@@ -296,7 +296,7 @@ class FailureRow:
             return
         raise ChameleonError(
             f"{text}; what every candidate fails at is seldom the candidates' fault. Once the cause is removed, "
-            "`--retry-failed` measures them again (`max_failures_in_row` in the configuration says how many are many)"
+            "`--retry-failed` measures them again (`max_failures_in_row` in the configuration: how many are too many)"
         )
 
 

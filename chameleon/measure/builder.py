@@ -7,6 +7,8 @@ It builds the same as the stock builder (`s_tir.meta_schedule.builder.default_bu
 - It links with `ld` itself instead of through g++.
 """
 
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 import contextlib

@@ -37,6 +37,7 @@ _TOOLS = r"(?:[\w.-]+-)?(?:g\+\+|gcc|clang\+\+|clang|c\+\+|cc|ld|lld|nvcc|hipcc|
 _PATTERNS = (
     (r"No space left on device|Disk quota exceeded|Read-only file system", _DISK_ADVICE),
     (rf"(?:No such file or directory|Permission denied): '(?:[^'\s]*/)?{_TOOLS}'", COMPILER_ADVICE),
+    (r"(?:No such file or directory|Permission denied): '(?:[^'\s]*/)?tar'", "install `tar`: it packs what is built"),
     (r"expected str, bytes or os\.PathLike object, not NoneType", COMPILER_ADVICE),  # TVM runs a compiler named None
     (r"error: (?:cannot execute|cannot find 'ld'|unable to execute command)[^\n]*", COMPILER_ADVICE),
     (r"file in wrong format|wrong ELF class|[Ee]xec format error|cannot execute binary file", _TARGET_ADVICE),

@@ -86,3 +86,29 @@ def test_messages_say_what_went_wrong():
 def test_times_that_are_none_are_failures(costs):
     outcome = outcome_of([0], MeasureResult(costs, MeasureErrorNo.NO_ERROR, 0.1, 0.0))
     assert outcome.trial.status is Status.RUN_ERROR
+
+
+def test_what_the_environment_is_to_blame_for_is_no_trial_and_ends_the_tuning(caplog):
+    task = create("chameleon/matmul", 64, 64)
+
+    def unbuilt(config):
+        return bowl(config) if len(runner.asked) <= 8 else MeasureErrorNo.COMPILE_HOST
+
+    option, runner = formula_option(unbuilt, n_parallel=8)
+    message = FileNotFoundError(2, "No such file or directory", "g++")
+
+    def result(answer):
+        if isinstance(answer, MeasureErrorNo):
+            return MeasureResult(("a traceback", message), answer, 0.1, 0.0)
+        return FormulaRunner.result(answer)
+
+    runner.run = lambda inputs, _: [runner.asked.append(i.config.index) or result(unbuilt(i.config)) for i in inputs]
+    tuner = ChameleonTuner(task, seed=1)
+    with caplog.at_level("ERROR"):
+        tuner.tune(64, option)
+    assert len(tuner.trials) == 8
+    assert len(runner.asked) == 16  # the batch in which it happened was the last
+    assert not tuner.failures
+    assert "install a C++ compiler" in caplog.text
+    assert outcome_of([0], result(MeasureErrorNo.COMPILE_HOST)).fault is not None
+    assert outcome_of([0], FormulaRunner.result(MeasureErrorNo.COMPILE_HOST)).fault is None

@@ -131,11 +131,12 @@ int __tvm_ffi_main(void* self, const void* args, int n, void* result) {
 """
 
 
-def test_a_kernel_that_takes_all_memory_costs_that_candidate(runner: WarmRunner, tmp_path: Path) -> None:
+def test_a_kernel_that_takes_all_memory_costs_that_candidate(tmp_path: Path) -> None:
     source, artifact = tmp_path / "hog.c", tmp_path / "hog.so"
     source.write_text(MEMORY_HOG)
     subprocess.run(["cc", "-shared", "-fPIC", "-O0", "-o", str(artifact), str(source)], check=True)
-    (result,) = run(runner, misbuild.doubling(), str(artifact))
+    with WarmRunner(memory_limit_bytes=1 << 30) as runner:
+        (result,) = run(runner, misbuild.doubling(), str(artifact))
     assert str(result.error_msg).startswith("out-of-memory: ")
     assert "1024 MiB" in str(result.error_msg)
 
@@ -240,6 +241,8 @@ def test_inputs_are_made_once_and_few_are_kept() -> None:
         ("LocalBuilder: An exception occurred\nTraceback ...\nValueError: no", "build_error"),
         ("LocalRunner: An exception occurred\nSubprocess terminated", "crash"),
         ("RPCRunner: An exception occurred\nCannot connect", "run_error"),
+        ("LocalBuilder: An exception occurred\n[Errno 2] No such file or directory: 'g++'", "environment"),
+        ("environment: there is no compiler", "environment"),
         ("out-of-memory: killed", "out-of-memory"),
         ("something else", "run_error"),
     ],

@@ -17,8 +17,9 @@ from tvm.s_tir import meta_schedule as ms
 from chameleon.cli import main
 from chameleon.errors import UsageError
 from chameleon.measure import WarmBuilder, failure_reason, rpc_runner
-from chameleon.measure.remote import RemoteRunner, parse_tracker
+from chameleon.measure.remote import RemoteRunner, check_tracker, parse_tracker
 from chameleon.target import detect_target
+from chameleon.workers.faults import EnvironmentFault
 from tests.support import misbuild
 from tests.support.networks import write_network
 
@@ -125,15 +126,38 @@ def test_measuring_goes_on_when_a_dead_server_is_back(
 def test_without_a_device_the_wait_ends_with_a_reason(tracker: Tracker, artifacts: list[str]) -> None:
     with rpc_runner(f"127.0.0.1:{tracker.port}", "no-such-key", session_timeout_s=1, wait_timeout_s=1) as runner:
         message = str(submit(runner, artifacts[0])[0].result().error_msg)
-    assert message.startswith("timeout: ")
+    assert message.startswith("environment: ")
     assert "no-such-key" in message
+    assert "in 1 s" in message
 
 
 def test_without_a_tracker_the_reason_says_so(artifacts: list[str]) -> None:
     with rpc_runner(f"127.0.0.1:{free_port()}", KEY, session_timeout_s=2, wait_timeout_s=10) as runner:
         message = str(submit(runner, artifacts[0])[0].result().error_msg)
-    assert message.startswith("run_error: ")
+    assert message.startswith("environment: ")
     assert "tracker" in message
+
+
+def test_a_tracker_is_asked_for_the_device_before_anything_else(tracker: Tracker, serve: Serve) -> None:
+    serve()
+    address = f"127.0.0.1:{tracker.port}"
+    check_tracker(address, KEY)
+    with pytest.raises(EnvironmentFault, match=f"no device with the key 'other': there are {KEY}"):
+        check_tracker(address, "other")
+    with pytest.raises(EnvironmentFault, match="no RPC tracker answers at"):
+        check_tracker(f"127.0.0.1:{free_port()}", KEY)
+    with socket.create_server(("127.0.0.1", 0)) as mute, pytest.raises(EnvironmentFault, match="is no RPC tracker"):
+        check_tracker(f"127.0.0.1:{mute.getsockname()[1]}", KEY)
+
+
+def test_integers_are_drawn_inside_what_a_remote_kernel_reads(serve: Serve, runner: RemoteRunner) -> None:
+    serve()
+    mod = misbuild.embedding()
+    with WarmBuilder(export="tar", n_workers=1) as builder:
+        (built,) = builder.build([ms.builder.BuilderInput(mod, detect_target())])
+        args_info = ms.arg_info.ArgInfo.from_entry_func(mod, remove_preproc=True)
+        runs = [ms.runner.RunnerInput(str(built.artifact_path), "cpu", args_info)]
+        assert runner.run(runs)[0].result().error_msg is None
 
 
 def test_closing_fails_what_waits(tracker: Tracker, artifacts: list[str]) -> None:

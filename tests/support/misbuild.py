@@ -42,6 +42,14 @@ def doubling(how: str = "well") -> tvm.IRModule:
     return tvm.IRModule({"main": te.create_prim_func([a, b])}).with_attr("how", how)
 
 
+def embedding(rows: int = 50) -> tvm.IRModule:
+    """Rows of a table by int64 ids; an id outside the table makes the kernel never end, so that a test sees it."""
+    ids, table = te.placeholder((64,), name="ids", dtype="int64"), te.placeholder((rows, 8), name="table")
+    outside = tirx.call_extern("int32", "sleep", tirx.Select(tirx.any(ids[0] < 0, ids[0] >= rows), 1000, 0))
+    rest = te.compute((64, 8), lambda i, j: table[ids[i], j] + outside.astype("float32"), name="rest")
+    return tvm.IRModule({"main": te.create_prim_func([ids, table, rest])})
+
+
 def repeated_sum(times: int) -> tvm.IRModule:
     """Sums of 256 rows of 256 numbers, each element added `times` over: slower the larger `times`, same arguments."""
     a = te.placeholder((256, 256), name="a")

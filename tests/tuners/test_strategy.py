@@ -21,7 +21,7 @@ from tvm.target import Target
 from chameleon.measure import TimingConfig, WarmBuilder, WarmRunner
 from chameleon.search import Status, Trial, UnknownSearcherError, make_searcher
 from tests.support.workloads import WORKLOADS, relax_module, task_of
-from tuners.meta_schedule import ChameleonStrategy
+from tuners.meta_schedule import ChameleonStrategy, _history
 from tuners.proposals import Proposals
 from tuners.trace_space import TraceSpace
 
@@ -197,6 +197,44 @@ def test_early_stopping_ends_a_task_without_progress() -> None:
         measured += len(candidates)
         context.notify_runner_results(candidates, results(len(candidates), error="timeout: too slow", seconds=None))
     assert 10 <= measured <= 18
+
+
+NO_COMPILER = "LocalBuilder: An exception occurred\n[Errno 2] No such file or directory: 'g++'"
+
+
+def test_what_the_environment_is_to_blame_for_is_not_taught(caplog) -> None:
+    strategy = ChameleonStrategy(seed=0)
+    context, other = open_task(strategy), open_task(strategy.clone(), "softmax")
+    candidates = context.generate_measure_candidates() or []
+    answers = [*results(3), *results(len(candidates) - 3, None, NO_COMPILER)]
+    told = []
+    proposals = strategy._running().proposals
+    proposals.tell = told.extend
+    with caplog.at_level(logging.ERROR):
+        context.notify_runner_results(candidates, answers)
+    assert [t.status for t in told] == [Status.OK] * 3
+    assert strategy.failures == {}
+    assert context.generate_measure_candidates() is None
+    assert other.generate_measure_candidates() is None  # no task can be measured
+    assert len(strategy.faults) == 1
+    assert "install a C++ compiler" in caplog.text
+
+
+def test_a_database_of_failures_alone_keeps_nothing_from_being_measured() -> None:
+    mod = task_of("dense", LLVM)
+    traces, database = TraceSpace(mod, LLVM), ms.database.MemoryDatabase()
+    workload = database.commit_workload(mod)
+    args_info = ms.arg_info.ArgInfo.from_entry_func(mod, remove_preproc=True)
+
+    def record(seed: int, seconds: float) -> None:
+        row = traces.space.sample(1, np.random.default_rng(seed))[0]
+        trace = traces.schedule(tuple(int(d) for d in row)).trace
+        database.commit_tuning_record(ms.database.TuningRecord(trace, workload, [seconds], LLVM, args_info))
+
+    record(0, 1e10)
+    assert _history(database, mod, str(LLVM), traces) == []
+    record(1, 1e-3)
+    assert sorted(t.status.value for t in _history(database, mod, str(LLVM), traces)) == ["ok", "run_error"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 import math
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -244,3 +247,22 @@ def test_the_order_of_the_design_spaces_does_not_matter(name: str) -> None:
     assert one.space.fingerprint() == other.space.fingerprint()
     row, schedule = finished(one, 3)
     tvm.ir.assert_structural_equal(other.schedule(row).mod, schedule.mod)
+
+
+INTRINSICS = """
+import sys
+from tvm.target import Target
+from tests.support.workloads import task_of
+from tuners.trace_space import TraceSpace
+
+target = Target({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "neoverse-v2", "num-cores": 4})
+traces = TraceSpace(task_of("conv2d_nhwc", target), target)
+assert len(traces.space.knobs) > 4
+assert "tvm.s_tir.tensor_intrin.arm_cpu" in sys.modules
+assert "tvm.s_tir.tensor_intrin.cuda" not in sys.modules  # takes longer than everything else
+assert "tvm.s_tir.tensor_intrin" not in sys.modules  # so that the whole package can still be imported
+"""
+
+
+def test_a_target_of_another_architecture_needs_only_its_own_intrinsics() -> None:
+    subprocess.run([sys.executable, "-c", INTRINSICS], check=True, cwd=Path(__file__).parents[2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import importlib
 import os
 import signal
@@ -10,6 +11,8 @@ import subprocess
 import threading
 import time
 from typing import Any
+
+from chameleon.workers.faults import EnvironmentFault
 
 try:
     import sqlite3  # stands for an optional dependency
@@ -54,6 +57,14 @@ def _fail(_: Any) -> None:
     raise ValueError("this one is bad")
 
 
+def _disk_full(_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/full")
+
+
+def _fault(_: Any) -> None:
+    raise EnvironmentFault("no such device; plug it in")
+
+
 def _memory_error(_: Any) -> bytearray:
     return bytearray(1 << 62)
 
@@ -90,6 +101,9 @@ ACTIONS = {
     "segfault": lambda _: ctypes.string_at(0),
     "abort": lambda _: os.abort(),
     "exit": lambda _: os._exit(3),
+    "exit_with": os._exit,
+    "disk_full": _disk_full,
+    "fault": _fault,
     "kill": lambda _: os.kill(os.getpid(), signal.SIGKILL),
     "hang": _hang_in_c,
     "grandchild": lambda seconds: subprocess.run(["sleep", seconds]),
