@@ -19,7 +19,7 @@ from tvm.target import Target
 from chameleon.jobs.compare import Difference, difference
 from chameleon.kernels.defaults import schedule_defaults
 from chameleon.kernels.lower import build, lower
-from chameleon.memory.graph import extract_graph
+from chameleon.memory.graph import ALIGNMENT, extract_graph
 from chameleon.memory.lower import lean, lean_rewritten, lower_rewritten
 from chameleon.memory.measured_peak import MeasuredPeak, can_measure, measure_peak
 from chameleon.memory.placed_concats import placed_concats
@@ -114,7 +114,8 @@ def memory_of_model(spec: str, settings: MemorySettings, say: Say) -> ModelMemor
 
 
 def _graph(kernels: IRModule, model: Model, settings: MemorySettings) -> Graph:
-    return extract_graph(kernels, model.name, count_inputs=settings.count_inputs).graph
+    """The graph of the kernels, with the sizes that tensors have in the arena."""
+    return extract_graph(kernels, model.name, count_inputs=settings.count_inputs).graph.aligned(ALIGNMENT)
 
 
 def _run(
