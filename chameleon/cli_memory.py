@@ -16,7 +16,7 @@ from chameleon.files import check_writable
 from chameleon.jobs.stages import stage
 from chameleon.serenity.graph import read_graph, write_graph
 from chameleon.serenity.order.schedule import ScheduleOptions
-from chameleon.serenity.summary import MemorySummary, Row, parse_bytes, summarise
+from chameleon.serenity.summary import MemorySummary, Row, fitted, parse_bytes, summarise
 
 if TYPE_CHECKING:
     from chameleon.jobs.memory import ModelMemory
@@ -57,7 +57,7 @@ def run_memory(request: MemoryRequest, console: Console, say: Callable[[str], No
     for path in (request.plot, request.json_out, request.graph_out):
         check_writable(path)
     if request.model.endswith(".json"):
-        summary = _of_graph(request)
+        summary = _of_graph(request, budget)
         _print_rows(summary, console)
     else:
         memory = _of_model(request, say)
@@ -79,13 +79,14 @@ def check_time_limit(seconds: float) -> None:
         raise UsageError(f"expected a time limit above 0 s, got {seconds:g}")
 
 
-def _of_graph(request: MemoryRequest) -> MemorySummary:
+def _of_graph(request: MemoryRequest, budget: int | None) -> MemorySummary:
     graph = read_graph(request.model)
     for flag, given in (("--target", request.target), ("--input-shape", request.input_shape)):
         if given:
             raise UsageError(f"{flag} does not fit a graph; it is for models")
     options = ScheduleOptions(time_limit_s=request.time_limit_s)
-    return summarise(graph, options, rewriting=request.rewrite, alignment=request.alignment or ALIGNMENT)
+    summary = summarise(graph, options, rewriting=request.rewrite, alignment=request.alignment or ALIGNMENT)
+    return summary if budget is None else fitted(summary, budget, request.time_limit_s)
 
 
 def _of_model(request: MemoryRequest, say: Callable[[str], None]) -> ModelMemory:
@@ -111,7 +112,9 @@ def _of_model(request: MemoryRequest, say: Callable[[str], None]) -> ModelMemory
 
 
 def _print_rows(summary: MemorySummary, console: Console) -> None:
-    table = Table("", title=f"{summary.graph.name}: {len(summary.graph.steps)} nodes, peak memory in kB (1000 bytes)")
+    sizes = f", sizes in steps of {summary.alignment} bytes" if summary.alignment > 1 else ""
+    title = f"{summary.graph.name}: {len(summary.graph.steps)} nodes, peak memory in kB (1000 bytes){sizes}"
+    table = Table("", title=title)
     for name in ("peak kB", "times last", "bound kB", "", "states", "s"):
         table.add_column(name, justify="right", no_wrap=True)
     last = summary.last.peak_bytes
@@ -173,8 +176,12 @@ def _draw(summary: MemorySummary, path: Path) -> None:
 
     graph, last = summary.rewritten_graph or summary.graph, "rewritten" if summary.rewritten_graph else "best"
     given = ("as_is", "kahn", "best")[: 3 if summary.rewritten_graph else 2]
-    others = {NAMES[name]: (summary.graph, summary.rows[name].order) for name in given}
-    draw_memory(graph, {NAMES[last]: summary.last.order}, summary.arena, path, others=others)
+    sized, name, order = summary.graph.aligned(summary.alignment), NAMES[last], summary.last.order
+    others = {NAMES[row]: (sized, summary.rows[row].order) for row in given}
+    if summary.arena_of is not None:
+        others[name] = (graph.aligned(summary.alignment), order)
+        (graph, order), name = summary.arena_of, "an order that fits"
+    draw_memory(graph.aligned(summary.alignment), {name: order}, summary.arena, path, others=others)
 
 
 def _answer(summary: MemorySummary, budget: int, text: str, console: Console) -> None:
@@ -182,9 +189,10 @@ def _answer(summary: MemorySummary, budget: int, text: str, console: Console) ->
     bound = f"{summary.lower_bound_bytes} bytes"
     if verdict == "does not fit":
         what = "no order of it, rewritten or not," if summary.rewrites else "no order of it"
-        raise ChameleonError(
-            f"{summary.graph.name} does not fit into {text} ({budget} bytes): {what} needs less than {bound}"
-        )
+        why = f"{what} needs less than {bound}"
+        if summary.lower_bound_bytes <= budget:  # a peak fits, but its tensors cannot be placed
+            why = f"{what} has an arena as small as that; the least peak of any is {bound}"
+        raise ChameleonError(f"{summary.graph.name} does not fit into {text} ({budget} bytes): {why}")
     if verdict == "fits":
         console.print(
             f"it fits into {text} ({budget} bytes): its arena takes {summary.arena.size_bytes}",

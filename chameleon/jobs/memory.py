@@ -21,7 +21,7 @@ from chameleon.jobs.compare import Difference, difference
 from chameleon.kernels.defaults import schedule_defaults
 from chameleon.kernels.lower import build, lower
 from chameleon.memory.deadline import SEARCH_LIMIT_S, Deadline
-from chameleon.memory.graph import extract_graph
+from chameleon.memory.graph import ALIGNMENT, extract_graph
 from chameleon.memory.lower import lean, lean_rewritten, lower_rewritten
 from chameleon.memory.measured_peak import MeasuredPeak, can_measure, measure_peak
 from chameleon.memory.placed_concats import placed_concats
@@ -116,7 +116,8 @@ def _rewritten(model: Model, target: Target, deadline: Deadline, say: Say) -> tu
 
 
 def _graph(kernels: IRModule, model: Model, settings: MemorySettings) -> Graph:
-    return extract_graph(kernels, model.name, count_inputs=settings.count_inputs).graph
+    """The graph of the kernels, with the sizes that tensors have in the arena."""
+    return extract_graph(kernels, model.name, count_inputs=settings.count_inputs).graph.aligned(ALIGNMENT)
 
 
 def _run(

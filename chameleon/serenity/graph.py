@@ -13,12 +13,13 @@ These rules say what is counted, and when:
 - **Storage.** `storage` names the node whose memory holds this node's tensor. For example, a view names the tensor
   that it looks at. The inputs of a concatenation that copies nothing name the concatenation; the first of these inputs
   that runs takes all of that memory. Memory is freed when nothing that lies in it will be read or written any more.
-  Only the `output_bytes` of the owner count.
+  Only the `output_bytes` of the owner count. A view may name another view; it lies where that one lies.
 - **In place.** `in_place` names an input that the node may overwrite. The node overwrites it when the order allows
   that. Three things must hold: everything else that touches the memory of the input has run, that memory holds no
   graph input or output, and nothing lies in the node's own memory yet. Then the node takes no memory of its own. A
   node that lies in the memory of another node may overwrite an input too, such as the first term of a sum. Then all of
-  the other node's memory takes over the memory of the input.
+  the other node's memory takes over the memory of the input. If the sizes differ, see
+  `chameleon.serenity.sharing`: a smaller tensor lies in the memory of the input if that is possible in every order.
 
 The paper knows only tensors. We added the other rules because real code generators need them.
 """
@@ -27,14 +28,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from chameleon.errors import ChameleonError, UsageError
+from chameleon.serenity.sharing import resolved_overwriting, resolved_views
 
 NODE_KEYS = ("name", "inputs", "output_bytes", "workspace_bytes", "storage", "in_place", "op", "attrs")
+MOST_BYTES = 1 << 60
+"""All tensors and workspaces of a graph together; solvers count in 64 bits."""
 GRAPH_KEYS = ("name", "inputs", "outputs", "nodes")
 
 
@@ -52,7 +56,7 @@ class Node:
         output_bytes: size of its tensor.
         workspace_bytes: extra bytes that it needs while it runs.
         storage: the node whose memory holds its tensor; empty if it has memory of its own.
-        in_place: the input that it may overwrite; empty if none. The input's memory is as large as the node's memory.
+        in_place: the input that it may overwrite; empty if none.
         op: what it computes, for people and for the rewriting.
         attrs: what the rewriting needs to know about the operator, as plain data.
     """
@@ -102,8 +106,11 @@ class Graph:
         for key in ("nodes", "inputs", "outputs"):
             object.__setattr__(self, key, tuple(getattr(self, key)))
         _check_names(self)
+        nodes = resolved_overwriting(resolved_views(self.nodes), frozenset((*self.inputs, *self.outputs)))
+        object.__setattr__(self, "nodes", nodes)
         for node in self.nodes:
             _check_node(self, node)
+        _check_total(self)
         _check_acyclic(self)
 
     @cached_property
@@ -137,6 +144,15 @@ class Graph:
     def owner(self, name: str) -> str:
         """The node whose memory holds the tensor of `name`."""
         return self.by_name[name].storage or name
+
+    def aligned(self, alignment: int) -> Graph:
+        """The graph with all sizes rounded up to multiples of `alignment` bytes, as they are in an arena."""
+        sizes = [(-(-n.output_bytes // alignment), -(-n.workspace_bytes // alignment)) for n in self.nodes]
+        nodes = tuple(
+            replace(node, output_bytes=output * alignment, workspace_bytes=workspace * alignment)
+            for node, (output, workspace) in zip(self.nodes, sizes, strict=True)
+        )
+        return self if nodes == self.nodes else Graph(nodes, self.inputs, self.outputs, self.name)
 
     def to_json(self) -> dict[str, Any]:
         """The graph as plain data; the inverse of `from_json`."""
@@ -249,6 +265,16 @@ def _check_node(graph: Graph, node: Node) -> None:
         _check_storage(graph, node)
     if node.in_place:
         _check_in_place(graph, node)
+
+
+def _check_total(graph: Graph) -> None:
+    total = sum(node.output_bytes + node.workspace_bytes for node in graph.nodes)
+    if total > MOST_BYTES:
+        largest = max(graph.nodes, key=lambda node: node.output_bytes + node.workspace_bytes)
+        raise GraphError(
+            f"the sizes of all nodes add up to {total} bytes, more than the {MOST_BYTES} that can be counted; the "
+            f"largest is node {largest.name!r}; check its output_bytes"
+        )
 
 
 def _check_storage(graph: Graph, node: Node) -> None:

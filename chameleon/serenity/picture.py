@@ -22,6 +22,7 @@ TENSORS = ("#8ecae6", "#a7c957", "#ffd166", "#cdb4db", "#c9ada7", "#90be9d", "#b
 KINDS = {"graph input": "#adb5bd", "graph output": "#e76f51", "workspace": "#e9ecef"}
 LINES = ("#6c757d", "#f4a261", "#2a9d8f", "#d62828", "#5e60ce")
 DPI, FONT_POINTS = 150, 7
+LINES_DRAWN = 30  # points: the width of all outlines of buffers together
 
 
 def draw_memory(
@@ -113,6 +114,7 @@ def _draw_arena(axis: Any, graph: Graph, buffers: Sequence[Buffer], arena: Arena
     """Draw the buffers as rectangles, and write names into the large ones."""
     from matplotlib.patches import Patch, Rectangle
 
+    line = min(0.6, LINES_DRAWN / max(len(buffers), 1))  # the outlines of many buffers would hide them
     for i, b in enumerate(buffers):
         if b.name not in arena.offsets:
             raise ArenaError(f"buffer {b.name!r} has no offset in the arena; draw the arena of the last order")
@@ -120,7 +122,7 @@ def _draw_arena(axis: Any, graph: Graph, buffers: Sequence[Buffer], arena: Arena
         color, hatch = KINDS.get(kind, TENSORS[i % len(TENSORS)]), "////" if kind == "workspace" else None
         low, high = arena.offsets[b.name] / factor, b.size_bytes / factor
         place = (b.start, low), b.stop - b.start, high
-        axis.add_patch(Rectangle(*place, facecolor=color, edgecolor="#343a40", linewidth=0.6, hatch=hatch, zorder=2))
+        axis.add_patch(Rectangle(*place, facecolor=color, edgecolor="#343a40", linewidth=line, hatch=hatch, zorder=2))
     top = max(arena.size_bytes / factor, 1e-9)
     axis.axhline(top, color="#212529", linewidth=1.2, linestyle="--", zorder=3)
     axis.set_ylim(0, 1.03 * top)

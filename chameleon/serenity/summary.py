@@ -10,6 +10,7 @@ from typing import Any, Literal
 from chameleon.errors import UsageError
 from chameleon.serenity.accounting import lifetimes, peak_bytes
 from chameleon.serenity.arena.plan import Arena, plan_arena
+from chameleon.serenity.fitting import find_fit
 from chameleon.serenity.graph import Graph
 from chameleon.serenity.order.heuristics import as_is, kahn
 from chameleon.serenity.order.schedule import Schedule, ScheduleOptions, schedule
@@ -57,8 +58,11 @@ class MemorySummary:
         rewritten_graph: the graph of the row `rewritten`; None if rewriting was not tried. It is the given graph if no
             rewrite lowers the peak.
         rewrites: what was applied, as text for people.
-        arena: the arena of the last row.
+        arena: the arena of the last row, or of another order that fits into a budget.
         measured_peak_bytes: the peak of the last row in a real run; None if it was not run.
+        alignment: all peaks and bounds count sizes that are rounded up to it, as the arena does.
+        arena_of: the graph and the order that the arena belongs to; None for those of the last row.
+        unfit_bytes: no order has an arena of this size or less; -1 if that is not known of any size.
     """
 
     graph: Graph = field(repr=False)
@@ -67,6 +71,9 @@ class MemorySummary:
     rewrites: tuple[str, ...]
     arena: Arena
     measured_peak_bytes: int | None = None
+    alignment: int = 1
+    arena_of: tuple[Graph, tuple[str, ...]] | None = field(default=None, repr=False)
+    unfit_bytes: int = -1
 
     @property
     def best(self) -> Schedule:
@@ -107,8 +114,12 @@ class MemorySummary:
             "proven": self.best.proven,
             "arena_bytes": self.arena.size_bytes,
             "measured_peak_bytes": self.measured_peak_bytes,
-            "schedule_s": round(sum(row.schedule.seconds for row in self.rows.values() if row.schedule), 4),
+            "schedule_s": round(sum(found.seconds for found in self._schedules()), 4),
         }
+
+    def _schedules(self) -> list[Schedule]:
+        """What the solver returned, each once: rewriting that changes nothing is not solved again."""
+        return list({id(row.schedule): row.schedule for row in self.rows.values() if row.schedule}.values())
 
     def verdict(self, budget_bytes: int) -> Verdict:
         """Say whether the network fits into a memory of this size.
@@ -118,7 +129,8 @@ class MemorySummary:
         """
         if self.arena.size_bytes <= budget_bytes:
             return "fits"
-        return "does not fit" if self.lower_bound_bytes > budget_bytes else "not known"
+        refuted = self.lower_bound_bytes > budget_bytes or self.unfit_bytes >= budget_bytes
+        return "does not fit" if refuted else "not known"
 
 
 def summarise(
@@ -126,19 +138,40 @@ def summarise(
 ) -> MemorySummary:
     """Find the best order of a graph, rewrite the graph, and place its tensors in an arena.
 
-    The rewriting reads the graph's own `op` and `attrs`.
+    The rewriting reads the graph's own `op` and `attrs`. Sizes count as rounded up to the alignment.
     """
+    sized = graph.aligned(alignment)
 
     def solve(candidate: Graph) -> Schedule:
-        return schedule(candidate, options)
+        return schedule(candidate.aligned(alignment), options)
 
-    rows = rows_of(graph, solve)
+    rows = rows_of(sized, solve)
     if not rewriting:
         return with_arena(graph, rows, alignment=alignment, arena_limit_s=arena_limit_s)
-    found = rewrite(graph, solve)
+    best = rows["best"].schedule
+    found = rewrite(graph, lambda candidate: best if best and candidate is graph else solve(candidate))
     rows["rewritten"] = Row(found.schedule.order, found.schedule.peak_bytes, found.schedule)
     applied = tuple(map(str, found.applied))
     return with_arena(graph, rows, found.graph, applied, alignment=alignment, arena_limit_s=arena_limit_s)
+
+
+def fitted(summary: MemorySummary, budget_bytes: int, time_limit_s: float) -> MemorySummary:
+    """Look at other orders, where it is not known whether the network fits into a budget.
+
+    Returns:
+        The summary with the arena of an order that fits, or with the knowledge that none does.
+    """
+    if summary.verdict(budget_bytes) != "not known":
+        return summary
+    graphs = [g for g in (summary.rewritten_graph, summary.graph) if g is not None]
+    graphs = graphs[:1] if graphs[-1] is graphs[0] else graphs
+    found = []
+    for graph in graphs:
+        fit = find_fit(graph, budget_bytes, summary.alignment, time_limit_s / len(graphs))
+        if fit.arena is not None:
+            return replace(summary, arena=fit.arena, arena_of=(graph, fit.order))
+        found.append(fit.answer)
+    return replace(summary, unfit_bytes=budget_bytes) if set(found) == {"no"} else summary
 
 
 def rows_of(graph: Graph, solve: Solve) -> dict[str, Row]:
@@ -160,8 +193,9 @@ def with_arena(
 ) -> MemorySummary:
     """Make the summary, with an arena for the last row."""
     last = rows["rewritten" if rewritten else "best"]
-    arena = plan_arena(lifetimes(rewritten or graph, last.order), alignment=alignment, time_limit_s=arena_limit_s)
-    return MemorySummary(graph, rows, rewritten, tuple(rewrites), arena)
+    sized = (rewritten or graph).aligned(alignment)
+    arena = plan_arena(lifetimes(sized, last.order), alignment=alignment, time_limit_s=arena_limit_s)
+    return MemorySummary(graph, rows, rewritten, tuple(rewrites), arena, alignment=alignment)
 
 
 def measured(summary: MemorySummary, peak: int) -> MemorySummary:

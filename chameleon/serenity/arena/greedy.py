@@ -11,6 +11,8 @@ from chameleon.serenity.arena.problem import Ints, Rectangles
 
 TRIES_PER_BUFFER = 10
 """How many orders the local search tries, for each buffer of the problem."""
+MANY = 128
+"""From this many neighbours on, arrays are faster than lists."""
 
 
 def orders(problem: Rectangles) -> Iterator[list[int]]:
@@ -84,19 +86,45 @@ def first_fit(problem: Rectangles, order: Sequence[int], best_fit: bool = False)
 
     Each goes into the first gap between the rectangles placed before, or with `best_fit` into the tightest gap.
     """
-    offsets, size = [-1] * len(problem), problem.size.tolist()
+    offsets, size = np.full(len(problem), -1, np.int64), problem.size.tolist()
+    places = [-1] * len(problem)
     for b in order:
-        taken = sorted((offsets[c], size[c]) for c in problem.near[b] if offsets[c] >= 0)
-        top, place, room = 0, -1, 0
-        for low, high in taken:
-            gap = low - top
-            if gap >= size[b] and (place < 0 or gap < room):
-                place, room = top, gap
-                if not best_fit:
-                    break
-            top = max(top, low + high)
-        offsets[b] = top if place < 0 else place
-    return np.array(offsets, np.int64)
+        near = problem.near[b]
+        if len(near) > MANY:
+            at = np.array(near, np.int64)
+            places[b] = _place_among(offsets[at], problem.size[at], size[b], best_fit)
+        else:
+            places[b] = _place([(places[c], size[c]) for c in near if places[c] >= 0], size[b], best_fit)
+        offsets[b] = places[b]
+    return offsets
+
+
+def _place(taken: list[tuple[int, int]], size: int, best_fit: bool) -> int:
+    """Where `first_fit` places a rectangle of this size, beside others of these offsets and sizes."""
+    top, place, room = 0, -1, 0
+    for low, high in sorted(taken):
+        gap = low - top
+        if gap >= size and (place < 0 or gap < room):
+            place, room = top, gap
+            if not best_fit:
+                break
+        top = max(top, low + high)
+    return top if place < 0 else place
+
+
+def _place_among(offsets: Ints, sizes: Ints, size: int, best_fit: bool) -> int:
+    """What `_place` does, for many others; those at -1 are not placed yet."""
+    placed = np.flatnonzero(offsets >= 0)
+    if not len(placed):
+        return 0
+    placed = placed[np.argsort(offsets[placed], kind="stable")]
+    lows = offsets[placed]
+    tops = np.concatenate([[0], np.maximum.accumulate(lows + sizes[placed])])
+    gaps = lows - tops[:-1]
+    fitting = np.flatnonzero(gaps >= size)
+    if not len(fitting):
+        return int(tops[-1])
+    return int(tops[fitting[np.argmin(gaps[fitting])] if best_fit else fitting[0]])
 
 
 def _greedy(problem: Rectangles, target: int) -> tuple[Ints, list[int]]:

@@ -11,8 +11,10 @@ then with an exact search. It stops when the bound is reached.
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from importlib.util import find_spec
 
 import numpy as np
@@ -145,18 +147,35 @@ def check_arena(buffers: Sequence[Buffer], arena: Arena, *, alignment: int = 1) 
             raise ArenaError(
                 f"buffer {b.name!r} ends at byte {offset + b.size_bytes} of an arena of {arena.size_bytes}"
             )
-    live: list[Buffer] = []
-    for b in sorted(buffers, key=lambda b: b.start):
-        live = [other for other in live if other.stop > b.start]
-        low, high = arena.offsets[b.name], arena.offsets[b.name] + b.size_bytes
-        for other in live:
-            other_low, other_high = arena.offsets[other.name], arena.offsets[other.name] + other.size_bytes
-            if low < other_high and other_low < high:
-                raise ArenaError(
-                    f"buffers {other.name!r} (bytes {other_low} to {other_high}, steps {other.start} to {other.stop}) "
-                    f"and {b.name!r} (bytes {low} to {high}, steps {b.start} to {b.stop}) overlap in the arena"
-                )
-        live.append(b)
+    _check_overlaps(buffers, arena)
+
+
+def _check_overlaps(buffers: Sequence[Buffer], arena: Arena) -> None:
+    """Go through the buffers as they start. Those that are live do not overlap, so only the nearest two can be hit."""
+    live: list[tuple[int, int, str]] = []  # offset, place in `real`, name; sorted
+    ends: list[tuple[int, int]] = []  # a heap: when a live buffer stops, its place in `real`
+    real = sorted((b for b in buffers if b.size_bytes), key=lambda b: b.start)
+    for i, b in enumerate(real):
+        while ends and ends[0][0] <= b.start:
+            gone = heappop(ends)[1]
+            del live[bisect_left(live, (arena.offsets[real[gone].name], gone, ""))]
+        at = bisect_left(live, (arena.offsets[b.name], i, b.name))
+        for _, other, _ in live[max(at - 1, 0) : at + 1]:
+            _check_apart(real[other], b, arena)
+        live.insert(at, (arena.offsets[b.name], i, b.name))
+        heappush(ends, (b.stop, i))
+
+
+def _check_apart(one: Buffer, other: Buffer, arena: Arena) -> None:
+    (low, high), (other_low, other_high) = (
+        (arena.offsets[b.name], arena.offsets[b.name] + b.size_bytes) for b in (one, other)
+    )
+    if low < other_high and other_low < high:
+        raise ArenaError(
+            f"buffers {one.name!r} (bytes {low} to {high}, steps {one.start} to {one.stop}) "
+            f"and {other.name!r} (bytes {other_low} to {other_high}, steps {other.start} to {other.stop}) "
+            "overlap in the arena"
+        )
 
 
 def _check_options(method: str, alignment: int, time_limit_s: float, capacity_bytes: int | None) -> None:

@@ -24,7 +24,7 @@ from chameleon.serenity.order.compiled_tables import (
     rows,
     tables_of,
 )
-from chameleon.serenity.order.lazy import unfold
+from chameleon.serenity.order.lazy import OutOfTimeError, unfold
 from chameleon.serenity.order.problem import Problem
 from chameleon.serenity.order.search import NO_LIMITS, Limits, Outcome
 
@@ -107,7 +107,10 @@ def rise(
     limits: Limits = NO_LIMITS,
 ) -> Outcome:
     """See `chameleon.serenity.order.search.rise`."""
-    tables, words = tables_of(problem, lazy)
+    try:
+        tables, words = tables_of(problem, lazy, limits.deadline_s)
+    except OutOfTimeError:
+        return Outcome("timeout", lower=max(budget, problem.first_bytes), states=1)
     sets = _first(problem, words)
     stack, heap_key, heap_set = (np.zeros(FIRST_CAPACITY, kind) for kind in (np.int32, np.int64, np.int32))
     counters = np.array([1, 1, 0, max(budget, problem.first_bytes), 0, 0], np.int64)

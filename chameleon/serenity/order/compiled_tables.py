@@ -5,6 +5,7 @@ A set of steps is a row of 64-bit words, one bit for each step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -113,12 +114,16 @@ class Sets(NamedTuple):
     table: NDArray[np.int32]
 
 
-def tables_of(problem: Problem, lazy: bool) -> tuple[Tables, int]:
-    """Convert a problem to arrays; also return the number of words of a mask."""
+def tables_of(problem: Problem, lazy: bool, deadline_s: float = math.inf) -> tuple[Tables, int]:
+    """Convert a problem to arrays; also return the number of words of a mask.
+
+    Raises:
+        OutOfTimeError: if the deadline, in the time of `time.perf_counter`, passes before.
+    """
     words = max(1, -(-problem.n // 64))
     own = [problem.memories[o] if o >= 0 else None for o in problem.own]
     frees = [free for some in problem.frees for free in some]
-    table = events(problem) if lazy else []
+    table = events(problem, deadline_s) if lazy else []
     tables = Tables(
         before=rows(problem.before, words),
         readers=np.array([r for some in problem.after for r in some], np.int64),

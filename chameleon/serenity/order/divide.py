@@ -6,14 +6,15 @@ node. It also includes others, for example where two nodes both come before two 
 
 This is exact, because the parts can be solved separately. Each order of the whole is an order of the first part,
 followed by an order of the second part. The memory in use at the cut is that of the downset, including tensors that
-bypass the cut. `chameleon.serenity.order.problem.restrict` hands this memory to the parts.
+bypass the cut. `chameleon.serenity.order.problem.pieces` hands this memory to the parts.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
+import numpy as np
+from numpy.typing import NDArray
 
-from chameleon.serenity.order.problem import Problem, restrict
+from chameleon.serenity.order.problem import Problem, bits, pieces
 
 
 def cuts(problem: Problem) -> list[int]:
@@ -33,7 +34,7 @@ def cuts(problem: Problem) -> list[int]:
 
 def divide(problem: Problem) -> list[Problem]:
     """Split the problem into the parts between the cuts, in the order in which they run."""
-    return [restrict(problem, start, stop) for start, stop in pairwise(cuts(problem))]
+    return pieces(problem, [stop.bit_length() for stop in cuts(problem)[1:]])
 
 
 def node_bound(problem: Problem) -> int:
@@ -43,14 +44,25 @@ def node_bound(problem: Problem) -> int:
     And it is kept, or it is touched by u or by a step after u. The memory of u itself is left out if u might overwrite
     an input instead.
     """
-    bound = problem.first_bytes
-    for u in range(problem.n):
-        before, later = problem.ancestors[u], problem.descendants[u] | 1 << u
-        needs = problem.overwrites[u]
-        maybe_in_place = needs is not None and not needs & later
-        running = before if maybe_in_place else before | 1 << u
-        held = sum(
-            m.size for m in problem.memories if (m.given or m.starters & running) and (m.kept or m.touchers & later)
-        )
-        bound = max(bound, problem.constant + held + problem.workspace[u])
-    return bound
+    held = np.full(problem.n, problem.constant, np.int64)
+    for m in problem.memories:
+        started = problem.full if m.given else 0
+        for u in bits(0 if m.given else m.starters):
+            started |= problem.descendants[u] | 1 << u
+        needed = problem.full if m.kept else 0
+        for u in bits(0 if m.kept else m.touchers):
+            needed |= problem.ancestors[u] | 1 << u
+        held[_flags(started & needed, problem.n)] += m.size
+    for u, needs in enumerate(problem.overwrites):
+        own = problem.own[u]
+        maybe_in_place = needs is not None and not needs & (problem.descendants[u] | 1 << u)
+        if maybe_in_place and own >= 0 and not problem.memories[own].starters & problem.ancestors[u]:
+            held[u] -= problem.memories[own].size
+    held += np.array(problem.workspace, np.int64)
+    return max(problem.first_bytes, int(held.max(initial=0)))
+
+
+def _flags(mask: int, n: int) -> NDArray[np.bool_]:
+    """The bits of a mask as an array, `[n]`."""
+    data = np.frombuffer(mask.to_bytes(-(-n // 8), "little"), np.uint8)
+    return np.unpackbits(data, count=n, bitorder="little").astype(bool)

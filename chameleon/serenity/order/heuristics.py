@@ -6,6 +6,8 @@ They are baselines and first upper bounds, and they are what is left when the ex
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
+from heapq import heappop, heappush
 
 from chameleon.serenity.graph import Graph
 from chameleon.serenity.order.problem import Problem, bits, problem_of
@@ -96,15 +98,52 @@ def reverse_postorder_order(problem: Problem) -> tuple[int, ...]:
 
 
 def greedy_order(problem: Problem) -> tuple[int, ...]:
-    """See `greedy`."""
-    done, in_use, ready, order = 0, problem.first_bytes, problem.first_ready, []
-    while ready:
-        costs = [(*reversed(problem.run(done, in_use, u)), u) for u in bits(ready)]
-        in_use, _, u = min(costs)
+    """See `greedy`.
+
+    What a step costs is kept in a heap. It changes only if the step becomes the last to touch a memory, or if another
+    step has started its own memory.
+    """
+    touched = _touched(problem)
+    left = [m.touchers.bit_count() for m in problem.memories]
+    done, ready, order = 0, problem.first_ready, []
+    cost: dict[int, tuple[int, int]] = {}
+    heap: list[tuple[tuple[int, int], int]] = []
+
+    def enter(steps: Iterable[int]) -> None:
+        for u in steps:
+            during, after = problem.run(done, 0, u)
+            cost[u] = (after, during)
+            heappush(heap, (cost[u], u))
+
+    enter(bits(ready))
+    while heap:
+        known, u = heappop(heap)
+        if cost.get(u) != known:
+            continue
+        del cost[u]
+        before, changed = done, 0
         done |= 1 << u
-        ready = problem.ready_after(done, ready, u)
+        for i in touched[u]:
+            m = problem.memories[i]
+            left[i] -= 1
+            if left[i] == 1:
+                changed |= m.touchers & ~done
+            if m.starters >> u & 1 and not m.starters & before:
+                changed |= m.starters
+        now = problem.ready_after(done, ready, u)
+        enter(bits(now & (changed | ~ready)))
+        ready = now
         order.append(u)
     return tuple(order)
+
+
+def _touched(problem: Problem) -> list[list[int]]:
+    """`[n]` the memories that each step touches."""
+    found: list[list[int]] = [[] for _ in range(problem.n)]
+    for i, memory in enumerate(problem.memories):
+        for u in bits(memory.touchers):
+            found[u].append(i)
+    return found
 
 
 def _named(problem: Problem, order: tuple[int, ...]) -> tuple[str, ...]:

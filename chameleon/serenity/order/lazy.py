@@ -54,6 +54,8 @@ The rest is as for single steps (`chameleon.serenity.order.search`).
 
 from __future__ import annotations
 
+import math
+import time
 from typing import NamedTuple
 
 from chameleon.serenity.order.problem import Problem, bits
@@ -94,10 +96,20 @@ class Move(NamedTuple):
     least: bool
 
 
-def events(problem: Problem) -> list[Event]:
+class OutOfTimeError(Exception):
+    """The deadline passed while the events were listed."""
+
+
+def events(problem: Problem, deadline_s: float = math.inf) -> list[Event]:
     """List all events of a problem, those with few steps first.
 
     Events with the same closure become one event. The last event stands for the end.
+
+    Args:
+        deadline_s: when to give up, in the time of `time.perf_counter`.
+
+    Raises:
+        OutOfTimeError: at the deadline.
     """
     found: dict[int, tuple[int, int]] = {problem.full: (0, 0)}
     places = [(u, needs | 1 << u) for u, needs in enumerate(problem.overwrites) if needs is not None]
@@ -113,7 +125,7 @@ def events(problem: Problem) -> list[Event]:
         if workspace:
             found.setdefault(problem.ancestors[u] | 1 << u, (0, 0))
     closures = sorted(found, key=lambda c: (c.bit_count(), c))
-    return [Event(c, *found[c], inside) for c, inside in zip(closures, _insides(closures), strict=True)]
+    return [Event(c, *found[c], inside) for c, inside in zip(closures, _insides(closures, deadline_s), strict=True)]
 
 
 def moves(problem: Problem, table: list[Event], done: int, in_use: int) -> list[Move]:
@@ -179,11 +191,16 @@ def _overwriting(table: list[Event], done: int, least: dict[int, int]) -> set[in
     return found
 
 
-def _insides(closures: list[int]) -> list[tuple[int, ...]]:
-    """For every closure, find the places of the largest closures within it; closures are sorted by size."""
+def _insides(closures: list[int], deadline_s: float) -> list[tuple[int, ...]]:
+    """For every closure, find the places of the largest closures within it; closures are sorted by size.
+
+    The work grows with the square of their number.
+    """
     within: list[int] = []  # masks of places
     found = []
     for at, closure in enumerate(closures):
+        if time.perf_counter() > deadline_s:
+            raise OutOfTimeError
         mask = sum(1 << i for i in range(at) if not closures[i] & ~closure)
         within.append(mask)
         largest = []

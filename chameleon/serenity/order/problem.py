@@ -27,10 +27,12 @@ graph can have.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from heapq import heappop, heappush
+from itertools import accumulate
 
 from chameleon.serenity.graph import Graph
 
@@ -224,39 +226,66 @@ def problem_of(graph: Graph) -> Problem:
     )
 
 
-def restrict(problem: Problem, start: int, stop: int) -> Problem:
-    """Cut out the part of a problem between two downsets, `start` within `stop`.
+def pieces(problem: Problem, ends: Sequence[int]) -> list[Problem]:
+    """Cut a problem at steps, so that the first piece holds the steps 0 .. ends[0] - 1, and so on.
 
-    What has run before is given. What runs after is kept. So an order of the part needs, step by step, what it needs
-    in the whole problem after any order of `start`.
+    Every order must run the steps of a piece before those of the next. What has run before a piece is given. What runs
+    after is kept. So an order of the piece needs, step by step, what it needs in the whole problem. A memory changes
+    in two pieces at most: where it is started and where it is finished. In between it is always in use.
+
+    Args:
+        ends: rising, the last is the number of steps.
     """
-    inside = list(bits(stop & ~start))
-    number = {u: i for i, u in enumerate(inside)}
-
-    def mask(some: int) -> int:
-        return sum(1 << number[u] for u in bits(some & stop & ~start))
-
-    memories, constant, index = [], problem.constant, {}
+    starts = [0, *ends[:-1]]
+    changing: list[list[int]] = [[] for _ in ends]
+    lasting = [0] * (len(ends) + 1)  # how the bytes that are always in use change from piece to piece
     for i, m in enumerate(problem.memories):
-        given, kept = m.given or bool(m.starters & start), m.kept or bool(m.touchers & ~stop)
-        if not (given or m.starters & stop) or not (kept or m.touchers & ~start):
+        if not (m.given or m.starters) or not (m.kept or m.touchers):
             continue
-        if given and kept:
-            constant += m.size
-            continue
+        first = 0 if m.given else bisect_right(ends, _lowest(m.starters))
+        last = len(ends) - 1 if m.kept else bisect_right(ends, m.touchers.bit_length() - 1)
+        always = range(first + (not m.given), last + bool(m.kept))
+        for k in {first, last} - set(always):
+            changing[k].append(i)
+        if always:
+            lasting[always.start] += m.size
+            lasting[always.stop] -= m.size
+    constants = accumulate(lasting[:-1], initial=problem.constant)
+    next(constants)
+    return [
+        _piece(problem, start, stop, sorted(some), constant)
+        for start, stop, some, constant in zip(starts, ends, changing, constants, strict=True)
+    ]
+
+
+def _piece(problem: Problem, start: int, stop: int, changing: Sequence[int], constant: int) -> Problem:
+    """The steps `start` .. `stop` - 1 as a problem, with the memories of these indices."""
+    inside = (1 << (stop - start)) - 1
+    memories, index = [], {}
+    for i in changing:
+        m = problem.memories[i]
+        given = m.given or bool(m.starters and _lowest(m.starters) < start)
+        kept = m.kept or m.touchers.bit_length() > stop
         index[i] = len(memories)
-        memories.append(Memory(m.size, mask(m.starters), mask(m.touchers), given, kept))
-    own = [index.get(problem.own[u], -1) for u in inside]
-    needs = [problem.overwrites[u] for u in inside]
+        memories.append(Memory(m.size, m.starters >> start & inside, m.touchers >> start & inside, given, kept))
+    own = [index.get(o, -1) for o in problem.own[start:stop]]
     return Problem(
-        names=tuple(problem.names[u] for u in inside),
-        before=tuple(mask(problem.before[u]) for u in inside),
+        names=problem.names[start:stop],
+        before=tuple(mask >> start & inside for mask in problem.before[start:stop]),
         memories=tuple(memories),
         constant=constant,
-        workspace=tuple(problem.workspace[u] for u in inside),
+        workspace=problem.workspace[start:stop],
         own=tuple(-1 if o >= 0 and memories[o].given else o for o in own),
-        overwrites=tuple(None if need is None or need & ~stop else mask(need) for need in needs),
+        overwrites=tuple(
+            None if need is None or need.bit_length() > stop else need >> start & inside
+            for need in problem.overwrites[start:stop]
+        ),
     )
+
+
+def _lowest(mask: int) -> int:
+    """The position of the lowest one bit."""
+    return (mask & -mask).bit_length() - 1
 
 
 def _overwrites(graph: Graph, name: str, mask: Callable[[Sequence[str]], int]) -> int | None:

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Literal
 
-from chameleon.serenity.order.lazy import Move, events, moves, unfold
+from chameleon.serenity.order.lazy import Move, OutOfTimeError, events, moves, unfold
 from chameleon.serenity.order.problem import Problem, bits
 
 Flag = Literal["solution", "no solution", "timeout"]
@@ -197,7 +197,10 @@ def rise(
         limits: when to give up.
     """
     budget = max(budget, problem.first_bytes)
-    table = events(problem) if lazy else []
+    try:
+        table = events(problem, limits.deadline_s) if lazy else []
+    except OutOfTimeError:
+        return Outcome("timeout", lower=budget, states=1)
     trail: dict[int, int] = {0: 0}  # set -> the set before
     stack = [(0, problem.first_bytes, problem.first_ready)]
     stopped: list[tuple[int, int, int, int]] = []  # a heap: what the cheapest move that did not fit needs, the set
