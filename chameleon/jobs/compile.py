@@ -1,9 +1,10 @@
-"""`chameleon compile`: builds a network with the best schedules that were found."""
+"""Builds a network with the best schedules that were found."""
 
 # TVM's reflected attributes have no static types:
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,10 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 from tvm.tirx import PrimFunc
 
-from chameleon.jobs.run_folder import JobSpec, Say, export, open_job, recorded_database
 from chameleon.kernels.defaults import schedule_defaults
 from chameleon.kernels.loops import is_scheduled
 from chameleon.kernels.lower import build
 from chameleon.memory.plan import MemoryPlan, Solve, plan_memory
-from chameleon.serenity.order.schedule import schedule
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,12 @@ class Compiled:
 
 
 def compile_model(
-    lowered: IRModule, target: Target, database: ms.database.Database, solve: Solve | None = None
+    lowered: IRModule,
+    target: Target,
+    database: ms.database.Database,
+    solve: Solve | None = None,
+    *,
+    plain: Collection[str] = (),
 ) -> Compiled:
     """Build a module that `lower` made with the database's schedules; kernels without one get a default.
 
@@ -55,6 +59,7 @@ def compile_model(
             `chameleon.serenity.order.schedule.schedule`; None: TVM plans the memory. An order changes no kernel, so
             tuning does not depend on it. But the schedules bring workspaces with them, so the order is found after
             they are applied.
+        plain: the names of kernels that keep their plain loops where they have no schedule; on CPUs only.
     """
     transform = relax.transform
     with target, database, tvm.transform.PassContext(opt_level=3):
@@ -63,7 +68,9 @@ def compile_model(
         # Weights whose order in memory was tuned are rewritten now, not at every run.
         mod = transform.SplitLayoutRewritePreproc()(mod)
         mod = tvm.transform.Sequential([transform.FoldConstant(), transform.CanonicalizeBindings()])(mod)
+        loops = {v: f for v, f in mod.functions_items() if v.name_hint in plain}
         mod = schedule_defaults(mod, target, lean=solve is not None)
+        mod = IRModule({**dict(mod.functions_items()), **loops}, attrs=mod.attrs) if loops else mod
         plan = None
         if solve is not None:
             mod, plan = plan_memory(mod, solve)
@@ -72,19 +79,3 @@ def compile_model(
 
 def _unscheduled(mod: IRModule) -> list[str]:
     return [v.name_hint for v, f in mod.functions_items() if isinstance(f, PrimFunc) and not is_scheduled(f)]
-
-
-def compile_tuned(spec: JobSpec, output: Path, say: Say, *, memory_aware: bool = False) -> Compiled:
-    """Build the network with the best schedules in the folder's records and write it.
-
-    Args:
-        memory_aware: order the network for the least memory, counting the workspaces of these schedules, and put all
-            its tensors into one arena.
-
-    Raises:
-        ChameleonError: if there are no records, or they belong to another model or target.
-    """
-    job = open_job(spec, say)
-    compiled = compile_model(job.lowered, job.target, recorded_database(job, spec), schedule if memory_aware else None)
-    export(compiled, output)
-    return compiled

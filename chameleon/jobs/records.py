@@ -53,6 +53,8 @@ class Records:
         self.path = path
         self.tasks: dict[str, TaskRecords] = {}
         self.elapsed_s: dict[str, float] = {}
+        # by task, the configurations whose schedules computed wrong values in their network
+        self.wrong: dict[str, set[tuple[int, ...]]] = {}
         self._file = path.open("a+b")
         try:
             self._lock()
@@ -89,6 +91,11 @@ class Records:
         self.tasks[key].trials.append((trial, model))
         self.elapsed_s[model] = max(elapsed_s, self.elapsed_s.get(model, 0.0))
         self._write({"task": key, **trial.to_json(), "model": model, "elapsed_s": round(elapsed_s, 3)})
+
+    def mark_wrong(self, key: str, config: tuple[int, ...]) -> None:
+        """Write to disk that the schedule of a configuration computes wrong values, so that it is not used again."""
+        self.wrong.setdefault(key, set()).add(config)
+        self._write({"kind": "wrong", "task": key, "config": list(config)})
 
     def close(self) -> None:
         self._file.close()
@@ -144,6 +151,9 @@ class Records:
         try:
             if line.get("kind") == "task":
                 self.tasks[line["task"]] = TaskRecords(line["name"], line["space"])
+                return
+            if line.get("kind") == "wrong":
+                self.wrong.setdefault(line["task"], set()).add(tuple(int(d) for d in line["config"]))
                 return
             self.tasks[line["task"]].trials.append((Trial.from_json(line), line["model"]))
             self.elapsed_s[line["model"]] = max(self.elapsed_s.get(line["model"], 0.0), float(line["elapsed_s"]))

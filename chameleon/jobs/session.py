@@ -57,6 +57,7 @@ class TaskTuner:
         self.failures: Counter[str] = Counter()
         self.best: Trial | None = None
         self.best_s: list[float] = []
+        self._succeeded: list[Trial] = []
         self._given_up = False
         self._searcher = make_searcher(config.searcher, traces.space, rng, **config.options)
         self._proposals = Proposals(traces, self._searcher, config.max_refusals)
@@ -89,12 +90,19 @@ class TaskTuner:
         for trial in trials:
             self._note(trial)
 
+    def drop(self, config: Config) -> None:
+        """Take the next best schedule for the best: that of this configuration computes wrong values."""
+        self._succeeded = [t for t in self._succeeded if t.config != config]
+        self.best = min(self._succeeded, key=lambda t: t.seconds or float("inf"), default=None)
+
     def _note(self, trial: Trial) -> None:
         now_s = self.now_s or float("inf")
         if trial.seconds is None:
             self.failures[failure_reason(trial.message)] += 1
-        elif trial.seconds < now_s:
-            self.best, now_s = trial, trial.seconds
+        else:
+            self._succeeded.append(trial)
+            if trial.seconds < now_s:
+                self.best, now_s = trial, trial.seconds
         self.best_s.append(now_s)
 
 
@@ -184,8 +192,15 @@ def open_session(tasks: Sequence[Task], target: Target, records: Records, config
         traces = TraceSpace(task.mod, target, seed=config.seed)
         history = records.add_task(task.key, task.name, traces.space)
         shared = any(owner != model for _, owner in records.tasks[task.key].trials)
+        wrong = records.wrong.get(task.key, ())
+        history = [_wrong_trial(t) if t.config in wrong else t for t in history]
         tuners.append(TaskTuner(task, traces, config, rng, history, shared))
     return Session(tuners, config, records.elapsed_s.get(model, 0.0))
+
+
+def _wrong_trial(trial: Trial) -> Trial:
+    """The trial of a schedule that turned out to compute wrong values: a failure, whatever its time was."""
+    return failed_trial(trial.config, "wrong_values: the network's outputs were wrong with it", trial.timings)
 
 
 def tune(session: Session, measurer: Measurer, records: Records, model: str, watch: Callable[[Session], None]) -> int:

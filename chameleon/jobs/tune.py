@@ -19,9 +19,8 @@ import numpy as np
 import tvm
 from tvm.target import Target
 
-from chameleon.errors import ChameleonError, UsageError
+from chameleon.errors import ChameleonError, UsageError, doing
 from chameleon.jobs.bench import bench_model
-from chameleon.jobs.compile import compile_model
 from chameleon.jobs.config import TuneConfig
 from chameleon.jobs.records import Records
 from chameleon.jobs.run_folder import (
@@ -32,12 +31,12 @@ from chameleon.jobs.run_folder import (
     TuneReport,
     Watch,
     claim,
-    export,
     export_database,
     open_job,
     read_json,
 )
-from chameleon.jobs.session import Measurer, Session, TaskTuner, database_of, open_session, tune
+from chameleon.jobs.session import Measurer, Session, TaskTuner, open_session, tune
+from chameleon.jobs.ship import device_elsewhere, ship
 from chameleon.measure import WarmBuilder, WarmRunner
 from chameleon.measure.remote import rpc_runner
 from chameleon.measure.runner import device_name
@@ -65,10 +64,10 @@ def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tup
             say(f"resuming: {session.trials} trials measured before, in {session.elapsed_s:.0f} s of tuning")
         made = 0
         if not session.used_up:
-            with ExitStack() as stack:
+            with ExitStack() as stack, doing(f"tuning {job.model.name}", job.out):
                 made = tune(session, _measurer(spec, job.target, stack), records, job.model.name, watch)
-    _warn_of_tasks_without_success(session.tasks, say)
-    report = _finish(job, spec, session, made, say)
+        _warn_of_tasks_without_success(session.tasks, say)
+        report = _finish(job, spec, session, records, made, say)
     claim(job, spec, config, finished=True)
     return report, job.out
 
@@ -90,27 +89,29 @@ def _measurer(spec: JobSpec, target: Target, stack: ExitStack) -> Measurer:
     return Measurer(target, builder, runner, together=16)
 
 
-def _finish(job: Opened, spec: JobSpec, session: Session, made: int, say: Say) -> TuneReport:
-    """Compile, export and time the network, unless there is no new trial and an earlier run has done it."""
+def _finish(job: Opened, spec: JobSpec, session: Session, records: Records, made: int, say: Say) -> TuneReport:
+    """Compile, compare, export and time the network, unless there is no new trial and an earlier run has done it."""
     report_path, artifact = job.out / "report.json", job.out / "network.so"
-    report = _report(job, session)
-    if (
-        made == 0
-        and artifact.exists()
-        and (before := read_json(report_path))
-        and before.get("trials") == report.trials
-    ):
-        return dataclasses.replace(report, latency_ms=before["latency_ms"])
+    report, before = _report(job, session), read_json(job.out / "report.json")
+    if made == 0 and artifact.exists() and before.get("trials") == report.trials and before.get("comparison"):
+        return dataclasses.replace(report, latency_ms=before["latency_ms"], comparison=before["comparison"])
     say("compiling with the best schedules")
-    database = database_of(session.tasks, job.target)
-    export_database(database, job.out / "database")
-    compiled = compile_model(job.lowered, job.target, database)
-    export(compiled, artifact)
-    if compiled.untuned:
-        say(f"no schedule for {len(compiled.untuned)} tasks: {', '.join(compiled.untuned)}")
+    shipped = ship(
+        job,
+        session.tasks,
+        artifact,
+        say,
+        mark=lambda tuner, trial: records.mark_wrong(tuner.task.key, trial.config),
+        elsewhere=device_elsewhere(job.target, tracker=spec.tracker is not None),
+    )
+    export_database(shipped.database, job.out / "database")
+    if untuned := shipped.compiled.untuned:
+        say(f"no schedule for {len(untuned)} tasks: {', '.join(untuned)}")
+    report = dataclasses.replace(_report(job, session), comparison=shipped.verdict.to_json())
     if spec.tracker is None and job.target.kind.name == "llvm":
         say("timing untuned and tuned")
-        timed = bench_model(job.model, job.target, compiled, onnxruntime=False)
+        with doing(f"timing {job.model.name}", job.out):
+            timed = bench_model(job.model, job.target, shipped.compiled)
         report = dataclasses.replace(
             report, latency_ms={"untuned": timed.untuned.median_ms, "tuned": timed.tuned.median_ms}
         )
