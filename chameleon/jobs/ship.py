@@ -145,6 +145,7 @@ class _Builds:
 
     def __init__(self, job: Opened, verifier: Verifier, solve: Solve | None) -> None:
         self._job, self._verifier, self._solve = job, verifier, solve
+        self._right_untuned = False
 
     def attempt(self, database: ms.database.Database, into: Path | None = None) -> _Attempt:
         """Compile with the schedules of a database, and compare.
@@ -164,7 +165,13 @@ class _Builds:
             WrongOutputsError: if the network is wrong without any of the schedules.
             Exception: what compiling raised, if it fails without any of the schedules.
         """
-        untuned = self.attempt(ms.database.MemoryDatabase()) if tuned else whole
+        if not self._right_untuned:
+            untuned = self.attempt(ms.database.MemoryDatabase()) if tuned else whole
+            self._right_untuned = self._checked_untuned(untuned)
+        return first_wrong(len(tuned), lambda n: not self.attempt(database_of(tuned[:n], self._job.target)).agrees)
+
+    def _checked_untuned(self, untuned: _Attempt) -> bool:
+        """Say what is to blame for a network that is wrong without any schedule."""
         if not untuned.agrees:
             if untuned.error:
                 with doing(f"compiling {self._job.model.name}", self._job.out):
@@ -172,7 +179,7 @@ class _Builds:
             raise WrongOutputsError(
                 f"{self._job.model.name}: {untuned.verdict}. {self._blame_untuned()}; nothing was written"
             )
-        return first_wrong(len(tuned), lambda n: not self.attempt(database_of(tuned[:n], self._job.target)).agrees)
+        return True
 
     def _blame_untuned(self) -> str:
         """What makes a network wrong that has no tuned schedule."""

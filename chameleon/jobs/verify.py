@@ -112,6 +112,8 @@ class Verifier:
                 timeout_s=TIMEOUT_S,
                 without=TVM_WITHOUT,
                 retry_crash=False,
+                # A library may spoil the process that runs it; and a process loads each path only once.
+                recycle_after=1,
             )
         )
 

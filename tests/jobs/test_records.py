@@ -41,6 +41,15 @@ def test_what_was_appended_is_read_back(tmp_path):
         assert [owner for _, owner in records.tasks["k1"].trials] == ["net"] * 3
 
 
+def test_a_wrong_schedule_is_marked_and_stays_so(tmp_path):
+    written(tmp_path / "t.jsonl")
+    with Records(tmp_path / "t.jsonl", "llvm") as records:
+        records.mark_wrong("k1", (0, 1))
+    with Records(tmp_path / "t.jsonl", "llvm") as records:
+        assert records.wrong == {"k1": {(0, 1)}}
+        assert records.add_task("k1", "conv", SPACE) == TRIALS
+
+
 def test_every_trial_is_on_disk_before_the_next(tmp_path):
     with Records(tmp_path / "t.jsonl", "llvm") as records:
         records.add_task("k1", "conv", SPACE)
