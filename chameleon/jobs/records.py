@@ -141,7 +141,7 @@ class Records:
             raise RecordsError(
                 f"{self.path}:1: expected the header of tuning records (format {FORMAT}), got {str(header)[:120]}"
             )
-        if header.get("target") != target:
+        if not same_target(str(header.get("target")), target):
             raise RecordsError(
                 f"{self.path} holds records of target {header.get('target')}, expected {target}; "
                 "give another --out or that --target"
@@ -166,6 +166,14 @@ class Records:
         self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def same_target(one: str, other: str) -> bool:
+    """Whether two texts are the same target: TVM writes the options of one target in any order."""
+    try:
+        return one == other or json.loads(one) == json.loads(other)
+    except ValueError:  # the older form, such as `llvm -mcpu=znver4`
+        return False
 
 
 def space_to_json(space: KnobSpace) -> dict[str, Any]:

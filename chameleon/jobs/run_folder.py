@@ -34,7 +34,7 @@ from tvm.target import Target
 
 from chameleon.errors import ChameleonError, doing
 from chameleon.jobs.config import TuneConfig
-from chameleon.jobs.records import Records
+from chameleon.jobs.records import Records, same_target
 from chameleon.jobs.session import Session, TaskTuner, database_of, open_session
 from chameleon.jobs.verify import Verdict
 from chameleon.kernels.lower import extract_tasks, lower
@@ -251,7 +251,8 @@ def _check_folder(out: Path, model: Model, target: Target) -> None:
             f"{shape_text(shapes)}; leave the shapes out or give another --out"
         )
     for name, ours in (("model", model.name), ("fingerprint", model.fingerprint), ("target", str(target))):
-        if known and known.get(name) != ours:
+        same = same_target if name == "target" else str.__eq__
+        if known and not same(str(known.get(name)), ours):
             raise ChameleonError(
                 f"{out} holds the run of another {name}: expected {ours}, it has {known.get(name)}; give another --out"
             )

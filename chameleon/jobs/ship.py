@@ -165,21 +165,19 @@ class _Builds:
             WrongOutputsError: if the network is wrong without any of the schedules.
             Exception: what compiling raised, if it fails without any of the schedules.
         """
-        if not self._right_untuned:
-            untuned = self.attempt(ms.database.MemoryDatabase()) if tuned else whole
-            self._right_untuned = self._checked_untuned(untuned)
+        if not tuned or not self._right_untuned:
+            self._check_untuned(self.attempt(ms.database.MemoryDatabase()) if tuned else whole)
+            self._right_untuned = True
         return first_wrong(len(tuned), lambda n: not self.attempt(database_of(tuned[:n], self._job.target)).agrees)
 
-    def _checked_untuned(self, untuned: _Attempt) -> bool:
-        """Say what is to blame for a network that is wrong without any schedule."""
+    def _check_untuned(self, untuned: _Attempt) -> None:
+        """Raise an error that says what is to blame, if a network is wrong without any schedule."""
+        name = self._job.model.name
+        if untuned.error:
+            with doing(f"compiling {name}", self._job.out):
+                raise untuned.error
         if not untuned.agrees:
-            if untuned.error:
-                with doing(f"compiling {self._job.model.name}", self._job.out):
-                    raise untuned.error
-            raise WrongOutputsError(
-                f"{self._job.model.name}: {untuned.verdict}. {self._blame_untuned()}; nothing was written"
-            )
-        return True
+            raise WrongOutputsError(f"{name}: {untuned.verdict}. {self._blame_untuned()}; nothing was written")
 
     def _blame_untuned(self) -> str:
         """What makes a network wrong that has no tuned schedule."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chameleon.jobs.records import Records, RecordsError
+from chameleon.jobs.records import Records, RecordsError, same_target
 from chameleon.search import KnobSpace, Status, Trial
 from chameleon.search.space import option, split
 
@@ -142,3 +142,10 @@ def test_what_is_no_trial_is_refused(line):
 def test_numpy_digits_become_plain_numbers():
     trial = Trial(tuple(np.array([1, 2])), Status.INVALID)
     assert json.dumps(trial.to_json()["config"]) == "[1, 2]"
+
+
+def test_a_target_is_the_same_in_any_order():
+    assert same_target('{"kind":"llvm","num-cores":2}', '{"num-cores": 2, "kind": "llvm"}')
+    assert not same_target('{"kind":"llvm","num-cores":2}', '{"kind":"llvm","num-cores":1}')
+    assert same_target("llvm", "llvm")
+    assert not same_target("llvm", '{"kind":"llvm"}')
