@@ -5,11 +5,13 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (everything measure
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,9 +22,11 @@ from rich.markup import escape
 from rich.table import Table
 
 import chameleon
-from chameleon.errors import ChameleonError
+from chameleon.error_log import write_log
+from chameleon.errors import ChameleonError, UnforeseenError, described
 from chameleon.files import check_writable
 from chameleon.live import Notes, Watcher
+from chameleon.stderr_filter import without_known_notes
 from chameleon.wording import names_text, range_text, ratio_text, speed_text, time_text
 
 if TYPE_CHECKING:
@@ -38,6 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+DEBUG = "--debug"
 console = Console()
 notes = Console(stderr=True)
 _say = Notes(notes)
@@ -102,21 +107,27 @@ def _global_options(
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version and end.")
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error, and all of TVM's notes.")
+    ] = False,
 ) -> None:
     """Fast schedules for Apache TVM with few hardware measurements."""
+    del version, debug  # `guarded` reads --debug, at any place of the command line
 
 
 @app.command("tune")
 def tune_command(
     model: ModelArg,
     target: TargetOpt = None,
-    trials: Annotated[int | None, typer.Option(help="Measurements over all tasks, earlier runs included.")] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Measurements over all tasks, earlier runs included.", min=1)
+    ] = None,
     time_budget: Annotated[
         str | None,
         typer.Option(help="Time for tuning, such as 90s, 10m, 1.5h. Default: 10m where --trials is not given."),
     ] = None,
     searcher: SearcherOpt = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random. Default: 0.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random. Default: 0.", min=0)] = None,
     out: OutOpt = None,
     config: ConfigOpt = None,
     input_shape: ShapeOpt = None,
@@ -177,16 +188,18 @@ def compile_command(
     check_writable(output)
     check_time_limit(time_limit)
     with _say.stage("importing TVM"):
-        from chameleon.jobs.compile import compile_tuned
+        from chameleon.jobs.ship import compile_tuned
 
     spec = _spec(model, target, out, input_shape, rewrite=rewrite)
     spec = dataclasses.replace(spec, toolchain=_toolchain(compiler, sysroot), time_limit_s=time_limit)
-    compiled = compile_tuned(spec, output, _say, memory_aware=memory_aware)
+    shipped = compile_tuned(spec, output, _say, memory_aware=memory_aware)
+    compiled = shipped.compiled
     console.print(f"wrote {output}", soft_wrap=True)
     if compiled.untuned:
         console.print(
             f"{len(compiled.untuned)} tasks had no tuned schedule: {names_text(compiled.untuned)}", soft_wrap=True
         )
+    console.print(str(shipped.verdict), highlight=False, soft_wrap=True)
     if compiled.memory is not None:
         from chameleon.cli_memory import plan_text
 
@@ -232,7 +245,7 @@ def memory_command(
         bool, typer.Option(help="Count the model's inputs as well, as TFLite does. They belong to the caller.")
     ] = False,
     alignment: Annotated[
-        int | None, typer.Option(help="Alignment of the tensors of a graph.json, in bytes. Default: 64.")
+        int | None, typer.Option(help="Alignment of the tensors of a graph.json, in bytes. Default: 64.", min=1)
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw footprint and arena into this file (.png, .svg, .pdf).")
@@ -318,7 +331,7 @@ def autotvm_command(
     ] = "chameleon",
     trials: Annotated[int, typer.Option(help="At most so many measurements of each task.", min=1)] = 128,
     early_stopping: Annotated[
-        int | None, typer.Option(help="End a task after so many measurements without a better one.")
+        int | None, typer.Option(help="End a task after so many measurements without a better one.", min=1)
     ] = None,
     size: Annotated[int, typer.Option(help="Height and width of the input image.", min=1)] = 224,
     tasks: Annotated[
@@ -365,9 +378,9 @@ def replay_command(
         list[Path], typer.Argument(metavar="FILE...", help="Recorded landscapes: T4, Kernel Tuner or our JSONL.")
     ],
     searcher: Annotated[str, typer.Option(help="Searchers, separated by commas.")] = "chameleon,annealing,random",
-    trials: Annotated[int, typer.Option(help="Measurements of each run.")] = 220,
-    seeds: Annotated[int, typer.Option(help="Runs of each searcher on each landscape.")] = 10,
-    jobs: Annotated[int | None, typer.Option(help="Number of processes. Default: one for each core.")] = None,
+    trials: Annotated[int, typer.Option(help="Measurements of each run.", min=1)] = 220,
+    seeds: Annotated[int, typer.Option(help="Runs of each searcher on each landscape.", min=1)] = 10,
+    jobs: Annotated[int | None, typer.Option(help="Number of processes. Default: one for each core.", min=1)] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the curves into this file (.png, .svg, .pdf).")] = None,
     json_out: JsonOpt = None,
 ) -> None:
@@ -384,10 +397,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def guarded(command: typer.Typer, argv: Sequence[str]) -> int:
-    """Run any typer application and return its exit code; people see a message, never a traceback."""
+    """Run any typer application and return its exit code; people see a message, never a traceback.
+
+    The traceback of an error that no check foresaw goes into a file, whose path is in the message. `--debug` shows it.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    debug = DEBUG in argv
     try:
-        command(list(argv))
+        with contextlib.nullcontext() if debug else without_known_notes():
+            command([word for word in argv if word != DEBUG])
+    except UnforeseenError as error:
+        return _unforeseen(str(error), error, error.folder, argv, debug=debug)
     except ChameleonError as error:
         return _fail(str(error), error.exit_code)
     except SystemExit as ended:
@@ -397,10 +417,24 @@ def guarded(command: typer.Typer, argv: Sequence[str]) -> int:
                 "interrupted; everything measured is in the records, the same command goes on from there", 130
             )
         return ended.code if isinstance(ended.code, int) else 0
+    except KeyboardInterrupt:
+        return _fail("interrupted; everything measured is in the records, the same command goes on from there", 130)
     except OSError as error:
         what = "the disk is full" if error.errno == errno.ENOSPC else str(error)
-        return _fail(f"{what}; everything measured before is in the records", 1)
+        return _unforeseen(f"{what}; everything measured before is in the records", error, None, argv, debug=debug)
+    except Exception as error:
+        return _unforeseen(described(error), error, None, argv, debug=debug)
     return 0
+
+
+def _unforeseen(message: str, error: Exception, folder: Path | None, argv: Sequence[str], *, debug: bool) -> int:
+    """Print an error that no check foresaw in one line, and leave its traceback in a file."""
+    text = "".join(traceback.format_exception(error))
+    if debug:
+        notes.print(escape(text), highlight=False, soft_wrap=True)
+        return _fail(message, 1)
+    path = write_log(text, argv, folder)
+    return _fail(f"{message}{f'; the traceback is in {path}' if path else ''}", 1)
 
 
 def _fail(message: str, code: int) -> int:
@@ -454,6 +488,8 @@ def _print_report(report: TuneReport, folder: Path) -> None:
     console.print(f"failures: {failures}")
     if text := _latency_text(report):
         console.print(text, highlight=False, soft_wrap=True)
+    if report.comparison:
+        console.print(report.comparison["summary"], highlight=False, soft_wrap=True)
     console.print(f"records, artifact and report are in {folder}", soft_wrap=True)
 
 
@@ -500,10 +536,16 @@ def _print_bench(result: BenchResult) -> None:
     for name, d in result.difference.items():
         console.print(
             f"outputs differ from {names.get(name, name)}'s by {d.absolute:.1e} at most, "
-            f"{d.relative:.1e} of the largest"
+            f"{d.relative:.1e} of the largest",
+            soft_wrap=True,
         )
+    if result.verdict is not None:
+        console.print(str(result.verdict), highlight=False, soft_wrap=True)
     if not result.agrees:
-        raise ChameleonError(f"the tuned network's outputs are not within {result.tolerance:g} of the others'")
+        faults = [d.fault for d in (result.verdict and result.verdict.difference, *result.difference.values()) if d]
+        raise ChameleonError(
+            f"the tuned network's outputs are wrong: {'; '.join(dict.fromkeys(filter(None, faults)))}"
+        )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ MetaSchedule writes a failure into its database as a run time of 1e10 seconds; n
 MESSAGE_LENGTH = 2000
 """Characters of a failure's message that are kept."""
 
-REASONS = ("timeout", "out-of-memory", "crash", "build_error", "run_error")
+REASONS = ("timeout", "out-of-memory", "crash", "build_error", "run_error", "wrong_values")
 _STOCK_TIMEOUT = re.compile(r"\btimeout, killed after|session has expired|TimeoutError", re.IGNORECASE)
 
 
@@ -37,9 +37,8 @@ def environment_cause(error_msg: str | None) -> str | None:
 def failure_reason(error_msg: str | None) -> str:
     """Why a candidate failed, from the message of its builder or runner.
 
-    The result is `timeout`, `out-of-memory`, `crash`, `build_error` or `run_error`; it is `environment` where no
-    candidate would have succeeded, and `ok` where there is no message. The messages of TVM's own builder and runners
-    are understood as well.
+    The result is one of `REASONS`, or `ok` where there is no message. It is `environment` where no candidate would
+    have succeeded. The messages of TVM's own builder and runners are understood as well.
     """
     if error_msg is None:
         return "ok"

@@ -4,6 +4,7 @@
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
+import dataclasses
 import gc
 import tempfile
 import time
@@ -18,12 +19,15 @@ import tvm
 from tvm import relax
 from tvm.target import Target
 
-from chameleon.jobs.compare import Arrays, Difference, arrays_of, difference
+from chameleon.errors import ChameleonError, doing
+from chameleon.jobs.compare import Arrays, Difference, Tolerance, arrays_of, difference, finite, tolerance_of
 from chameleon.jobs.compile import Compiled, compile_model
-from chameleon.jobs.run_folder import JobSpec, open_job, recorded_database, target_of
+from chameleon.jobs.run_folder import JobSpec, open_run, recorded_database, resolved_run, target_of
 from chameleon.jobs.stages import Say, stage
+from chameleon.jobs.verify import Verdict, Verifier
 from chameleon.models.load import Model, ModelError, input_arrays
 from chameleon.models.onnx_export import write_onnx
+from chameleon.models.references import onnxruntime_run
 from chameleon.target import check_runs_here, set_threads, usable_cores
 
 Run = Callable[[], Any]
@@ -40,7 +44,6 @@ class BenchConfig:
     runs: int = 8  # timed runs of a contender in a round, after one that is not timed
     slow_s: float = 0.25  # a contender whose run takes longer gets one run in each round
     turn_s: float = 0.02  # pause between two contenders: a thread pool still occupies its cores for a while
-    tolerance: float = 1e-4  # largest difference of outputs, relative to the largest output, for float32
 
 
 @dataclass(frozen=True)
@@ -55,18 +58,28 @@ class Latency:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Latencies, and how far the outputs of the tuned network are from those of the others."""
+    """Latencies, and how far the outputs of the tuned network are from those of the others.
+
+    Attributes:
+        onnxruntime: None if it was not timed.
+        difference: of the tuned network's outputs from those of the others that were timed, for one input.
+        verdict: of the tuned network beside an independent reference; None if they were not compared.
+        tolerance: the largest relative difference of floating-point outputs that is right.
+    """
 
     untuned: Latency
     tuned: Latency
     onnxruntime: Latency | None
     difference: dict[str, Difference] = field(default_factory=dict)
-    tolerance: float = BenchConfig.tolerance
+    verdict: Verdict | None = None
+    tolerance: float = Tolerance().floats
 
     @property
     def agrees(self) -> bool:
-        """Whether every difference is within the tolerance (a NaN is not)."""
-        return all(d.relative <= self.tolerance for d in self.difference.values())
+        """Whether the outputs are right: those of the independent reference decide where there is one."""
+        if self.verdict is not None and self.verdict.reference and not self.verdict.note:
+            return self.verdict.agrees
+        return all(d.agrees for d in self.difference.values())
 
     def latencies(self) -> dict[str, Latency]:
         """What was timed, by name."""
@@ -81,8 +94,10 @@ class BenchResult:
                 for name, t in self.latencies().items()
             },
             "difference": {
-                name: {"absolute": d.absolute, "relative": d.relative} for name, d in self.difference.items()
+                name: {"absolute": finite(d.absolute), "relative": finite(d.relative), "fault": d.fault}
+                for name, d in self.difference.items()
             },
+            "comparison": self.verdict.to_json() if self.verdict else None,
             "tolerance": self.tolerance,
             "agrees": self.agrees,
         }
@@ -93,7 +108,7 @@ def bench_model(
     target: Target,
     compiled: Compiled,
     *,
-    onnxruntime: bool = True,
+    onnxruntime: Path | None = None,
     config: BenchConfig | None = None,
     seed: int = 0,
 ) -> BenchResult:
@@ -101,8 +116,11 @@ def bench_model(
 
     Without tuning means: what a user gets from plain `tvm.compile` of the model as it was written.
 
+    Args:
+        onnxruntime: the network as an ONNX file, to time it in ONNX Runtime as well.
+
     Raises:
-        ModelError: if ONNX Runtime is asked for and cannot run the model.
+        ModelError: if ONNX Runtime cannot run the file.
     """
     untuned = tvm.compile(model.mod, target)
     # Measure in a new thread. TVM's thread pool belongs to the thread that calls it. If this thread has run a kernel
@@ -114,18 +132,32 @@ def bench_model(
 
 
 def _bench(
-    model: Model, target: Target, compiled: Compiled, untuned: Any, onnxruntime: bool, config: BenchConfig, seed: int
+    model: Model,
+    target: Target,
+    compiled: Compiled,
+    untuned: Any,
+    onnxruntime: Path | None,
+    config: BenchConfig,
+    seed: int,
 ) -> BenchResult:
     runs = _runs(model, target, {"untuned": untuned, "tuned": compiled.executable}, seed)
-    inputs = input_arrays(model, np.random.default_rng(seed))
-    with tempfile.TemporaryDirectory(prefix="chameleon-") as folder:
-        if onnxruntime:
-            runs["onnxruntime"] = _onnxruntime(model, target, inputs, Path(folder))
-        latencies = interleaved(runs, config)
-        outputs = {name: arrays_of(run()) for name, run in runs.items()}
-    differences = {name: difference(outputs["tuned"], other) for name, other in outputs.items() if name != "tuned"}
-    latency = latencies.get("onnxruntime")
-    return BenchResult(latencies["untuned"], latencies["tuned"], latency, differences, config.tolerance)
+    if onnxruntime is not None:
+        inputs = input_arrays(model, np.random.default_rng(seed))
+        run = onnxruntime_run(onnxruntime, threads=int(target.attrs.get("num-cores", 0)))
+        runs["onnxruntime"] = lambda: run(inputs)
+    latencies = interleaved(runs, config)
+    outputs = {name: arrays_of(run()) for name, run in runs.items()}
+    tolerance = tolerance_of(model.mod)
+    differences = {
+        name: difference(outputs["tuned"], other, tolerance) for name, other in outputs.items() if name != "tuned"
+    }
+    return BenchResult(
+        latencies["untuned"],
+        latencies["tuned"],
+        latencies.get("onnxruntime"),
+        differences,
+        tolerance=tolerance.floats,
+    )
 
 
 def time_executables(
@@ -173,25 +205,6 @@ def _virtual_machine(executable: Any, target: Target, inputs: Arrays) -> Run:
     return run
 
 
-def _onnxruntime(model: Model, target: Target, inputs: Arrays, folder: Path) -> Run:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ModelError(
-            f"comparing with ONNX Runtime needs onnxruntime (pip install 'chameleon-tvm[onnx]'): {error}"
-        ) from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = int(target.attrs.get("num-cores", 0))
-    options.log_severity_level = 3
-    path = write_onnx(model.source, folder)
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ModelError(f"{model.name}: ONNX Runtime cannot load this network: {error}") from error
-    feed = {i.name: x for i, x in zip(session.get_inputs(), inputs, strict=True)}
-    return lambda: session.run(None, feed)
-
-
 def _timed(run: Run) -> float:
     begin = time.perf_counter()
     run()
@@ -206,13 +219,34 @@ def _latency(seconds: list[float]) -> Latency:
 def bench_tuned(spec: JobSpec, say: Say) -> BenchResult:
     """Time the network untuned, with the best schedules in the folder's records, and in ONNX Runtime.
 
+    A network that ONNX Runtime cannot run is timed without it.
+
     Raises:
         ChameleonError: if there are no records, or they belong to another model or target; or if this machine cannot
             run code for the target.
     """
+    spec = resolved_run(spec)
     check_runs_here(target_of(spec))
-    job = open_job(spec, say)
-    with stage(say, "compiling with the best schedules"):
+    job = open_run(spec, say)
+    with stage(say, "compiling with the best schedules"), doing(f"compiling {job.model.name}", job.out):
         compiled = compile_model(job.lowered, job.target, recorded_database(job, spec))
-    with stage(say, "timing untuned, tuned and ONNX Runtime in turn"):
-        return bench_model(job.model, job.target, compiled, onnxruntime=True)
+    with Verifier(job.model, job.target) as verifier, doing(f"comparing {job.model.name}", job.out):
+        verdict = verifier.check_executable(compiled.executable)
+    if not verdict.runs:  # it would end this process as well
+        raise ChameleonError(f"{job.model.name}: {verdict}; `chameleon tune` finds the schedule that is to blame")
+    with tempfile.TemporaryDirectory(prefix="chameleon-") as folder, doing(f"timing {job.model.name}", job.out):
+        network = _onnx_file(job.model, Path(folder), say)
+        with stage(say, f"timing untuned, tuned{' and ONNX Runtime' if network else ''} in turn"):
+            timed = bench_model(job.model, job.target, compiled, onnxruntime=network)
+    return dataclasses.replace(timed, verdict=verdict)
+
+
+def _onnx_file(model: Model, folder: Path, say: Say) -> Path | None:
+    """The network as an ONNX file that ONNX Runtime runs; None, and the reason is said, if there is none."""
+    try:
+        path = write_onnx(model.source, folder)
+        onnxruntime_run(path)(input_arrays(model, np.random.default_rng(0)))
+    except ModelError as error:
+        say(f"not timed in ONNX Runtime: {error}")
+        return None
+    return path

@@ -7,6 +7,7 @@ error. The presets in the folder `chameleon/presets` are known by name, such as 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ from chameleon.jobs.allocate import AllocationConfig
 
 PRESETS = Path(chameleon.__file__).with_name("presets")
 """Folder of the presets that are shipped."""
+
+MAX_SEED = 2**31 - 1
+"""TVM's seeds are numbers of 32 bits with a sign."""
 
 T = TypeVar("T")
 _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600}
@@ -132,7 +136,17 @@ def tune_config(preset: Mapping[str, Any], flags: Mapping[str, Any]) -> TuneConf
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, got {value}")
+    if not 0 <= config.seed <= MAX_SEED:
+        raise UsageError(f"seed must be between 0 and {MAX_SEED}, got {config.seed}")
+    _check_allocation(config.allocation)
     return config
+
+
+def _check_allocation(config: AllocationConfig) -> None:
+    ranges = {"alpha": (0, 1), "window": (1, math.inf), "headroom": (1, math.inf), "max_barren": (1, math.inf)}
+    for name, (low, high) in ranges.items():
+        if not low <= getattr(config, name) <= high:
+            raise UsageError(f"allocation: {name} must be at least {low}{f' and at most {high}' * (high < math.inf)}")
 
 
 def build(kind: type[T], values: Any, what: str) -> T:

@@ -96,6 +96,8 @@ class Records:
         self.tasks: dict[str, TaskRecords] = {}
         self.elapsed_s: dict[str, float] = {}
         self.finished: set[str] = set()  # models whose tuning has ended
+        # by task, the configurations whose schedules computed wrong values in their network
+        self.wrong: dict[str, set[Config]] = {}
         self._read_only = read_only
         self._file = path.open("rb" if read_only else "a+b")
         try:
@@ -174,6 +176,11 @@ class Records:
     def _spent(self, model: str, elapsed_s: float) -> None:
         self.elapsed_s[model] = max(elapsed_s, self.elapsed_s.get(model, 0.0))
 
+    def mark_wrong(self, key: str, config: tuple[int, ...]) -> None:
+        """Write to disk that the schedule of a configuration computes wrong values, so that it is not used again."""
+        self.wrong.setdefault(key, set()).add(config)
+        self._write({"kind": "wrong", "task": key, "config": list(config)})
+
     def close(self) -> None:
         self._file.close()
 
@@ -219,7 +226,7 @@ class Records:
                 f"{self.path}:{number}: expected the header of tuning records (format {FORMAT}), "
                 f"got {str(header)[:120]}"
             )
-        if header.get("target") != target:
+        if not same_target(str(header.get("target")), target):
             raise RecordsError(
                 f"{self.path} holds records of target {header.get('target')}, expected {target}; "
                 "give another --out or that --target"
@@ -237,6 +244,8 @@ class Records:
                 self._spent(line["model"], float(line["elapsed_s"]))
             elif kind == "retry":
                 self._forget_failures()
+            elif kind == "wrong":
+                self.wrong.setdefault(line["task"], set()).add(tuple(int(d) for d in line["config"]))
             else:
                 self._load_event(line)
         except (KeyError, TypeError, ValueError) as error:
@@ -270,6 +279,14 @@ class Records:
         self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def same_target(one: str, other: str) -> bool:
+    """Whether two texts are the same target: TVM writes the options of one target in any order."""
+    try:
+        return one == other or json.loads(one) == json.loads(other)
+    except ValueError:  # the older form, such as `llvm -mcpu=znver4`
+        return False
 
 
 def space_to_json(space: KnobSpace) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 `chameleon tune` on the same folder goes on where the first one ended. The files are:
 
 runs/resnet18-llvm-znver4/
-    run.json        which model and target the folder belongs to, and the resolved configuration
+    run.json        the model, target and input shapes of the run, and the resolved configuration
     manifest.json   commit, platform and versions of the last run
     rewrite.json    what was rewritten before tuning, if anything (`--rewrite`)
     trials.jsonl    every measurement (docs/records.md)
@@ -24,7 +24,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,12 @@ from typing import Any
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
-from chameleon.errors import ChameleonError
+from chameleon.errors import ChameleonError, doing
 from chameleon.jobs.config import TuneConfig
-from chameleon.jobs.records import Records
-from chameleon.jobs.session import Session, database_of, open_session
+from chameleon.jobs.records import Records, same_target
+from chameleon.jobs.session import Session, TaskTuner, database_of, open_session
 from chameleon.jobs.stages import Say, stage
+from chameleon.jobs.verify import Verdict
 from chameleon.kernels.lower import extract_tasks, lower
 from chameleon.manifest import write_manifest
 from chameleon.measure.link import Toolchain
@@ -56,7 +57,8 @@ class JobSpec:
     model: str  # a zoo name, an .onnx or a .pt2 file
     target: str | None = None  # None: this machine
     out: Path | None = None  # None: a folder under runs/
-    input_shape: tuple[int, ...] | None = None  # for models whose file leaves it open
+    # for models whose file leaves it open: the shape of the only input, or shapes by name
+    input_shape: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None = None
     tracker: str | None = None  # host:port of an RPC tracker; None: measure here
     device_key: str | None = None
     records: Path | None = None  # a file that several models may share; None: trials.jsonl in `out`
@@ -105,6 +107,7 @@ class TuneReport:
     measured_on: str | None = None
     measured_before: bool = False
     warnings: list[str] = field(default_factory=list)
+    comparison: dict[str, Any] | None = None  # of the outputs, see `chameleon.jobs.verify.Verdict.to_json`
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -122,19 +125,78 @@ class Opened:
 
 
 def open_job(spec: JobSpec, say: Say) -> Opened:
-    """Load the model, lower it for the target and extract its tasks."""
+    """Load the model, lower it for the target and extract its tasks; the run's folder is made where there is none."""
     target = target_of(spec)
-    name = (
-        f"{Path(spec.model).stem}-{target.kind.name}-{target.attrs.get('mcpu', '')}"
-        f"{'-rewritten' if spec.rewrite else ''}"
-    )
-    out = spec.out or Path("runs") / slug(name)
+    out = spec.out or default_folder(spec.model, target, rewrite=spec.rewrite)
     _make_folder(out)
-    with stage(say, f"loading {spec.model} for {target.kind.name}"):
+    return _open(spec, target, out, say)
+
+
+def open_run(spec: JobSpec, say: Say) -> Opened:
+    """Open the run of an earlier `chameleon tune`, to use its schedules.
+
+    What `spec` leaves open (target, shapes of the inputs, rewriting) is taken from the folder of the run.
+
+    Raises:
+        ChameleonError: if there is no such run, or if it is of another model or target, or has other shapes.
+    """
+    spec = resolved_run(spec)
+    assert spec.out is not None  # it was found
+    return _open(spec, target_of(spec), spec.out, say)
+
+
+def resolved_run(spec: JobSpec) -> JobSpec:
+    """Find the folder of an earlier run, and take from it what `spec` leaves open.
+
+    Raises:
+        ChameleonError: if there is no such run.
+    """
+    spec, out = _with_folder(spec)
+    known = read_json(out / "run.json")
+    target, shape = spec.target or known.get("target"), spec.input_shape or _shapes(known)
+    return dataclasses.replace(spec, out=out, target=target, input_shape=shape)
+
+
+def default_folder(model: str, target: Target, *, rewrite: bool) -> Path:
+    """The folder of a run that was given none."""
+    rewritten = "-rewritten" if rewrite else ""
+    return Path("runs") / slug(f"{Path(model).stem}-{target.kind.name}-{target.attrs.get('mcpu', '')}{rewritten}")
+
+
+def _with_folder(spec: JobSpec) -> tuple[JobSpec, Path]:
+    """Find the folder of an earlier run: the one given, or a default one, whose network may be rewritten."""
+    if spec.out:
+        folders = [spec.out]
+    else:
+        target = target_of(spec)
+        rewritten = default_folder(spec.model, target, rewrite=True)
+        folders = [rewritten] if spec.rewrite else [default_folder(spec.model, target, rewrite=False), rewritten]
+    for folder in folders:
+        if (spec.records or folder / "trials.jsonl").exists():
+            return spec, folder
+    others = sorted(str(p.parent) for p in Path("runs").glob("*/trials.jsonl") if _is_of(p.parent, spec.model))
+    raise ChameleonError(
+        f"no records at {spec.records or folders[0] / 'trials.jsonl'}; run `chameleon tune {spec.model}` first "
+        f"or give its --out{': ' + ', '.join(others) if others else ''}"
+    )
+
+
+def _is_of(folder: Path, model: str) -> bool:
+    return read_json(folder / "run.json").get("model") in (Path(model).stem, model.lower())
+
+
+def _shapes(known: dict[str, Any]) -> dict[str, tuple[int, ...]] | None:
+    """The shapes of the inputs of a run, by name; None if the folder is of a version that did not write them."""
+    return {name: tuple(shape) for name, shape in known.get("inputs", {}).items()} or None
+
+
+def _open(spec: JobSpec, target: Target, out: Path, say: Say) -> Opened:
+    with stage(say, f"loading {spec.model} for {target.kind.name}"), doing(f"loading {spec.model}", out):
         model = load_model(spec.model, input_shape=spec.input_shape)
     _check_folder(out, model, target)
-    lowered = _lowered(model, target, out, spec, say)
-    return Opened(model, target, lowered, extract_tasks(lowered, target), out)
+    with doing(f"lowering {spec.model}", out):
+        lowered = _lowered(model, target, out, spec, say)
+        return Opened(model, target, lowered, extract_tasks(lowered, target), out)
 
 
 def target_of(spec: JobSpec, say: Say | None = None) -> Target:
@@ -197,8 +259,8 @@ def finished_report(out: Path, config: TuneConfig) -> TuneReport | None:
     return TuneReport(**{**report, "tasks": [TaskReport(**t) for t in report["tasks"]], "measured_before": True})
 
 
-def recorded_database(job: Opened, spec: JobSpec) -> ms.database.Database:
-    """The best schedules in the folder's records, also while a run writes to them.
+def recorded_tuners(job: Opened, spec: JobSpec) -> list[TaskTuner]:
+    """The tasks of a run with the schedules in its records, also while a run writes to them.
 
     Raises:
         ChameleonError: if there are no records.
@@ -207,8 +269,16 @@ def recorded_database(job: Opened, spec: JobSpec) -> ms.database.Database:
     if not path.exists():
         raise ChameleonError(f"no records at {path}; run `chameleon tune {spec.model}` first or give its --out")
     with Records(path, str(job.target), read_only=True) as records:
-        session = open_session(job.tasks, job.target, records, TuneConfig(searcher="random"), job.model.name)
-    return database_of(session.tasks, job.target)
+        return open_session(job.tasks, job.target, records, TuneConfig(searcher="random"), job.model.name).tasks
+
+
+def recorded_database(job: Opened, spec: JobSpec) -> ms.database.Database:
+    """The best schedules in a run's records.
+
+    Raises:
+        ChameleonError: if there are no records.
+    """
+    return database_of(recorded_tuners(job, spec), job.target)
 
 
 def _make_folder(out: Path) -> None:
@@ -230,16 +300,30 @@ def _check_folder(out: Path, model: Model, target: Target) -> None:
         ChameleonError: if it does.
     """
     known = read_json(out / "run.json")
+    shapes, ours = _shapes(known), dict(model.source.shapes)
+    if shapes and known.get("model") == model.name and shapes.keys() == ours.keys() and shapes != ours:
+        raise ChameleonError(
+            f"{out} holds a run of {model.name} with other input shapes: expected {shape_text(ours)}, it has "
+            f"{shape_text(shapes)}; leave the shapes out or give another --out"
+        )
     for name, ours in (("model", model.name), ("fingerprint", model.fingerprint), ("target", str(target))):
-        if known and known.get(name) != ours:
+        same = same_target if name == "target" else str.__eq__
+        if known and not same(str(known.get(name)), ours):
             raise ChameleonError(
                 f"{out} holds the run of another {name}: expected {ours}, it has {known.get(name)}; give another --out"
             )
 
 
+def shape_text(shapes: Mapping[str, Sequence[int]]) -> str:
+    """Shapes by name, as people write them: `x=1,3,224,224`."""
+    return " ".join(f"{name}={','.join(map(str, shape))}" for name, shape in shapes.items())
+
+
 def claim(job: Opened, spec: JobSpec, config: TuneConfig, *, finished: bool) -> None:
     """Write into the folder whose run it holds: model, target, configuration, and whether the run is finished."""
     run = {"model": job.model.name, "fingerprint": job.model.fingerprint, "target": str(job.target)}
+    run |= {"inputs": {name: list(shape) for name, shape in job.model.source.shapes.items()}}
+    run |= {"tracker": spec.tracker is not None}
     run = {**run, "config": dataclasses.asdict(config), "finished": finished}
     (job.out / "run.json").write_text(json.dumps(run, indent=1) + "\n")
     write_manifest(job.out / "manifest.json", {"model": spec.model, "config": dataclasses.asdict(config)})
@@ -254,18 +338,30 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def export(compiled: Any, path: Path, toolchain: Toolchain | None = None) -> None:
-    """Write the library under another name, then rename it: so a killed process leaves no half-written file.
+def export(compiled: Any, path: Path, check: Callable[[Path], Verdict], toolchain: Toolchain | None = None) -> Verdict:
+    """Write a library beside its place, and rename it if it is right.
+
+    So neither a killed process nor a wrong library leaves anything in the place.
 
     Args:
+        check: compares the library with its reference.
         toolchain: links it for another machine; None: this machine's compiler does.
+
+    Raises:
+        ChameleonError: if the library cannot be written.
     """
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         compiled.export(part, toolchain)
-        part.replace(path)
+        verdict = check(part)
+        if verdict.agrees:
+            part.replace(path)
     except OSError as error:
-        raise ChameleonError(f"cannot write {path}: {error.strerror}") from error
+        missing = f": {error.filename}" if error.filename and Path(error.filename) not in (part, path) else ""
+        raise ChameleonError(f"cannot write {path}: {error.strerror}{missing}") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return verdict
 
 
 def export_database(database: ms.database.Database, folder: Path) -> None:

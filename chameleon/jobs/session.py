@@ -17,7 +17,7 @@ import shutil
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,6 +137,15 @@ class TaskTuner:
         """Take the times of the best schedules, timed again: the best of these medians is the best schedule."""
         for config, seconds in confirmation.seconds.items():
             self._confirmed[config] = statistics.median(seconds) if seconds else math.inf
+        self._choose()
+
+    def drop(self, config: Config) -> None:
+        """Take the next best schedule for the best: that of this configuration computes wrong values."""
+        self._succeeded = [t for t in self._succeeded if t.config != config]
+        self._choose()
+
+    def _choose(self) -> None:
+        """Take the best of the confirmed schedules for the best; where there are none, the best of all."""
         rivals = [t for t in self._succeeded if self._believed_s(t) < math.inf]
         confirmed = [t for t in rivals if t.config in self._confirmed]
         self.best = min(confirmed or rivals, key=self._believed_s, default=None)
@@ -416,7 +425,9 @@ def open_session(tasks: Sequence[Task], target: Target, records: Records, config
         known = records.add_task(task.key, task.name, traces.space)
         borrowed = sum(owner != model for owner in known.owners.values())
         shared = _is_done_elsewhere(known, records.finished, model, share)
-        events = [event for event in known.events if not _is_of_the_environment(event)]
+        wrong = records.wrong.get(task.key, ())
+        events = [_wrong_trial(event) if _is_trial_of(event, wrong) else event for event in known.events]
+        events = [event for event in events if not _is_of_the_environment(event)]
         tuners.append(TaskTuner(task, traces, config, rng, events, borrowed, shared))
     elapsed_s = records.elapsed_s.get(model, 0.0) if any(tuner.best_s for tuner in tuners) else 0.0
     return Session(tuners, config, elapsed_s, row=FailureRow(config.max_failures_in_row))
@@ -437,6 +448,15 @@ def _is_done_elsewhere(known: TaskRecords, finished: set[str], model: str, share
     if not owners or owners[0] == model:
         return False
     return any(o in finished for o in owners if o != model) or (share is not None and len(known.owners) >= share)
+
+
+def _is_trial_of(event: Trial | Confirmation, configs: Collection[Config]) -> bool:
+    return isinstance(event, Trial) and event.config in configs
+
+
+def _wrong_trial(trial: Trial) -> Trial:
+    """The trial of a schedule that turned out to compute wrong values: a failure, whatever its time was."""
+    return failed_trial(trial.config, "wrong_values: the network's outputs were wrong with it", trial.timings)
 
 
 def tune(session: Session, measurer: Measurer, records: Records, model: str, watch: Callable[[Session], None]) -> int:

@@ -22,10 +22,10 @@ import numpy as np
 import tvm
 from tvm.target import Target
 
-from chameleon.errors import ChameleonError, UsageError
+from chameleon.errors import ChameleonError, UsageError, doing
 from chameleon.jobs.bench import bench_model
 from chameleon.jobs.busy import activity, busy_warnings, spread_warnings
-from chameleon.jobs.compile import Compiled, compile_model
+from chameleon.jobs.compile import Compiled
 from chameleon.jobs.config import TuneConfig
 from chameleon.jobs.confirm import confirm_best
 from chameleon.jobs.records import Records
@@ -37,13 +37,13 @@ from chameleon.jobs.run_folder import (
     Watch,
     artifact_name,
     claim,
-    export,
     export_database,
     open_job,
     read_json,
     target_of,
 )
-from chameleon.jobs.session import Measurer, Session, TaskTuner, database_of, open_session, tune
+from chameleon.jobs.session import Measurer, Session, TaskTuner, open_session, tune
+from chameleon.jobs.ship import device_elsewhere, ship
 from chameleon.jobs.stages import Say, stage
 from chameleon.measure import WarmBuilder, WarmRunner
 from chameleon.measure.link import find_compiler
@@ -80,14 +80,15 @@ def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tup
             say(f"resuming: {session.trials} trials measured before, in {session.elapsed_s:.0f} s of tuning")
         _warn_of_a_small_budget(session, say)
         try:
-            warnings = _measure(job, spec, session, records, watch)
+            with doing(f"tuning {job.model.name}", job.out):
+                warnings = _measure(job, spec, session, records, watch)
         except EnvironmentFault as fault:
             raise EnvironmentFault(_stopped(fault, session, records)) from fault
-    _warn_of_tasks(session.tasks, say)
-    _check_success(job, session)
-    for warning in warnings:
-        say(f"warning: {warning}")
-    report = _finish(job, spec, session, warnings, say)
+        _warn_of_tasks(session.tasks, say)
+        _check_success(job, session)
+        for warning in warnings:
+            say(f"warning: {warning}")
+        report = _finish(job, spec, session, records, warnings, say)
     claim(job, spec, config, finished=True)
     return report, job.out
 
@@ -175,8 +176,10 @@ def _measurer(spec: JobSpec, target: Target, stack: ExitStack) -> Measurer:
     return Measurer(target, builder, runner, together=16)
 
 
-def _finish(job: Opened, spec: JobSpec, session: Session, warnings: list[str], say: Say) -> TuneReport:
-    """Compile, export and time the network, unless an earlier run has done it with the same schedules."""
+def _finish(
+    job: Opened, spec: JobSpec, session: Session, records: Records, warnings: list[str], say: Say
+) -> TuneReport:
+    """Compile, compare, export and time the network, unless an earlier run has done it with the same schedules."""
     report_path, artifact = job.out / "report.json", job.out / artifact_name(job.target, spec.toolchain)
     report = dataclasses.replace(_report(job, session), warnings=warnings)
     stored = _stored(report, read_json(report_path)) if artifact.exists() else None
@@ -185,14 +188,22 @@ def _finish(job: Opened, spec: JobSpec, session: Session, warnings: list[str], s
         return stored
     start_s = time.monotonic()
     with stage(say, "compiling with the best schedules"):
-        database = database_of(session.tasks, job.target)
-        export_database(database, job.out / "database")
-        compiled = compile_model(job.lowered, job.target, database)
-        export(compiled, artifact, spec.toolchain)
-    if compiled.untuned:
-        say(f"no schedule for {len(compiled.untuned)} tasks: {names_text(compiled.untuned)}")
+        shipped = ship(
+            job,
+            session.tasks,
+            artifact,
+            say,
+            mark=lambda tuner, trial: records.mark_wrong(tuner.task.key, trial.config),
+            elsewhere=device_elsewhere(job.target, tracker=spec.tracker is not None),
+            toolchain=spec.toolchain,
+        )
+    export_database(shipped.database, job.out / "database")
+    if untuned := shipped.compiled.untuned:
+        say(f"no schedule for {len(untuned)} tasks: {names_text(untuned)}")
+    report = dataclasses.replace(_report(job, session), warnings=warnings, comparison=shipped.verdict.to_json())
     if spec.tracker is None and job.target.kind.name == "llvm":
-        report = _timed(report, job, compiled, say)
+        with doing(f"timing {job.model.name}", job.out):
+            report = _timed(report, job, shipped.compiled, say)
     finish_s, now = round(time.monotonic() - start_s, 1), datetime.now().isoformat(" ", "minutes")
     report = dataclasses.replace(report, finish_s=finish_s, measured_on=now)
     report_path.write_text(json.dumps(report.to_json(), indent=1) + "\n")

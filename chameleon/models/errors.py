@@ -6,7 +6,9 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 
-from chameleon.errors import ChameleonError
+from chameleon.errors import ChameleonError, first_line
+
+__all__ = ["ModelError", "explained", "first_line"]
 
 
 class ModelError(ChameleonError):
@@ -26,9 +28,3 @@ def explained(name: str) -> Iterator[None]:
         raise ModelError(
             f"{name}: PyTorch cannot build or export this network with this input shape: {first_line(error)}"
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text that is not empty, at most 300 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from tvm import relax
 from tvm.ir import GenericConst, IRModule, TupleType
 
@@ -25,6 +24,7 @@ from chameleon.errors import UsageError
 from chameleon.ir import static_shape
 from chameleon.models.errors import ModelError
 from chameleon.models.importers import Imported, import_exported, import_onnx, import_zoo
+from chameleon.models.inputs import input_arrays
 from chameleon.models.pytorchcv import model_names
 from chameleon.models.simplify import inference_form
 
@@ -105,21 +105,6 @@ def load_model(spec: str, *, seed: int = 0, input_shape: InputShape | None = Non
         imported = (import_onnx if kind == "onnx" else import_exported)(path, input_shape)
     name = spec.lower() if kind == "zoo" else path.stem
     return _model(name, imported, Source(kind, name if kind == "zoo" else spec, seed, imported.shapes))
-
-
-def input_arrays(model: Model, rng: np.random.Generator) -> list[NDArray[np.generic]]:
-    """Random inputs for a model.
-
-    Floating-point inputs get numbers of the normal distribution. Integer inputs get zeros and ones, because these may
-    be numbers of words, and every vocabulary has words 0 and 1.
-    """
-    arrays = []
-    for spec in model.inputs:
-        if spec.dtype.startswith(("float", "bfloat")):
-            arrays.append(rng.standard_normal(spec.shape).astype(spec.dtype))
-        else:
-            arrays.append(rng.integers(0, 2, size=spec.shape).astype(spec.dtype))
-    return arrays
 
 
 def _model(name: str, imported: Imported, source: Source) -> Model:

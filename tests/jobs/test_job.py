@@ -80,6 +80,9 @@ def test_tune_then_resume_then_compile_and_bench(network, tmp_path, capsys):
     assert main(command) == 0
     printed = capsys.readouterr().out
     report = json.loads(json_file.read_text())
+    assert report["comparison"]["reference"] == "ONNX Runtime"
+    assert report["comparison"]["agrees"]
+    assert report["comparison"]["summary"] in " ".join(printed.split())
     assert report["model"] == "tiny"
     assert report["trials"] == 24 == len(trial_lines(out)) == sum(t["trials"] for t in report["tasks"])
     assert set(report["tasks"][0]) == {"name", "weight", "flop", "best_us", "trials"}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chameleon.jobs.records import Confirmation, Records, RecordsError
+from chameleon.jobs.records import Confirmation, Records, RecordsError, same_target
 from chameleon.search import KnobSpace, Status, Trial
 from chameleon.search.space import option, split
 
@@ -39,6 +39,15 @@ def test_what_was_appended_is_read_back(tmp_path):
     with Records(tmp_path / "t.jsonl", "llvm") as records:
         assert records.elapsed_s == {"net": 2.5}
         assert list(records.tasks["k1"].owners.values()) == ["net"] * 3
+
+
+def test_a_wrong_schedule_is_marked_and_stays_so(tmp_path):
+    written(tmp_path / "t.jsonl")
+    with Records(tmp_path / "t.jsonl", "llvm") as records:
+        records.mark_wrong("k1", (0, 1))
+    with Records(tmp_path / "t.jsonl", "llvm") as records:
+        assert records.wrong == {"k1": {(0, 1)}}
+        assert records.add_task("k1", "conv", SPACE).trials == TRIALS
 
 
 def test_every_trial_is_on_disk_before_the_next(tmp_path):
@@ -190,3 +199,10 @@ def test_what_is_no_trial_is_refused(line):
 def test_numpy_digits_become_plain_numbers():
     trial = Trial(tuple(np.array([1, 2])), Status.INVALID)
     assert json.dumps(trial.to_json()["config"]) == "[1, 2]"
+
+
+def test_a_target_is_the_same_in_any_order():
+    assert same_target('{"kind":"llvm","num-cores":2}', '{"num-cores": 2, "kind": "llvm"}')
+    assert not same_target('{"kind":"llvm","num-cores":2}', '{"kind":"llvm","num-cores":1}')
+    assert same_target("llvm", "llvm")
+    assert not same_target("llvm", '{"kind":"llvm"}')
