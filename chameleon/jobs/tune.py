@@ -229,7 +229,7 @@ def _timed(report: TuneReport, job: Opened, compiled: Compiled, say: Say) -> Tun
     """The report with the latencies of the network, and warnings where they cannot be relied on."""
     before = activity()
     with stage(say, "timing untuned and tuned"):
-        timed = bench_model(job.model, job.target, compiled, onnxruntime=False)
+        timed = bench_model(job.model, job.target, compiled)
     latencies = {"untuned": timed.untuned, "tuned": timed.tuned}
     warnings = [
         *busy_warnings("the timing of the network", before, activity()),

@@ -319,8 +319,8 @@ class _Constraint:
         verdicts = np.asarray(found)
         if verdicts.shape != (len(rows),) or verdicts.dtype.kind not in "biuf":
             raise ValueError(
-                f"expected `valid` to return {len(rows)} bools for digits of shape {rows.shape}, or one bool for a row "
-                f"of {rows.shape[1]}, got {_shown(found[0] if self._by_row else found)}"
+                f"expected `valid` to return {len(rows)} bools for digits of shape {rows.shape}, or one bool for a "
+                f"row of {rows.shape[1]}, got {_shown(found[0] if self._by_row else found)}"
             )
         return verdicts.astype(bool)
 

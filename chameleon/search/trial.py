@@ -115,7 +115,8 @@ def _digits(config: Any) -> tuple[int, ...]:
         whole = False
     if not whole:
         raise ValueError(
-            f"expected a configuration as a row of integer digits, such as the rows that `ask` returns, got {config!r:.80}"
+            "expected a configuration as a row of integer digits, such as the rows that `ask` returns, "
+            f"got {config!r:.80}"
         )
     return digits
 

@@ -40,7 +40,10 @@ def ids(b: relax.BlockBuilder, x: relax.Var) -> relax.Expr:
 
 
 def row(b: relax.BlockBuilder, x: relax.Var) -> relax.Expr:
-    """Square matrix products of one row, each of which could be written over its input if whole rows were summed up first."""
+    """Square matrix products of one row.
+
+    Each could be written over its input if whole rows were summed up first.
+    """
     for _ in range(3):
         x = b.emit(op.tanh(b.emit(op.matmul(x, const("float32", 32, 32)))))
     return x
