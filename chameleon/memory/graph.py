@@ -333,7 +333,8 @@ def _unsupported(value: Any) -> str:
         return f"it calls the function `{value.op.name_hint}`; expected kernels only (inline it first). {WAY_OUT}"
     if isinstance(value, Call):
         what = operator_name(value) or str(value.op)
-        return f"unsupported operator {what}; expected kernel calls (call_tir) and views: legalise the module first. {WAY_OUT}"
+        expected = "expected kernel calls (call_tir) and views: legalise the module first"
+        return f"unsupported operator {what}; {expected}. {WAY_OUT}"
     return f"unsupported expression {type(value).__name__}. {WAY_OUT}"
 
 

@@ -138,7 +138,7 @@ def lower_rewritten(
     rewrites = replace(rewrites, gather=False)
     apart = _lowered(_again(base, rewrites, solve), target, model.name)
 
-    def peak_bytes(lowered: IRModule) -> int:
+    def peak_bytes(lowered: IRModule) -> float:
         return peak_score(lean_rewritten(lowered, target, solve, deadline), solve, MemoryOptions(name=model.name))[0]
 
     gather = peak_bytes(together) <= peak_bytes(apart)  # gathering makes fewer kernels: taken if the peak is no higher
