@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from chameleon.errors import ChameleonError
@@ -72,11 +72,10 @@ def measure_peak(executable: Any, inputs: Sequence[NDArray[Any]], threads: int =
         counter = build_counter(folder)
         library = folder / "network.so"
         executable.export_library(str(library))
-        np.savez(folder / "inputs.npz", *inputs)
-        arguments = [str(library), str(folder / "inputs.npz"), str(folder / "outputs.npz"), str(threads)]
-        found = _probe(counter, arguments)
-        with np.load(folder / "outputs.npz") as arrays:
-            outputs = tuple(arrays[key] for key in arrays.files)
+        given, made = folder / "inputs.pickle", folder / "outputs.pickle"  # numpy's own format has no bfloat16
+        given.write_bytes(pickle.dumps(list(inputs)))
+        found = _probe(counter, [str(library), str(given), str(made), str(threads)])
+        outputs = tuple(pickle.loads(made.read_bytes()))
     return MeasuredPeak(found["tensors_peak"], found["heap_peak"], outputs)
 
 

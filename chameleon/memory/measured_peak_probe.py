@@ -1,8 +1,8 @@
 """Run a network once, count its memory and keep its outputs: the process that `chameleon.memory.measured_peak` starts.
 
-It is started as `python -m chameleon.memory.measured_peak_probe LIBRARY INPUTS.npz OUTPUTS.npz THREADS`, with the
-counter preloaded. It prints one line of JSON. The library with its weights, the inputs and the threads are there
-before the count begins. The outputs are kept until the count ends.
+It is started as `python -m chameleon.memory.measured_peak_probe LIBRARY INPUTS OUTPUTS THREADS`, with the counter
+preloaded. INPUTS and OUTPUTS are pickled lists of arrays. It prints one line of JSON. The library with its weights, the
+inputs and the threads are there before the count begins. The outputs are kept until the count ends.
 """
 
 # TVM's reflected attributes have no static types:
@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import ctypes
 import json
+import pickle
 import sys
+from pathlib import Path
 from typing import Any
 
 # TVM does not need torch, and importing torch takes longer than everything else here.
 sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 
-import numpy as np  # noqa: E402
 import tvm  # noqa: E402
 from tvm import relax  # noqa: E402
 
@@ -32,14 +33,13 @@ def main(library: str, inputs: str, outputs: str, threads: str) -> None:
     set_threads(int(threads))
     # The naive allocator, because the pooled one rounds sizes up and keeps what is freed.
     machine = relax.VirtualMachine(tvm.runtime.load_module(library), tvm.cpu(), memory_cfg="naive")
-    with np.load(inputs) as arrays:
-        tensors = [tvm.runtime.tensor(arrays[name]) for name in arrays.files]
+    tensors = [tvm.runtime.tensor(array) for array in pickle.loads(Path(inputs).read_bytes())]
     run = machine["main"]
     counter.chameleon_watch(1)
     result = run(*tensors)
     counter.chameleon_watch(0)
     found = {name: int(getattr(counter, f"chameleon_{name}")()) for name in ("tensors_peak", "heap_peak", "lost")}
-    np.savez(outputs, *arrays_of(result))
+    Path(outputs).write_bytes(pickle.dumps(arrays_of(result)))
     print(json.dumps(found))
 
 

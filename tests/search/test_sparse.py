@@ -1,4 +1,4 @@
-"""Spaces of which constraints leave little; what people hand to the engine: numpy numbers, seeds, scores, predicates."""
+"""Spaces of which constraints leave little; what people give the engine: numpy numbers, seeds, scores, predicates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recordings of other tuners as they are found: other keys, caches cut anywhere, other objectives, KTT; what is none."""
+"""Recordings of other tuners as they are found: other keys, caches cut anywhere, other objectives, KTT, no recording."""
 
 from __future__ import annotations
 
