@@ -8,8 +8,8 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from chameleon.kernels.lower import extract_tasks, lower
 from chameleon.manifest import write_manifest
 from chameleon.memory.lower import Rewrites, lower_again, lower_rewritten
 from chameleon.models.load import Model, load_model
+from chameleon.models.shapes import InputShape
 from chameleon.serenity.order.schedule import schedule
 from chameleon.target import detect_target, parse_target
 
@@ -39,11 +40,12 @@ class JobSpec:
     model: str  # a zoo name, an .onnx or a .pt2 file
     target: str | None = None  # None: this machine
     out: Path | None = None  # None: a folder under runs/
-    input_shape: tuple[int, ...] | None = None  # for models whose file leaves it open
+    input_shape: InputShape | None = None  # for models whose file leaves it open
     tracker: str | None = None  # host:port of an RPC tracker; None: measure here
     device_key: str | None = None
     records: Path | None = None  # shared by several models; None: trials.jsonl in `out`
     rewrite: bool = False  # rewrite the network first where that lowers the peak of its memory
+    dims: Mapping[str, int] = field(default_factory=dict)  # sizes of open dimensions, by name
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def open_job(spec: JobSpec, say: Say) -> Opened:
     out = spec.out or Path("runs") / slug(name)
     _make_folder(out)
     say(f"loading {spec.model} for {target.kind.name}")
-    model = load_model(spec.model, input_shape=spec.input_shape)
+    model = load_model(spec.model, input_shape=spec.input_shape, dims=spec.dims, say=say)
     _check_folder(out, model, target)
     lowered = _lowered(model, target, out, spec, say)
     return Opened(model, target, lowered, extract_tasks(lowered, target), out)
