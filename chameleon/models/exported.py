@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.export.graph_signature import InputKind, InputSpec, OutputKind, TensorArgument
+from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec, OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from chameleon.models.errors import ModelError, first_line
@@ -25,6 +25,13 @@ FOLD_LIMIT_BYTES = 1 << 24
 _CONSTANTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 _HALF = (torch.float16, torch.bfloat16)
 aten = torch.ops.aten
+
+_NORMS = (aten.native_layer_norm, aten.native_group_norm)  # PyTorch computes them in 32 bits, TVM in 16 or not at all
+_APART = {
+    torch.float16: (aten.addmm, *_NORMS),  # of `addmm` TVM's importer has the sum in 32 bits, whatever its bias
+    torch.bfloat16: (aten.addmm, *_NORMS),
+}
+"""What is decomposed further in half precision, by type."""
 
 
 def load_program(path: Path) -> torch.export.ExportedProgram:
@@ -78,15 +85,53 @@ def prepared_program(program: torch.export.ExportedProgram, name: str) -> torch.
         ModelError: if the program is random.
     """
     table = torch.export.default_decompositions()
-    if is_half(program):  # TVM's importer has the sum in 32 bits, whatever the type of the bias
-        table.update(torch._decomp.get_decompositions([aten.addmm]))
+    types = {_dtype(node) for node in program.graph.nodes}
+    table.update(torch._decomp.get_decompositions([op for dtype in _HALF if dtype in types for op in _APART[dtype]]))
+    table[aten.var_mean.correction] = _variance_and_mean
+    if torch.bfloat16 in types:
+        table[aten._native_batch_norm_legit_no_training.default] = _batch_norm
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = program.run_decompositions(table)
+    _drop_constant_arguments(program)
     _refuse_randomness(program, name)
     _split_half_biases(program)
     _fold_constants(program)
     return program
+
+
+def _variance_and_mean(
+    x: torch.Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`var_mean`, which TVM's importer does not know, as the two operators that it knows."""
+    return aten.var.correction(x, dim, correction=correction, keepdim=keepdim), aten.mean.dim(x, dim, keepdim)
+
+
+def _batch_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    momentum: float,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A batch norm in inference mode as arithmetic in 32 bits: TVM's takes no bfloat16."""
+    shape = [1, -1, *[1] * (x.dim() - 2)]
+    scale = torch.rsqrt(variance.float() + eps) * (1.0 if weight is None else weight.float())
+    shift = (0.0 if bias is None else bias.float()) - mean.float() * scale
+    result = (x.float() * scale.view(shape) + shift.view(shape)).to(x.dtype)
+    return result, x.new_empty(0), x.new_empty(0)
+
+
+def _drop_constant_arguments(program: torch.export.ExportedProgram) -> None:
+    """Remove the inputs that are numbers or texts: the program was exported for one value of each."""
+    specs = program.graph_signature.input_specs
+    constants = {s.arg.name for s in specs if isinstance(s.arg, ConstantArgument)}
+    for node in program.graph.find_nodes(op="placeholder"):
+        if node.name in constants and not node.users:
+            program.graph.erase_node(node)
+    specs[:] = [s for s in specs if s.arg.name not in constants]
 
 
 def output_metas(program: torch.export.ExportedProgram) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
@@ -105,11 +150,6 @@ def place_of(node: torch.fx.Node) -> str:
     lines = re.findall(r'File "([^"]+)", line (\d+)', node.stack_trace or "")
     where = f" ({Path(lines[-1][0]).name}:{lines[-1][1]})" if lines else ""
     return f"{node.target} at {node.name!r}{where}"
-
-
-def is_half(program: torch.export.ExportedProgram) -> bool:
-    """Whether the program has tensors of 16-bit floating-point numbers."""
-    return any(_dtype(node) in _HALF for node in program.graph.nodes)
 
 
 def _dtype(node: torch.fx.Node) -> torch.dtype | None:
@@ -173,11 +213,12 @@ def _refuse_randomness(program: torch.export.ExportedProgram, name: str) -> None
 
 
 def _no_dropout(node: torch.fx.Node) -> bool:
-    """Whether an attention drops nothing out."""
-    if "scaled_dot_product" not in str(node.target):
-        return False
+    """Whether a dropout is not in training mode, or an attention drops nothing out."""
     names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
-    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}.get("dropout_p", 0.0) == 0.0
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    if "scaled_dot_product" in str(node.target):
+        return given.get("dropout_p", 0.0) == 0.0
+    return given.get("train", given.get("training")) is False
 
 
 def _split_half_biases(program: torch.export.ExportedProgram) -> None:
@@ -266,7 +307,7 @@ def _become_constant(
     constant.meta["val"] = node.meta["val"]
     program.constants[constant.name] = value.contiguous().clone()
     spec = InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(name=constant.name), constant.name)
-    program.graph_signature.input_specs.append(spec)
+    program.graph_signature.input_specs.insert([*program.graph.nodes].index(constant), spec)
     node.replace_all_uses_with(constant)
     for output in program.graph_signature.output_specs:
         _rename_output(output, program)

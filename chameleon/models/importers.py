@@ -86,7 +86,7 @@ def import_onnx(path: Path, given: GivenShapes, say: Say) -> Imported:
     try:
         with contextlib.redirect_stdout(said), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            mod = from_onnx(proto)
+            mod = from_onnx(proto, {name: list(shape) for name, shape in shapes.items()})
     except Exception as error:
         raise ModelError(conversion_error(path, proto, said.getvalue(), error)) from error
     check_outputs(mod, path.name, network.outputs)

@@ -135,7 +135,7 @@ def known_shapes(proto: onnx.ModelProto) -> dict[str, list[int]]:
         graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
     except (ValueError, onnx.shape_inference.InferenceError):
         graph = proto.graph
-    shapes = {}
+    shapes = {w.name: list(w.dims) for w in graph.initializer}
     for value in [*graph.input, *graph.value_info]:
         if value.type.tensor_type.HasField("shape"):
             dims = value.type.tensor_type.shape.dim
