@@ -70,8 +70,13 @@ TargetOpt = Annotated[
 ]
 OutOpt = Annotated[Path | None, typer.Option("--out", help="Folder of the run. Default: one under runs/.")]
 ShapeOpt = Annotated[
-    str | None,
-    typer.Option("--input-shape", help="The input's shape, such as 1,3,224,224, for a model that leaves it open."),
+    list[str] | None,
+    typer.Option(
+        "--input-shape", help="The shape of an open input: 1,3,224,224, or input_ids=1,16 once for each input."
+    ),
+]
+DimOpt = Annotated[
+    list[str] | None, typer.Option("--dim", help="The size of an open dimension by name, such as batch=1; repeatable.")
 ]
 RewriteOpt = Annotated[
     bool, typer.Option("--rewrite", help="Rewrite the network first where that lowers its peak memory.")
@@ -131,6 +136,7 @@ def tune_command(
     out: OutOpt = None,
     config: ConfigOpt = None,
     input_shape: ShapeOpt = None,
+    dim: DimOpt = None,
     tracker: Annotated[
         str | None, typer.Option(help="host:port of a TVM RPC tracker to measure on its devices.")
     ] = None,
@@ -155,7 +161,7 @@ def tune_command(
     resolved = tune_config(read_preset(config) if config else {}, flags)
     check_writable(json_out)
     with Watcher(console) as watch:
-        spec = _spec(model, target, out, input_shape, tracker, device_key, rewrite)
+        spec = _spec(model, target, out, input_shape, dim, tracker, device_key, rewrite)
         spec = dataclasses.replace(spec, retry_failed=retry_failed, toolchain=_toolchain(compiler, sysroot))
         report, folder = tune_model(spec, resolved, watch, _say)
     _print_report(report, folder)
@@ -172,6 +178,7 @@ def compile_command(
     target: TargetOpt = None,
     out: OutOpt = None,
     input_shape: ShapeOpt = None,
+    dim: DimOpt = None,
     rewrite: RewriteOpt = False,
     memory_aware: Annotated[
         bool, typer.Option("--memory-aware", help="Order the network for the least memory; all tensors in one arena.")
@@ -190,7 +197,7 @@ def compile_command(
     with _say.stage("importing TVM"):
         from chameleon.jobs.ship import compile_tuned
 
-    spec = _spec(model, target, out, input_shape, rewrite=rewrite)
+    spec = _spec(model, target, out, input_shape, dim, rewrite=rewrite)
     spec = dataclasses.replace(spec, toolchain=_toolchain(compiler, sysroot), time_limit_s=time_limit)
     shipped = compile_tuned(spec, output, _say, memory_aware=memory_aware)
     compiled = shipped.compiled
@@ -212,6 +219,7 @@ def bench_command(
     target: TargetOpt = None,
     out: OutOpt = None,
     input_shape: ShapeOpt = None,
+    dim: DimOpt = None,
     json_out: JsonOpt = None,
 ) -> None:
     """Time a network untuned, tuned and in ONNX Runtime, interleaved in one process."""
@@ -219,7 +227,7 @@ def bench_command(
         from chameleon.jobs.bench import bench_tuned
 
     check_writable(json_out)
-    result = bench_tuned(_spec(model, target, out, input_shape), _say)
+    result = bench_tuned(_spec(model, target, out, input_shape, dim), _say)
     _write_json(json_out, result.to_json())
     _print_bench(result)
 
@@ -232,6 +240,7 @@ def memory_command(
     ],
     target: TargetOpt = None,
     input_shape: ShapeOpt = None,
+    dim: DimOpt = None,
     budget: Annotated[
         str | None,
         typer.Option(help="A budget, such as 512KB, 256KiB, 2MB. Exit code 1 if the network provably does not fit."),
@@ -266,7 +275,8 @@ def memory_command(
         MemoryRequest(
             model=model,
             target=target,
-            input_shape=input_shape,
+            input_shape=tuple(input_shape or ()),
+            dims=tuple(dim or ()),
             budget=budget,
             time_limit_s=time_limit,
             rewrite=rewrite,
@@ -446,16 +456,24 @@ def _spec(
     model: str,
     target: str | None,
     out: Path | None,
-    input_shape: str | None,
+    input_shape: list[str] | None,
+    dim: list[str] | None,
     tracker: str | None = None,
     device_key: str | None = None,
     rewrite: bool = False,
 ) -> JobSpec:
     from chameleon.jobs.run_folder import JobSpec
-    from chameleon.models.shapes import parse_shape
+    from chameleon.models.shapes import parse_dims, parse_shapes
 
     return JobSpec(
-        model, target, out, parse_shape(input_shape) if input_shape else None, tracker, device_key, rewrite=rewrite
+        model,
+        target,
+        out,
+        parse_shapes(input_shape),
+        tracker,
+        device_key,
+        rewrite=rewrite,
+        dims=parse_dims(dim),
     )
 
 

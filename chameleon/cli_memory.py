@@ -32,7 +32,8 @@ class MemoryRequest:
 
     model: str  # a zoo name, an .onnx or a .pt2 file, or a graph as JSON
     target: str | None = None
-    input_shape: str | None = None
+    input_shape: tuple[str, ...] = ()  # `1,3,224,224`, or `input_ids=1,16` for each input
+    dims: tuple[str, ...] = ()  # sizes of open dimensions, such as `batch=1`
     budget: str | None = None
     time_limit_s: float = 60.0
     rewrite: bool = True
@@ -81,7 +82,7 @@ def check_time_limit(seconds: float) -> None:
 
 def _of_graph(request: MemoryRequest, budget: int | None) -> MemorySummary:
     graph = read_graph(request.model)
-    for flag, given in (("--target", request.target), ("--input-shape", request.input_shape)):
+    for flag, given in (("--target", request.target), ("--input-shape", request.input_shape), ("--dim", request.dims)):
         if given:
             raise UsageError(f"{flag} does not fit a graph; it is for models")
     options = ScheduleOptions(time_limit_s=request.time_limit_s)
@@ -95,14 +96,15 @@ def _of_model(request: MemoryRequest, say: Callable[[str], None]) -> ModelMemory
     try:
         with stage(say, "importing TVM"):
             from chameleon.jobs.memory import MemorySettings, memory_of_model
-            from chameleon.models.shapes import parse_shape
+            from chameleon.models.shapes import parse_dims, parse_shapes
     except ModuleNotFoundError as error:
         raise ChameleonError(
             f"models need {error.name} (pip install 'chameleon-tvm[all]'); a graph as JSON (graph.json) does without"
         ) from error
     settings = MemorySettings(
         target=request.target,
-        input_shape=parse_shape(request.input_shape) if request.input_shape else None,
+        input_shape=parse_shapes(request.input_shape),
+        dims=parse_dims(request.dims),
         time_limit_s=request.time_limit_s,
         rewrite=request.rewrite,
         measure=request.measure,

@@ -49,3 +49,15 @@ def operator_name(value: Any) -> str:
 def is_call(value: Any, names: str | Collection[str]) -> bool:
     """Whether an expression calls one of the operators with these names."""
     return bool(name := operator_name(value)) and name in ((names,) if isinstance(names, str) else names)
+
+
+def has_call(mod: Any, name: str) -> bool:
+    """Whether the function `main` of a module calls the operator of this name."""
+    found: list[Any] = []
+
+    def visit(node: Any) -> None:
+        if is_call(node, name):
+            found.append(node)
+
+    tvm.relax.analysis.post_order_visit(mod["main"], visit)
+    return bool(found)

@@ -9,7 +9,7 @@ compared with those of the same network in TVM's order and with TVM's memory pla
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from chameleon.memory.measured_peak import MeasuredPeak, can_measure, measure_pe
 from chameleon.memory.placed_concats import placed_concats
 from chameleon.memory.plan import MemoryOptions, plan_memory, stock_plan_bytes
 from chameleon.models.load import Model, input_arrays, load_model
+from chameleon.models.shapes import InputShape
 from chameleon.serenity.graph import Graph
 from chameleon.serenity.summary import MemorySummary, Row, measured, rows_of, with_arena
 from chameleon.target import detect_target, parse_target
@@ -42,7 +43,8 @@ class MemorySettings:
     """What to look for, and for how long."""
 
     target: str | None = None  # None: this machine
-    input_shape: tuple[int, ...] | None = None  # for models whose file leaves it open
+    input_shape: InputShape | None = None  # for models whose file leaves it open
+    dims: Mapping[str, int] = field(default_factory=dict)  # sizes of open dimensions, by name
     time_limit_s: float = 60.0  # for all orders, rewrites and places together; loading and running come on top
     arena_limit_s: float = 10.0
     rewrite: bool = True
@@ -82,7 +84,7 @@ def memory_of_model(spec: str, settings: MemorySettings, say: Say) -> ModelMemor
     """
     target = parse_target(settings.target) if settings.target else detect_target()
     say(f"loading {spec} for {target.kind.name}")
-    model = load_model(spec, input_shape=settings.input_shape)
+    model = load_model(spec, input_shape=settings.input_shape, dims=settings.dims, say=say)
     lowered = lower(model, target)
     kernels = lean(lowered, target)
     say(f"ordering {model.name}")

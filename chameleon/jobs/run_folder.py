@@ -44,6 +44,7 @@ from chameleon.measure.link import Toolchain
 from chameleon.memory.deadline import SEARCH_LIMIT_S, Deadline
 from chameleon.memory.lower import Rewrites, lower_again, lower_rewritten
 from chameleon.models.load import Model, load_model
+from chameleon.models.shapes import InputShape
 from chameleon.serenity.order.schedule import schedule
 from chameleon.target import detect_target, parse_target, runs_here
 
@@ -57,8 +58,7 @@ class JobSpec:
     model: str  # a zoo name, an .onnx or a .pt2 file
     target: str | None = None  # None: this machine
     out: Path | None = None  # None: a folder under runs/
-    # for models whose file leaves it open: the shape of the only input, or shapes by name
-    input_shape: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None = None
+    input_shape: InputShape | None = None  # for models whose file leaves it open
     tracker: str | None = None  # host:port of an RPC tracker; None: measure here
     device_key: str | None = None
     records: Path | None = None  # a file that several models may share; None: trials.jsonl in `out`
@@ -66,6 +66,7 @@ class JobSpec:
     retry_failed: bool = False  # forget failed trials on record, so that they may be measured again
     toolchain: Toolchain = field(default_factory=Toolchain)  # links the network's library for another machine
     time_limit_s: float = 60.0  # for the search of rewrites; for orders and the arena of a compiled network
+    dims: Mapping[str, int] = field(default_factory=dict)  # sizes of open dimensions, by name
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,9 @@ def resolved_run(spec: JobSpec) -> JobSpec:
     """
     spec, out = _with_folder(spec)
     known = read_json(out / "run.json")
-    target, shape = spec.target or known.get("target"), spec.input_shape or _shapes(known)
+    target, shape = spec.target or known.get("target"), spec.input_shape
+    if not shape and not spec.dims:
+        shape = _shapes(known)
     return dataclasses.replace(spec, out=out, target=target, input_shape=shape)
 
 
@@ -192,7 +195,7 @@ def _shapes(known: dict[str, Any]) -> dict[str, tuple[int, ...]] | None:
 
 def _open(spec: JobSpec, target: Target, out: Path, say: Say) -> Opened:
     with stage(say, f"loading {spec.model} for {target.kind.name}"), doing(f"loading {spec.model}", out):
-        model = load_model(spec.model, input_shape=spec.input_shape)
+        model = load_model(spec.model, input_shape=spec.input_shape, dims=spec.dims, say=say)
     _check_folder(out, model, target)
     with doing(f"lowering {spec.model}", out):
         lowered = _lowered(model, target, out, spec, say)

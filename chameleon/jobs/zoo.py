@@ -16,9 +16,9 @@ from chameleon.jobs.config import TuneConfig, tune_config
 from chameleon.jobs.run_folder import JobSpec, TuneReport, Watch, finished_report, slug
 from chameleon.jobs.stages import Say
 from chameleon.jobs.tune import tune_model
-from chameleon.models.shapes import parse_shape
+from chameleon.models.shapes import parse_dims, parse_shapes
 
-ENTRY_KEYS = ("model", "target", "input_shape")
+ENTRY_KEYS = ("model", "target", "input_shape", "dims")
 ZOO_KEYS = ("out", "defaults", "models")
 
 
@@ -44,7 +44,7 @@ def read_zoo(content: Mapping[str, Any]) -> list[ZooEntry]:
     """Read the entries of a zoo file.
 
     Its keys are `out` (a folder), `defaults` (a preset for all) and `models`: a list of mappings with `model`,
-    optionally `target` and `input_shape`, and any key of a preset.
+    optionally `target`, `input_shape` (a shape, or shapes by input name) and `dims` (sizes by name), and any key of a preset.
 
     Raises:
         UsageError: on unknown or missing keys.
@@ -64,13 +64,13 @@ def _entry(out: Path, defaults: dict[str, Any], given: Mapping[str, Any]) -> Zoo
     model, target = str(given["model"]), given.get("target")
     target = json.dumps(target) if isinstance(target, dict) else target
     place = slug(target) if target else "this-machine"
-    shape = given.get("input_shape")
     spec = JobSpec(
         model,
         target,
         out / slug(f"{Path(model).stem}-{place}"),
-        parse_shape(shape) if shape else None,
+        parse_shapes(given.get("input_shape")),
         records=out / f"trials-{place}.jsonl",
+        dims=parse_dims(given.get("dims")),
     )
     return ZooEntry(spec, config)
 

@@ -4,6 +4,7 @@
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +13,15 @@ from tvm import relax
 from tvm.ir import Call, IRModule, Op
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
-from tvm_ffi import structural_hash
+from tvm_ffi import structural_equal, structural_hash
 
+from chameleon.ir import has_call
+from chameleon.kernels.axes import with_positive_axes
+from chameleon.models.errors import first_line
 from chameleon.models.load import Model, ModelError
 from chameleon.models.simplify import fold_transposes
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -131,10 +137,17 @@ def to_target_layout(mod: IRModule, target: Target) -> IRModule:
     """Move a network from NCHW to the layout that tunes best on its target (docs/decisions/0006-nhwc-on-cpu.md).
 
     Operators that do not have this layout (transposed convolutions, dense layers) keep theirs, with transposes around
-    them.
+    them. The whole network keeps its layout where it has no convolutions, or where TVM cannot move it.
     """
-    if target.kind.name != "llvm":
-        return mod
+    if target.kind.name != "llvm" or not has_call(mod, "relax.nn.conv2d"):
+        return fold_transposes(mod) if target.kind.name == "llvm" else mod
     wanted = {"relax.nn.conv2d": ["NHWC", "HWIO"], "relax.nn.conv2d_transpose": ["NCHW", "IOHW"]}
-    mod = relax.transform.ConvertLayout(wanted)(mod)
+    try:
+        moved = fold_transposes(relax.transform.ConvertLayout(wanted)(with_positive_axes(mod)))
+    except Exception as error:  # from TVM's checks to std::bad_alloc
+        _log.info("the network keeps its layout: TVM cannot move it: %s", first_line(error))
+        return fold_transposes(mod)
+    if structural_equal(moved["main"].ret_ty, mod["main"].ret_ty):
+        return moved
+    _log.info("the network keeps its layout: TVM gives it other outputs when it moves it")
     return fold_transposes(mod)

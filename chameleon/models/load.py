@@ -10,27 +10,28 @@ chooses layouts later.
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from tvm import relax
-from tvm.ir import GenericConst, IRModule, TupleType
+from tvm.ir import GenericConst, IRModule
+from tvm.relax import TensorType
 
 from chameleon.errors import UsageError
-from chameleon.ir import static_shape
+from chameleon.ir import operator_name, static_shape
 from chameleon.models.errors import ModelError
 from chameleon.models.importers import Imported, import_exported, import_onnx, import_zoo
 from chameleon.models.inputs import input_arrays
+from chameleon.models.outputs import flat_types
 from chameleon.models.pytorchcv import model_names
+from chameleon.models.shapes import GivenShapes, InputShape
 from chameleon.models.simplify import inference_form
 
 __all__ = ["Model", "ModelError", "Source", "TensorSpec", "input_arrays", "load_model", "model_names"]
 
-InputShape = Sequence[int] | Mapping[str, Sequence[int]]
 _FILES: dict[str, Literal["onnx", "pt2"]] = {".onnx": "onnx", ".pt2": "pt2"}
 
 
@@ -74,16 +75,25 @@ class Model:
     source: Source
 
 
-def load_model(spec: str, *, seed: int = 0, input_shape: InputShape | None = None) -> Model:
+def load_model(
+    spec: str,
+    *,
+    seed: int = 0,
+    input_shape: InputShape | None = None,
+    dims: Mapping[str, int] | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Model:
     """Load a network in inference form.
 
     Args:
         spec: a name of `model_names()`, or a path that ends in `.onnx` or `.pt2`.
         seed: seed for the weights of a zoo network, which are random (nothing is downloaded).
-        input_shape: the shape of the only input, or shapes by input name; needed for files that leave dimensions open.
+        input_shape: the shape of the only input, or of the only one with open dimensions, or shapes by input name.
+        dims: sizes of open dimensions, by name: that in the file, or `input.0` for dimension 0 of an input.
+        say: called with what takes long, and with what is not as the file has it.
 
     Raises:
-        UsageError: if there is no such model or file.
+        UsageError: if there is no such model or file, input or dimension.
         ModelError: if the model cannot be read, has dynamic shapes, or has an operator that TVM does not support.
     """
     path = Path(spec)
@@ -95,14 +105,15 @@ def load_model(spec: str, *, seed: int = 0, input_shape: InputShape | None = Non
             f"{spec}: expected a zoo name, an .onnx or a .pt2 file, got {path.suffix or 'a file without suffix'}; "
             "write a PyTorch module with torch.export.save(torch.export.export(module, inputs), 'model.pt2')"
         )
+    given = GivenShapes(input_shape, dims or {})
     if kind == "zoo":
-        imported = import_zoo(spec, seed, input_shape)
+        imported = import_zoo(spec, seed, given)
     else:
         if not path.is_file():
             raise UsageError(
                 f"{spec}: no such file; expected an .onnx or a .pt2 file or a name that `chameleon models` lists"
             )
-        imported = (import_onnx if kind == "onnx" else import_exported)(path, input_shape)
+        imported = (import_onnx if kind == "onnx" else import_exported)(path, given, say)
     name = spec.lower() if kind == "zoo" else path.stem
     return _model(name, imported, Source(kind, name if kind == "zoo" else spec, seed, imported.shapes))
 
@@ -116,11 +127,11 @@ def _model(name: str, imported: Imported, source: Source) -> Model:
             f"{name}: TVM cannot simplify this network, perhaps because a shape depends on data: {reason}"
         ) from error
     main = mod["main"]
-    inputs = tuple(_spec(name, p.name, p.ty) for p in main.params)
-    result = main.ret_ty
-    fields = _flat(result)
+    _refuse_dynamic(name, main)
+    inputs = tuple(_spec(p.name, p.ty) for p in main.params)
+    fields = flat_types(main.ret_ty)
     names = [*imported.output_names, *(f"output{i}" for i in range(len(imported.output_names), len(fields)))]
-    outputs = tuple(_spec(name, n, ty) for n, ty in zip(names, fields, strict=False))
+    outputs = tuple(_spec(n, ty) for n, ty in zip(names, fields, strict=False))
     return Model(name, mod, inputs, outputs, fingerprint(mod), source)
 
 
@@ -136,16 +147,24 @@ def fingerprint(mod: IRModule) -> str:
     return digest.hexdigest()[:16]
 
 
-def _flat(ty: relax.Type) -> list[relax.Type]:
-    return [leaf for part in ty.fields for leaf in _flat(part)] if isinstance(ty, TupleType) else [ty]
+def _refuse_dynamic(name: str, main: relax.Function) -> None:
+    """Refuse a network with a tensor whose shape is only known when it runs; its inputs are static by now.
+
+    Raises:
+        ModelError: if there is one; it names the operator that makes the first.
+    """
+    for block in main.body.blocks:
+        for binding in block.bindings:
+            if all(static_shape(ty) is not None for ty in flat_types(binding.var.ty) if isinstance(ty, TensorType)):
+                continue
+            operator = operator_name(binding.value).removeprefix("relax.") or "a branch"
+            raise ModelError(
+                f"{name}: the shape of what {operator} makes ({binding.var.name!r}) depends on data; kernels are "
+                "made for static shapes, so end the network before it"
+            )
 
 
-def _spec(model: str, name: str, ty: relax.Type) -> TensorSpec:
+def _spec(name: str, ty: relax.Type) -> TensorSpec:
     dims = static_shape(ty)
-    if dims is None:
-        raise ModelError(
-            f"{model}: {name!r} has no static shape, got {ty}; fix its dynamic dimensions with --input-shape"
-        )
-    if math.prod(dims) == 0:
-        raise ModelError(f"{model}: {name!r} is empty, its shape is {dims}")
+    assert dims is not None  # _refuse_dynamic saw to it
     return TensorSpec(name, dims, str(ty.dtype))

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from chameleon.models.errors import ModelError
-from chameleon.models.importers import load_program
+from chameleon.models.exported import load_program
 from chameleon.models.load import Source
 from chameleon.models.pytorchcv import zoo_network
 

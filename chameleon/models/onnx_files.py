@@ -3,35 +3,127 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
+from onnx import numpy_helper
 
 from chameleon.models.errors import ModelError
-from chameleon.models.onnx_fold import fold_constants
-from chameleon.models.shapes import static_shapes
+from chameleon.models.onnx_fold import fold_constants, known_shapes
+from chameleon.models.onnx_rewrites import (
+    explicit_attributes,
+    float_weights,
+    inline_functions,
+    known_operators,
+    place,
+    refuse_branches,
+    refuse_training,
+)
+from chameleon.models.outputs import Output
+from chameleon.models.shapes import Dims, GivenShapes, static_shapes
+
+_SUSPECTS = ("ConvTranspose", "Conv", "MaxPool", "AveragePool", "LpPool", "Resize", "Upsample", "Pad", "Slice")
+"""Operators whose attributes TVM's importer ignores most often."""
 
 
-def read_onnx(path: Path, input_shape: Any) -> tuple[onnx.ModelProto, dict[str, tuple[int, ...]]]:
-    """Read the network in a file, and give its inputs static shapes.
+@dataclass(frozen=True)
+class OnnxNetwork:
+    """A network in the operators that TVM's importer knows.
 
-    Returns:
-        The network, and the shapes of its inputs by name.
+    Attributes:
+        proto: the network.
+        shapes: the static shapes of its inputs, by name.
+        outputs: what the file, or ONNX's shape inference, says of its outputs.
+    """
+
+    proto: onnx.ModelProto
+    shapes: dict[str, tuple[int, ...]]
+    outputs: tuple[Output, ...]
+
+
+def read_onnx(path: Path, given: GivenShapes, say: Callable[[str], None]) -> OnnxNetwork:
+    """Read the network in a file, give its inputs static shapes, and rewrite what TVM's importer does not know.
 
     Raises:
-        ModelError: if the file is broken, incomplete or has open dimensions that `input_shape` does not fix.
+        UsageError: if `given` names an input or a dimension that there is not.
+        ModelError: if the file is broken, incomplete, has open dimensions or an operator that nothing knows.
     """
     proto = _parse(path)
     weights = {w.name for w in proto.graph.initializer}
     inputs = [i for i in proto.graph.input if i.name not in weights]
-    shapes = static_shapes(path.name, {i.name: _dims(path, i) for i in inputs}, input_shape)
-    if any(not isinstance(d, int) for i in inputs for d in _dims(path, i)):
+    declared = {i.name: _dims(path, i) for i in inputs}
+    shapes = static_shapes(path.name, declared, given)
+    if any(not isinstance(d, int) for dims in declared.values() for d in dims):
         _fix_shapes(proto, shapes)
-    _split_sums(proto.graph)
+    proto = inline_functions(proto, path.name)
+    outputs = _outputs(proto)
     fold_constants(proto)
-    return proto, shapes
+    refuse_branches(proto.graph, path.name)
+    _split_sums(proto.graph)
+    proto = known_operators(proto, path.name, _supported())
+    fold_constants(proto)
+    refuse_training(proto.graph, path.name, {w.name: numpy_helper.to_array(w) for w in _scalars(proto)})
+    explicit_attributes(proto.graph, known_shapes(proto))
+    if count := float_weights(proto.graph):
+        say(f"{path.name}: {count} quantised weights are computed as float; integer kernels are not there yet")
+    return OnnxNetwork(proto, shapes, outputs)
+
+
+def _scalars(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
+    return [w for w in proto.graph.initializer if len(w.dims) == 0 or list(w.dims) == [1]]
+
+
+def _supported() -> set[str]:
+    """The names of the operators that TVM's importer knows."""
+    from tvm.relax.frontend.onnx import onnx_frontend
+
+    return {*onnx_frontend._get_convert_map(), "Constant"}
+
+
+def _outputs(proto: onnx.ModelProto) -> tuple[Output, ...]:
+    """What ONNX infers of the outputs, or what the file says of those of which it infers nothing."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(proto)
+    for value in bare.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    del bare.graph.value_info[:]
+    inferred = {v.name: v for v in _inferred(bare).graph.output}
+    outputs = []
+    for value in proto.graph.output:
+        shape = _declared(inferred[value.name])
+        kind = inferred[value.name].type.tensor_type.elem_type or value.type.tensor_type.elem_type
+        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind)) if kind else ""
+        suspects = "; ".join(place(n) for n in _upstream(proto.graph, value.name))
+        outputs.append(Output(value.name, _declared(value) if shape is None else shape, dtype, suspects))
+    return tuple(outputs)
+
+
+def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except (ValueError, onnx.shape_inference.InferenceError):
+        return proto
+
+
+def _declared(value: onnx.ValueInfoProto) -> list[int | None] | None:
+    """The dimensions of a value; `None` for those that are not known."""
+    if not value.type.tensor_type.HasField("shape"):
+        return None
+    return [d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim]
+
+
+def _upstream(graph: onnx.GraphProto, name: str, limit: int = 3) -> list[onnx.NodeProto]:
+    """The suspects that an output is computed with, the nearest first."""
+    wanted, found = {name}, []
+    for node in reversed(graph.node):
+        if wanted & {*node.output}:
+            wanted |= {*node.input}
+            if node.op_type in _SUSPECTS:
+                found.append(node)
+    return found[:limit]
 
 
 def conversion_error(path: Path, proto: onnx.ModelProto, said: str, error: Exception) -> str:
@@ -42,12 +134,10 @@ def conversion_error(path: Path, proto: onnx.ModelProto, said: str, error: Excep
         error: what it raised.
     """
     message = " ".join(str(error).split())
-    blamed = re.findall(r"Error converting operator (\w+)", said)
-    kinds = set(blamed) or set(re.findall(r"\w+", message.rpartition(":")[2]))
-    nodes = [n for n in proto.graph.node if n.op_type in kinds]
-    where = "; ".join(f"{n.op_type} at {n.name or '(unnamed)'!r} -> {', '.join(n.output)}" for n in nodes[:5])
-    why = f" ({message[:200]})" if blamed or not nodes else ""
-    return f"{path.name}: TVM cannot import this network: unsupported operator {where or 'somewhere'}{why}"
+    blamed = set(re.findall(r"Error converting operator (\w+)", said))
+    where = "; ".join(place(n) for n in [n for n in proto.graph.node if n.op_type in blamed][:5])
+    at = f" at {where}" if where else ""
+    return f"{path.name}: TVM's importer fails on this network{at} ({message[:200]})"
 
 
 def _parse(path: Path) -> onnx.ModelProto:
@@ -72,12 +162,15 @@ def _parse(path: Path) -> onnx.ModelProto:
     return proto
 
 
-def _dims(path: Path, value: onnx.ValueInfoProto) -> list[int | str]:
-    """The dimensions of an input; for an open dimension its name, `?` if it has none."""
+def _dims(path: Path, value: onnx.ValueInfoProto) -> Dims:
+    """The dimensions of an input; for an open dimension its name, or one made of the input's name and its number."""
     if not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
         raise ModelError(f"{path.name}: input {value.name!r} has no known number of dimensions, which TVM needs")
     dims = value.type.tensor_type.shape.dim
-    return [d.dim_value if d.dim_value > 0 else (d.dim_param or "?") for d in dims]
+    return [
+        d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or f"{value.name}.{i}")
+        for i, d in enumerate(dims)
+    ]
 
 
 def _fix_shapes(proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> None:

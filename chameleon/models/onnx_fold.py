@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from chameleon.models.onnx_rewrites import take_branch
+
 ROUNDS = 8
 """The graph is folded at most this often: a fold may make further shapes known, which allow further folds."""
 
@@ -41,24 +43,48 @@ def fold_constants(proto: onnx.ModelProto) -> None:
 
 
 def _fold_once(proto: onnx.ModelProto) -> bool:
-    shapes = _known_shapes(proto)
+    shapes = known_shapes(proto)
     known = {w.name: w for w in proto.graph.initializer}
     arrays: dict[str, NDArray[Any]] = {}
-    kept = []
+    kept: list[onnx.NodeProto] = []
+    folded = False
     for node in proto.graph.node:
+        if (condition := _condition(node, known, arrays)) is not None:
+            nodes, weights = take_branch(node, condition)
+            kept += nodes
+            proto.graph.initializer.extend(weights)
+            folded = True
+            continue
         values = _evaluated(proto, node, known, arrays, shapes)
+        folded |= values is not None
         if values is None:
             kept.append(node)
         for name, value in zip(node.output, values or [], strict=False):
             arrays[name] = value
-    if len(kept) == len(proto.graph.node):
+    if not folded:
         return False
-    read = {i for n in kept for i in n.input} | {o.name for o in proto.graph.output}
+    read = {i for n in kept for i in _read_by(n)} | {o.name for o in proto.graph.output}
     proto.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in arrays.items() if k in read)
     del proto.graph.node[:]
     proto.graph.node.extend(kept)
     del proto.graph.value_info[:]
     return True
+
+
+def _condition(node: onnx.NodeProto, known: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> bool | None:
+    """Whether an `If` takes its first branch; `None` if this is no `If`, or the condition is not known."""
+    name = node.input[0] if node.op_type == "If" else ""
+    if name not in arrays and name not in known:
+        return None
+    value = arrays[name] if name in arrays else numpy_helper.to_array(known[name])
+    return bool(value.reshape(-1)[0])
+
+
+def _read_by(node: onnx.NodeProto) -> set[str]:
+    """The names that a node reads, in its branches too."""
+    bodies = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    inner = {name for body in bodies for n in body.node for name in _read_by(n)}
+    return {*node.input} | inner | {o.name for body in bodies for o in body.output}
 
 
 def _evaluated(
@@ -99,7 +125,7 @@ def _evaluated(
     return [np.asarray(v) for v in values] if all(isinstance(v, (np.ndarray, np.generic)) for v in values) else None
 
 
-def _known_shapes(proto: onnx.ModelProto) -> dict[str, list[int]]:
+def known_shapes(proto: onnx.ModelProto) -> dict[str, list[int]]:
     """The static shapes of tensors, by name.
 
     Besides the shapes in the file, there are those that ONNX can infer. ONNX infers none for files beyond its limit of
@@ -109,7 +135,7 @@ def _known_shapes(proto: onnx.ModelProto) -> dict[str, list[int]]:
         graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
     except (ValueError, onnx.shape_inference.InferenceError):
         graph = proto.graph
-    shapes = {}
+    shapes = {w.name: list(w.dims) for w in graph.initializer}
     for value in [*graph.input, *graph.value_info]:
         if value.type.tensor_type.HasField("shape"):
             dims = value.type.tensor_type.shape.dim

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from chameleon.errors import unknown
+from chameleon.errors import UsageError, unknown
 from chameleon.models.errors import ModelError, explained
 from chameleon.models.irregular import CELLS, cell, cell_module
-from chameleon.models.shapes import shapes_by_name
+from chameleon.models.shapes import GivenShapes, shapes_by_name
 
 
 @dataclass(frozen=True)
@@ -38,29 +38,32 @@ def model_names() -> list[str]:
     return sorted((*_pytorchcv(), *CELLS))
 
 
-def zoo_network(name: str, seed: int, input_shape: Any = None) -> Network:
+def zoo_network(name: str, seed: int, given: GivenShapes | None = None) -> Network:
     """Make a network of the zoo; nothing is downloaded.
 
     Args:
         name: a name of `model_names()`, in small or capital letters.
         seed: seed for the weights.
-        input_shape: replaces the usual shape: the shape of the only input, or shapes by input name.
+        given: replaces the usual shapes; no dimension of these networks has a name.
 
     Raises:
         UsageError: if the name is unknown.
         ModelError: if the network cannot be built, the shape does not fit or the zoo is not installed.
     """
     known = name.lower()
+    given = given or GivenShapes()
+    if given.dims:
+        raise UsageError(f"{name} has no open dimensions with names; give a shape, such as --input-shape 1,3,224,224")
     if known in CELLS:
-        return _irregular(known, seed, input_shape)
+        return _irregular(known, seed, given)
     zoo = _pytorchcv()
     if known not in zoo:
         raise unknown("model", name, [*zoo, *CELLS, "an .onnx file", "a .pt2 file"])
     with explained(name), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = zoo[known](pretrained=False).eval()
-    if input_shape is not None:
-        shape = shapes_by_name(name, input_shape, ["x"])["x"]
+    if given.shapes is not None:
+        shape = shapes_by_name(name, given.shapes, {"x": ()})["x"]
     elif hasattr(module, "in_size"):
         shape = (1, 3, *(int(d) for d in module.in_size))
     else:
@@ -70,13 +73,11 @@ def zoo_network(name: str, seed: int, input_shape: Any = None) -> Network:
     return Network(known, module, {"x": tuple(shape)})
 
 
-def _irregular(name: str, seed: int, input_shape: Any) -> Network:
+def _irregular(name: str, seed: int, given: GivenShapes) -> Network:
     """Make one of our cells; its channels are fixed, its height and width are not."""
     made = cell(name)
     shapes = {key: (1, *shape) for key, shape in made.inputs.items()}
-    if input_shape is not None:
-        given = shapes_by_name(name, input_shape, list(shapes))
-        shapes = {key: given.get(key, shape) for key, shape in shapes.items()}
+    shapes = {**shapes, **shapes_by_name(name, given.shapes, shapes)}
     return Network(name, cell_module(made, np.random.default_rng(seed)), shapes)
 
 

@@ -61,7 +61,10 @@ def _with_main(mod: IRModule, main: relax.Function) -> IRModule:
 
 @mutator
 class _Folder(PyExprMutator):
-    """Replaces `batch_norm(x)[0]` by a scaled convolution plus a constant, and `dropout(x)[0]` by `x`."""
+    """Replaces `batch_norm(x)[0]` by a scaled convolution plus a constant, and `dropout(x)[0]` by `x`.
+
+    A batch norm in training mode becomes the arithmetic that it is.
+    """
 
     def __init__(self, func: relax.Function, mod: IRModule) -> None:
         super().__init__(mod)
@@ -72,13 +75,30 @@ class _Folder(PyExprMutator):
         call = self._values.get(op.tuple_value, op.tuple_value)
         if op.index == 0 and is_call(call, "relax.nn.dropout"):
             return self.visit_expr(call.args[0])
-        if (
-            op.index == 0
-            and is_call(call, "relax.nn.batch_norm")
-            and all(isinstance(a, GenericConst) for a in call.args[1:])
-        ):
-            return self._folded(call)
+        if op.index == 0 and is_call(call, "relax.nn.batch_norm"):
+            if call.attrs.training:
+                return self._normalised(call)
+            if all(isinstance(a, GenericConst) for a in call.args[1:]):
+                return self._folded(call)
         return super().visit_tuple_getitem_(op)
+
+    def _normalised(self, call: Call) -> relax.Expr:
+        """A batch norm in training mode: by the mean and the variance of its input, not by the running ones.
+
+        TVM's passes take every batch norm for one in inference.
+        """
+        x, gamma, beta = (self.visit_expr(a) for a in call.args[:3])
+        axis, rank, dtype = int(call.attrs.axis), len(x.ty.shape), str(x.ty.dtype)
+        axes = [i for i in range(rank) if i != axis % rank]
+        emit, op = self.builder_.emit, relax.op
+        centred = emit(op.subtract(x, emit(op.mean(x, axes, keepdims=True))))
+        variance = emit(op.mean(emit(op.multiply(centred, centred)), axes, keepdims=True))
+        deviation = emit(op.sqrt(emit(op.add(variance, relax.const(float(call.attrs.epsilon), dtype)))))
+        result = emit(op.divide(centred, deviation))
+        shape = [-1 if i == axis % rank else 1 for i in range(rank)]
+        if call.attrs.scale:
+            result = emit(op.multiply(result, emit(op.reshape(gamma, shape))))
+        return op.add(result, emit(op.reshape(beta, shape))) if call.attrs.center else result
 
     def _folded(self, call: Call) -> relax.Expr:
         """A batch norm of `x` as `x * scale + shift`.

@@ -14,6 +14,7 @@ from chameleon.errors import UsageError
 from chameleon.models.errors import ModelError
 from chameleon.models.irregular import CELLS, cell, cell_graph, cell_module
 from chameleon.models.pytorchcv import model_names, zoo_network
+from chameleon.models.shapes import GivenShapes
 from chameleon.serenity.graph import read_graph
 from chameleon.serenity.wiring import watts_strogatz
 
@@ -124,13 +125,13 @@ def test_names_are_in_the_zoo_and_the_nearest_are_named() -> None:
     assert set(CELLS) <= set(model_names())
     network = zoo_network("DARTS-normal-cell", 0)
     assert (network.name, network.shapes) == ("darts-normal-cell", {"s0": (1, 48, 28, 28), "s1": (1, 48, 28, 28)})
-    assert zoo_network("ws16", 0, (1, 16, 8, 8)).shapes == {"x": (1, 16, 8, 8)}
+    assert zoo_network("ws16", 0, GivenShapes((1, 16, 8, 8))).shapes == {"x": (1, 16, 8, 8)}
     with pytest.raises(UsageError, match=r"did you mean .*randwire-cifar10-a"):
         zoo_network("randwire-cifar-a", 0)
     with pytest.raises(UsageError, match="did you mean ws"):
         cell("ws33")
     with pytest.raises(ModelError, match="give each its shape by name"):
-        zoo_network("darts-normal-cell", 0, (1, 48, 14, 14))
+        zoo_network("darts-normal-cell", 0, GivenShapes((1, 48, 14, 14)))
 
 
 def test_building_a_network_loads_no_tvm() -> None:
