@@ -285,15 +285,19 @@ def check_tracker(tracker: str, device_key: str) -> None:
         )
 
 
+class _OutOfTime(Exception):
+    """An alarm rang. It is no OSError, at which TVM's client of the tracker would try again."""
+
+
 @contextlib.contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
-    """Inside the block, raise TimeoutError after that many seconds. Only a main thread can; others wait on."""
+    """Inside the block, raise `_OutOfTime` after that many seconds. Only a main thread can; others wait on."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
 
     def ring(*_: object) -> None:
-        raise TimeoutError(f"no answer in {seconds:g} s")
+        raise _OutOfTime(f"no answer in {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -356,7 +360,7 @@ def _session(request: RemoteRequest) -> Any:
     try:
         with _alarm(request.wait_s):
             return request.rpc.connect_server()
-    except TimeoutError:
+    except _OutOfTime:
         raise EnvironmentFault(
             f"no device with the key {key!r} became free at the tracker {where} in {request.wait_s:g} s; check that "
             "the device is on and that nobody else holds it"
