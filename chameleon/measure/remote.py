@@ -36,8 +36,6 @@ TRACKER_TIMEOUT_S = 5.0
 """How long a tracker may take to answer when it is asked for its devices."""
 
 _GRACE_S = 5.0  # for connecting, uploading and linking
-_LOST = ("closed", "reset by peer", "Broken pipe", "Connection refused", "timed out")
-"""Words of errors that a kernel causes which ends its session, and a device as well that is gone."""
 
 
 @dataclass(frozen=True)
@@ -342,12 +340,19 @@ def run_remote(request: RemoteRequest) -> list[float]:
         )
     except EnvironmentFault:
         raise
-    except Exception as error:
-        if connected and any(words in str(error) for words in _LOST):
-            connected.clear()  # the kernel may have ended the session; a device that is gone does not come back
-            _session(request)
+    except Exception:
+        if connected and not _answers(connected[-1]):
+            _session(request)  # the kernel may have ended the session; a device that is gone gives no other one
         raise
     return [float(cost) for cost in costs]
+
+
+def _answers(session: Any) -> bool:
+    try:
+        session.get_function("tvm.rpc.server.remove")
+    except Exception:  # the connection is broken, in whichever way
+        return False
+    return True
 
 
 def _session(request: RemoteRequest) -> Any:
