@@ -36,8 +36,6 @@ TRACKER_TIMEOUT_S = 5.0
 """How long a tracker may take to answer when it is asked for its devices."""
 
 _GRACE_S = 5.0  # for connecting, uploading and linking
-_LOST = ("closed", "reset by peer", "Broken pipe", "Connection refused", "timed out")
-"""Words of errors that a kernel causes which ends its session, and a device as well that is gone."""
 
 
 @dataclass(frozen=True)
@@ -285,15 +283,19 @@ def check_tracker(tracker: str, device_key: str) -> None:
         )
 
 
+class _OutOfTime(Exception):
+    """An alarm rang. It is no OSError, at which TVM's client of the tracker would try again."""
+
+
 @contextlib.contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
-    """Inside the block, raise TimeoutError after that many seconds. Only a main thread can; others wait on."""
+    """Inside the block, raise `_OutOfTime` after that many seconds. Only a main thread can; others wait on."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
 
     def ring(*_: object) -> None:
-        raise TimeoutError(f"no answer in {seconds:g} s")
+        raise _OutOfTime(f"no answer in {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -338,12 +340,19 @@ def run_remote(request: RemoteRequest) -> list[float]:
         )
     except EnvironmentFault:
         raise
-    except Exception as error:
-        if connected and any(words in str(error) for words in _LOST):
-            connected.clear()  # the kernel may have ended the session; a device that is gone does not come back
-            _session(request)
+    except Exception:
+        if connected and not _answers(connected[-1]):
+            _session(request)  # the kernel may have ended the session; a device that is gone gives no other one
         raise
     return [float(cost) for cost in costs]
+
+
+def _answers(session: Any) -> bool:
+    try:
+        session.get_function("tvm.rpc.server.remove")
+    except Exception:  # the connection is broken, in whichever way
+        return False
+    return True
 
 
 def _session(request: RemoteRequest) -> Any:
@@ -356,7 +365,7 @@ def _session(request: RemoteRequest) -> Any:
     try:
         with _alarm(request.wait_s):
             return request.rpc.connect_server()
-    except TimeoutError:
+    except _OutOfTime:
         raise EnvironmentFault(
             f"no device with the key {key!r} became free at the tracker {where} in {request.wait_s:g} s; check that "
             "the device is on and that nobody else holds it"

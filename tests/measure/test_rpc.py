@@ -115,7 +115,7 @@ def test_measuring_goes_on_when_a_dead_server_is_back(
     time.sleep(2.0)  # it hangs on the device by now
     kill(server)
     result = lost.result()
-    assert failure_reason(result.error_msg) in ("run_error", "crash", "timeout")
+    assert failure_reason(result.error_msg) == "environment"  # no device came back, so it is not the candidate's fault
     (next_one,) = submit(runner, good)  # no device is there
     time.sleep(1.0)
     assert not next_one.done()
