@@ -553,7 +553,7 @@ def _print_bench(result: BenchResult) -> None:
     console.print(table)
     for name, d in result.difference.items():
         console.print(
-            f"outputs differ from {names.get(name, name)}'s by {d.absolute:.1e} at most, "
+            f"as timed, outputs differ from {names.get(name, name)}'s by {d.absolute:.1e} at most, "
             f"{d.relative:.1e} of the largest",
             soft_wrap=True,
         )
