@@ -1,4 +1,4 @@
-"""Spaces of which constraints leave little, and what people hand to the engine: numpy numbers, seeds, scores, row predicates."""
+"""Spaces of which constraints leave little; and numpy numbers, seeds, scores and row predicates handed to the engine."""
 
 from __future__ import annotations
 
