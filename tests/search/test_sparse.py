@@ -1,8 +1,8 @@
-"""Spaces of which constraints leave little; and numpy numbers, seeds, scores and row predicates handed to the engine."""
+"""Spaces of which constraints leave little; numpy numbers, seeds, scores and row predicates handed to the engine."""
 
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
@@ -89,7 +89,7 @@ def test_as_many_are_handed_out_as_were_asked_for(name: str) -> None:
 
 
 ROW_PREDICATES = {
-    "all": lambda row: all(a < b for a, b in zip(row, row[1:], strict=False)),
+    "all": lambda row: all(a < b for a, b in pairwise(row)),
     "compare": lambda row: row[0] < row[1] < row[2],
     "sum": lambda row: sum(np.diff(row) > 0) == 2,
 }
@@ -141,7 +141,7 @@ def test_a_seed_is_taken_and_anything_else_refused() -> None:
     one, two = make_searcher("random", space, 7), make_searcher("random", space, np.random.default_rng(7))
     np.testing.assert_array_equal(one.ask(5), two.ask(5))
     for wrong in (None, "seed", 1.5, -1):
-        with pytest.raises(UsageError, match="default_rng|at least 0"):
+        with pytest.raises(UsageError, match=r"default_rng|at least 0"):
             make_searcher("random", space, wrong)  # type: ignore[arg-type]
 
 
