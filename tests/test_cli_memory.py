@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from chameleon.cli import main
 from chameleon.errors import UsageError
+from chameleon.serenity import summary as summary_module
 from chameleon.serenity.accounting import peak_bytes, validate
+from chameleon.serenity.fitting import Fit
 from chameleon.serenity.graph import Graph, Node, read_graph, write_graph
 from chameleon.serenity.order.schedule import ScheduleOptions
 from chameleon.serenity.summary import parse_bytes, summarise
 from tests.serenity.graphs import random_graph
+from tests.serenity.oracles import least_peak
 
 KEYS = [
     "model",
@@ -75,7 +79,7 @@ def test_the_summary_is_what_the_accounting_says() -> None:
             of = summary.rewritten_graph if name == "rewritten" else graph
             assert of is not None
             validate(of, row.order)
-            assert row.peak_bytes == peak_bytes(of, row.order)
+            assert row.peak_bytes == peak_bytes(of.aligned(64), row.order)
         assert summary.rows["as_is"].peak_bytes >= summary.best.peak_bytes >= summary.last.peak_bytes
         assert summary.best.proven
         assert summary.arena.size_bytes >= summary.last.peak_bytes
@@ -106,16 +110,61 @@ def test_the_budget_is_answered(graph_file: str, capsys: pytest.CaptureFixture[s
     assert "needs less than 896 bytes" in text
 
 
-def test_what_is_not_known_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Tensors of one byte, each at a multiple of 64: their order needs 2 bytes and their arena 128."""
+def test_peaks_bounds_and_budgets_count_bytes_as_the_arena_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tensors of one byte, each at a multiple of 64: 128 bytes, and 2 where they may lie anywhere."""
     graph = Graph((Node("x", (), 1), Node("y", ("x",), 1)), ("x",), ("y",))
     write_graph(graph, tmp_path / "g.json")
-    code, text = run(capsys, str(tmp_path / "g.json"), "--budget", "100")
+    code, text = run(capsys, str(tmp_path / "g.json"), "--budget", "100", "--json", str(tmp_path / "out.json"))
+    assert (code, "no order of it needs less than 128 bytes" in text) == (1, True)
+    found = json.loads((tmp_path / "out.json").read_text()) if (tmp_path / "out.json").exists() else {}
+    assert set(found["peak_bytes"].values()) == {128}
+    assert found["lower_bound_bytes"] == found["arena_bytes"] == 128
+    code, text = run(capsys, str(tmp_path / "g.json"), "--budget", "100", "--alignment", "1")
+    assert (code, "it fits into 100" in text) == (0, True)
+
+
+def test_the_order_is_sought_for_aligned_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the order needs, the bound, and the arena are the same number; one byte less is refused."""
+    nodes = [Node("x", (), 1), Node("a1", ("x",), 129), Node("a2", ("a1",), 60), Node("b1", ("x",), 128)]
+    nodes += [Node("b2", ("b1",), 65), Node("y", ("a2", "b2"), 1)]
+    graph = Graph(tuple(nodes), ("x",), ("y",))
+    write_graph(graph, tmp_path / "g.json")
+    summary = summarise(graph, ScheduleOptions(engine="python"), alignment=64)
+    assert summary.best.peak_bytes == summary.arena.size_bytes == least_peak(graph.aligned(64))
+    code, text = run(capsys, str(tmp_path / "g.json"), "--budget", str(summary.arena.size_bytes))
+    assert (code, "it fits into" in text) == (0, True)
+    code, text = run(capsys, str(tmp_path / "g.json"), "--budget", str(summary.arena.size_bytes - 1))
+    assert (code, "does not fit into" in text) == (1, True)
+
+
+def test_what_is_not_known_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    """A bound below the peak, as a search that met its limit leaves it, and no other order that fits."""
+    write_graph(branches(), tmp_path / "g.json")
+    real = summary_module.schedule
+
+    def unproven(graph: Graph, options: ScheduleOptions):
+        return replace(real(graph, options), lower_bound_bytes=64, proven=False)
+
+    monkeypatch.setattr(summary_module, "schedule", unproven)
+    monkeypatch.setattr(summary_module, "find_fit", lambda *_: Fit("not known"))
+    code, text = run(capsys, str(tmp_path / "g.json"), "--budget", "800")
     assert code == 0
     assert "not known whether it fits" in text
     assert "does not fit" not in text
-    code, text = run(capsys, str(tmp_path / "g.json"), "--budget", "100", "--alignment", "1")
-    assert (code, "it fits into 100" in text) == (0, True)
+
+
+def test_what_exporters_write_is_taken_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    views = [{"name": "x", "output_bytes": 1000}, {"name": "s", "inputs": ["x"], "output_bytes": 1000}]
+    for name, source in (("r1", "s"), ("r2", "r1")):
+        views.append({"name": name, "inputs": [source], "output_bytes": 1000, "storage": source})
+    smaller = [*views[:2], {"name": "r2", "inputs": ["s"], "output_bytes": 4, "in_place": "s"}]
+    huge = [views[0], {"name": "r2", "inputs": ["x"], "output_bytes": 1 << 62}]
+    for nodes, code, words in ((views, 0, "arena: 2.0 kB"), (smaller, 0, "arena: 2.0 kB"), (huge, 1, "'r2'")):
+        (tmp_path / "g.json").write_text(json.dumps({"nodes": nodes, "inputs": ["x"], "outputs": ["r2"]}))
+        found, text = run(capsys, str(tmp_path / "g.json"), "--plot", str(tmp_path / "g.png"))
+        assert (found, words in text) == (code, True)
 
 
 def test_the_graph_is_written_back(graph_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,8 +18,8 @@ These rules say what is counted, and when:
   that. Three things must hold: everything else that touches the memory of the input has run, that memory holds no
   graph input or output, and nothing lies in the node's own memory yet. Then the node takes no memory of its own. A
   node that lies in the memory of another node may overwrite an input too, such as the first term of a sum. Then all of
-  the other node's memory takes over the memory of the input. If the sizes differ, see
-  `chameleon.serenity.sharing`: a smaller tensor lies in the memory of the input if that is possible in every order.
+  the other node's memory takes over the memory of the input. The memory of the input may
+  be larger; then the node lies in it if that is possible in every order (`chameleon.serenity.sharing`).
 
 The paper knows only tensors. We added the other rules because real code generators need them.
 """
@@ -295,10 +295,10 @@ def _check_in_place(graph: Graph, node: Node) -> None:
     if node.in_place not in node.inputs:
         raise GraphError(f"{place}: expected `in_place` to name one of its inputs, got {node.in_place!r}")
     owner, own = graph.by_name[graph.owner(node.in_place)], graph.by_name[graph.owner(node.name)]
-    if owner.output_bytes != own.output_bytes:
+    if owner.output_bytes < own.output_bytes:
         raise GraphError(
-            f"{place}: to be computed in place, its {own.output_bytes} bytes must be as many as the "
-            f"{owner.output_bytes} of {owner.name!r}"
+            f"{place}: to be computed in place, its {own.output_bytes} bytes must fit into the "
+            f"{owner.output_bytes} of {owner.name!r}; leave `in_place` out"
         )
     early = [source for source in node.inputs if graph.owner(source) == own.name]
     if early:

@@ -1,9 +1,8 @@
 """Brings what nodes say about shared memory to the form that all solvers know.
 
 - A view of a view lies in the memory that the first of them looks at.
-- A node that overwrites an input of another size cannot take over its memory. If its own tensor is smaller, and all
-  else that touches that memory runs before it in every order, it simply lies in that memory. Otherwise it has memory
-  of its own.
+- A node that overwrites a larger input cannot take over its memory. If all else that touches that memory runs before
+  it in every order, it simply lies in that memory. Otherwise it has memory of its own.
 """
 
 from __future__ import annotations
@@ -33,17 +32,17 @@ def resolved_views(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
 
 
 def resolved_overwriting(nodes: tuple[Node, ...], bound: frozenset[str]) -> tuple[Node, ...]:
-    """The nodes without overwriting where the sizes differ, with shared memory in place of it where that is possible.
+    """The nodes without overwriting of larger inputs, with shared memory in place of it where that is possible.
 
     Args:
         bound: the graph's inputs and outputs; nothing overwrites them.
     """
     found = {node.name: node for node in nodes}
     order = _sorted(nodes)
-    if not any(_differs(found, n) for n in nodes) or order is None:
+    if not any(_overwrites_larger(found, n) for n in nodes) or order is None:
         return nodes
     for name in order:
-        if not _differs(found, found[name]):
+        if not _overwrites_larger(found, found[name]):
             continue
         source = _owner(found, found[name].in_place)
         may_lie = _may_lie(found, name, source, bound)
@@ -58,12 +57,12 @@ def _owner(nodes: Mapping[str, Node], name: str) -> str:
     return nodes[name].storage or name
 
 
-def _differs(nodes: Mapping[str, Node], node: Node) -> bool:
-    """Whether a node overwrites an input of another size."""
+def _overwrites_larger(nodes: Mapping[str, Node], node: Node) -> bool:
+    """Whether a node overwrites an input in a larger memory."""
     if node.in_place not in node.inputs or node.in_place not in nodes:
         return False
     source, own = _owner(nodes, node.in_place), _owner(nodes, node.name)
-    return source in nodes and own in nodes and nodes[source].output_bytes != nodes[own].output_bytes
+    return source in nodes and own in nodes and nodes[source].output_bytes > nodes[own].output_bytes
 
 
 def _may_lie(nodes: Mapping[str, Node], name: str, source: str, bound: frozenset[str]) -> bool:
@@ -71,7 +70,7 @@ def _may_lie(nodes: Mapping[str, Node], name: str, source: str, bound: frozenset
     node = nodes[name]
     members = {n.name for n in nodes.values() if _owner(nodes, n.name) == source}
     mine = {n.name for n in nodes.values() if n.storage == name}
-    if node.storage or node.output_bytes > nodes[source].output_bytes or members & bound:
+    if node.storage or members & bound:
         return False
     touchers = members | {n.name for n in nodes.values() if members & set(n.inputs)}
     before = _ancestors(nodes, name)

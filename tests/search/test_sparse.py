@@ -1,4 +1,4 @@
-"""Spaces of which constraints leave little; what people give the engine: numpy numbers, seeds, scores, predicates."""
+"""Spaces of which constraints leave little; numpy numbers, seeds, scores and row predicates handed to the engine."""
 
 from __future__ import annotations
 

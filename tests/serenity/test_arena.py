@@ -231,7 +231,7 @@ def test_wrong_options_are_refused(options: dict[str, object], words: str) -> No
 def test_wrong_buffers_are_refused() -> None:
     for wrong, words in (
         ([Buffer("x", -1, 0, 1)], "size of at least 0"),
-        ([Buffer("x", 1, 1, 1)], "after 1, got 1"),
+        ([Buffer("x", 1, 1, 1)], "after step 1, where it starts, got 1"),
         ([Buffer("x", 1, 0, 1)] * 2, "two buffers are called 'x'"),
     ):
         with pytest.raises(ArenaError, match=words):

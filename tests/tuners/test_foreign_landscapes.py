@@ -1,4 +1,4 @@
-"""Recordings of other tuners as they are found: other keys, caches cut anywhere, other objectives, KTT, no recording."""
+"""Recordings of other tuners as they are found: failures, caches cut anywhere, other objectives; and what is none."""
 
 from __future__ import annotations
 

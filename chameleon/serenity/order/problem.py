@@ -234,8 +234,10 @@ def pieces(problem: Problem, ends: Sequence[int]) -> list[Problem]:
     in two pieces at most: where it is started and where it is finished. In between it is always in use.
 
     Args:
-        ends: rising, the last is the number of steps.
+        ends: rising, the last is the number of steps; none if there are no steps.
     """
+    if not ends:
+        return []
     starts = [0, *ends[:-1]]
     changing: list[list[int]] = [[] for _ in ends]
     lasting = [0] * (len(ends) + 1)  # how the bytes that are always in use change from piece to piece
