@@ -33,7 +33,7 @@ class MemoryRequest:
     target: str | None = None
     input_shape: str | None = None
     budget: str | None = None
-    time_limit_s: float = 60.0
+    time_limit_s: float = 120.0
     rewrite: bool = True
     measure: bool = True
     count_inputs: bool = False

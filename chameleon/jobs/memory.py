@@ -42,7 +42,7 @@ class MemorySettings:
 
     target: str | None = None  # None: this machine
     input_shape: tuple[int, ...] | None = None  # for models whose file leaves it open
-    time_limit_s: float = 60.0  # for all orders, rewrites and places together; loading and running come on top
+    time_limit_s: float = 120.0  # for all orders, rewrites and places together; loading and running come on top
     arena_limit_s: float = 10.0
     rewrite: bool = True
     measure: bool = True

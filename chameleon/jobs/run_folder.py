@@ -45,7 +45,7 @@ class JobSpec:
     device_key: str | None = None
     records: Path | None = None  # shared by several models; None: trials.jsonl in `out`
     rewrite: bool = False  # rewrite the network first where that lowers the peak of its memory
-    time_limit_s: float = 60.0  # for the search of rewrites; for orders and the arena of a compiled network
+    time_limit_s: float = 120.0  # for the search of rewrites; for orders and the arena of a compiled network
 
 
 @dataclass(frozen=True)

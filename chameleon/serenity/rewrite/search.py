@@ -40,6 +40,7 @@ class RewriteOptions:
     kinds: tuple[str, ...] = KINDS  # of sites, see chameleon.serenity.rewrite.identities
     accumulation: Accumulation = "shared"  # how the partial sums of a convolution are kept
     max_solves: int = 256  # solver calls, the one for the graph as it is included
+    stop: Callable[[], bool] = lambda: False  # says that no time is left for another solver call
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def rewrite(graph: Graph, solve: Callable[[Graph], T], options: RewriteOptions =
 
     if evaluate(frozenset())[0] <= floor_bytes(graph, needs):
         needs = {}  # the peak is where no rewrite reaches
-    choice = choose_sites(needs, evaluate, kind_groups(needs), neighbourhoods(graph, needs), options.max_solves)
+    choice = choose_sites(needs, evaluate, kind_groups(needs), neighbourhoods(graph, needs), options.max_solves, options.stop)
     best, schedule = solved[frozenset(choice.chosen)]
     before = solved[frozenset()][1]
     return Rewritten(best, schedule, choice.chosen, before, sites, choice.evaluations, choice.complete)
