@@ -187,7 +187,7 @@ def compile_command(
     sysroot: SysrootOpt = None,
     time_limit: Annotated[
         float, typer.Option(help="Seconds for the order and the arena of --memory-aware; then the best so far.")
-    ] = 60.0,
+    ] = 120.0,
 ) -> None:
     """Build a network with the best schedules that were found; plain TVM runs the result."""
     from chameleon.cli_memory import check_time_limit
@@ -247,7 +247,7 @@ def memory_command(
     ] = None,
     time_limit: Annotated[
         float, typer.Option(help="Seconds for orders, rewrites and arena together; then the best so far.")
-    ] = 60.0,
+    ] = 120.0,
     rewrite: Annotated[bool, typer.Option(help="Rewrite the graph where that lowers the peak.")] = True,
     measure: Annotated[bool, typer.Option(help="Build and run a model to measure its peak.")] = True,
     count_inputs: Annotated[

@@ -35,7 +35,7 @@ class MemoryRequest:
     input_shape: tuple[str, ...] = ()  # `1,3,224,224`, or `input_ids=1,16` for each input
     dims: tuple[str, ...] = ()  # sizes of open dimensions, such as `batch=1`
     budget: str | None = None
-    time_limit_s: float = 60.0
+    time_limit_s: float = 120.0
     rewrite: bool = True
     measure: bool = True
     count_inputs: bool = False

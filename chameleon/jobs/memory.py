@@ -45,7 +45,7 @@ class MemorySettings:
     target: str | None = None  # None: this machine
     input_shape: InputShape | None = None  # for models whose file leaves it open
     dims: Mapping[str, int] = field(default_factory=dict)  # sizes of open dimensions, by name
-    time_limit_s: float = 60.0  # for all orders, rewrites and places together; loading and running come on top
+    time_limit_s: float = 120.0  # for all orders, rewrites and places together; loading and running come on top
     arena_limit_s: float = 10.0
     rewrite: bool = True
     measure: bool = True

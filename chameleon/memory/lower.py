@@ -130,7 +130,7 @@ def lower_rewritten(
         return peak_score(kernels, solve, MemoryOptions(name=model.name))
 
     base, _ = in_target_layout(model, target)
-    found = rewrite_module(base, score, solve, max_tries=max_tries, stop=deadline.passed)
+    found = rewrite_module(base, score, solve, max_tries=max_tries, deadline=deadline)
     rewrites, tries = Rewrites(found.choice.chosen, order=found.order), found.choice.evaluations
     together, complete = _lowered(found.mod, target, model.name), not deadline.passed()
     if not complete or not any(site.kind == "accumulate" for site in rewrites.sites):

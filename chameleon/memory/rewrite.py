@@ -31,6 +31,7 @@ from tvm.ir import Call, GenericConst, IRModule
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from chameleon.kernels.optional import if_possible
+from chameleon.memory.deadline import Deadline
 from chameleon.memory.operator_graph import ConcatGraph, concat_graph, constant_positions, without_inputs
 from chameleon.serenity.graph import Graph, Node
 from chameleon.serenity.order.contract import contracted
@@ -42,6 +43,9 @@ from chameleon.serenity.rewrite.sums import TERM, gathered, runs
 
 GUESS_SOLVES = 48
 """How often the graph of operators may be solved to find a set of sites to start from."""
+
+GUESS_SHARE = 0.3
+"""The part of the time that is left which that may take."""
 
 FIRST_TRIES = 8
 """The search gives up after it has scored this many modules, if none of them has a lower peak."""
@@ -118,7 +122,7 @@ def rewrite_module(
     solve: Callable[[Graph], Solution],
     kinds: Collection[str] = KINDS,
     max_tries: int = 32,
-    stop: Callable[[], bool] = lambda: False,
+    deadline: Deadline | None = None,
 ) -> RewrittenModule:
     """Rewrite those sites of a module that lower its peak.
 
@@ -129,8 +133,9 @@ def rewrite_module(
         solve: a solver for the graph of the operators. Partial results are added up in the order that it finds.
         kinds: the kinds of sites that may be rewritten.
         max_tries: how many modules are scored at most.
-        stop: says that no time is left to score another module.
+        deadline: after it no further module is scored; by default there is none.
     """
+    deadline = deadline or Deadline()
     read, sites = _read(mod)
     needs = _possible(mod, choices(sites, kinds))
     if read is None or not needs:
@@ -143,7 +148,8 @@ def rewrite_module(
 
     groups, moves = kind_groups(needs), neighbourhoods(read.graph, needs)
     if len({frozenset([site]) | others for site, others in needs.items()}) > 1:  # otherwise there is one set to try
-        options, graph = RewriteOptions(kinds=tuple(kinds), max_solves=GUESS_SOLVES), read.graph
+        stop, graph = deadline.part(GUESS_SHARE).passed, read.graph
+        options = RewriteOptions(kinds=tuple(kinds), max_solves=GUESS_SOLVES, stop=stop)
         groups.insert(0, if_possible("guessing sites", "main", lambda: rewrite(graph, solve, options).applied, ()))
     scores: dict[frozenset[Site], Score] = {}
 
@@ -157,9 +163,9 @@ def rewrite_module(
             )
         return scores[chosen]
 
-    choice = choose_sites(needs, evaluate, groups, moves, min(max_tries, FIRST_TRIES), stop)
+    choice = choose_sites(needs, evaluate, groups, moves, min(max_tries, FIRST_TRIES), deadline.passed)
     if choice.score[0] < choice.before[0]:  # otherwise the peak is most likely at a place that no rewrite can change
-        choice = choose_sites(needs, evaluate, groups, moves, max_tries, stop)
+        choice = choose_sites(needs, evaluate, groups, moves, max_tries, deadline.passed)
     return _chosen(mod, choice, order_of)
 
 

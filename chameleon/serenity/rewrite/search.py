@@ -43,6 +43,7 @@ class RewriteOptions:
     kinds: tuple[str, ...] = KINDS  # kinds of sites, see chameleon.serenity.rewrite.identities
     accumulation: Accumulation = "shared"  # how the partial sums of a convolution are kept
     max_solves: int = 256  # the most solver calls, including the call for the graph as it is
+    stop: Callable[[], bool] = lambda: False  # says that no time is left for another solver call
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ def rewrite(graph: Graph, solve: Callable[[Graph], T], options: RewriteOptions =
 
     if evaluate(frozenset())[0] <= floor_bytes(graph, needs):
         needs = {}  # the peak is at a step that no rewrite changes
-    choice = choose_sites(needs, evaluate, kind_groups(needs), neighbourhoods(graph, needs), options.max_solves)
+    groups, near = kind_groups(needs), neighbourhoods(graph, needs)
+    choice = choose_sites(needs, evaluate, groups, near, options.max_solves, options.stop)
     best, schedule = solved[frozenset(choice.chosen)]
     before = solved[frozenset()][1]
     return Rewritten(best, schedule, choice.chosen, before, sites, choice.evaluations, choice.complete)
