@@ -18,7 +18,8 @@ from rich.text import Text
 from chameleon.wording import time_text
 
 if TYPE_CHECKING:  # importing TVM takes seconds, which are to be shown
-    from chameleon.jobs.session import Session, TaskTuner
+    from chameleon.jobs.session import Session
+    from chameleon.jobs.task_tuner import TaskTuner
 
 
 class Notes:

@@ -10,8 +10,10 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from chameleon.jobs.config import ConfirmConfig
+from chameleon.jobs.measurer import Built, Measurer
 from chameleon.jobs.records import Confirmation, Records
-from chameleon.jobs.session import Built, Measurer, Session, TaskTuner
+from chameleon.jobs.session import Session
+from chameleon.jobs.task_tuner import TaskTuner
 
 
 def confirm_best(

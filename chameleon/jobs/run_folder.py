@@ -35,8 +35,9 @@ from tvm.target import Target
 from chameleon.errors import ChameleonError, doing
 from chameleon.jobs.config import TuneConfig
 from chameleon.jobs.records import Records, same_target
-from chameleon.jobs.session import Session, TaskTuner, database_of, open_session
+from chameleon.jobs.session import Session, database_of, open_session
 from chameleon.jobs.stages import Say, stage
+from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.jobs.verify import Verdict
 from chameleon.kernels.lower import extract_tasks, lower
 from chameleon.manifest import write_manifest

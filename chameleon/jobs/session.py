@@ -9,265 +9,36 @@ MetaSchedule builder and runner measure these. Every result is on disk before th
 
 from __future__ import annotations
 
-import heapq
 import logging
 import math
-import re
-import shutil
-import statistics
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
-from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
 from chameleon.errors import ChameleonError
-from chameleon.jobs.allocate import Progress, next_task
+from chameleon.jobs.allocate import next_task
 from chameleon.jobs.config import TuneConfig
+from chameleon.jobs.measurer import Measurer
 from chameleon.jobs.records import Confirmation, Records, TaskRecords
+from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.kernels.lower import Task
-from chameleon.measure import WarmRunner
-from chameleon.measure.preflight import check_environment
-from chameleon.search import Trial, make_searcher
-from chameleon.workers.faults import EnvironmentFault, last_line
+from chameleon.search import Trial
+from chameleon.workers.faults import last_line
 from tuners.meta_schedule import args_info_of
-from tuners.outcomes import environment_cause, failed_trial, failure_reason, measured_trial
-from tuners.proposals import Config, Proposals
+from tuners.outcomes import environment_cause, failed_trial, failure_reason
+from tuners.proposals import Config
 from tuners.trace_space import TraceSpace
 
 FIRST_TRIAL_S = 1.0
 """Seconds that a trial takes, for want of knowledge before the first one."""
 
 logger = logging.getLogger("chameleon")
-
-
-class TaskTuner:
-    """One task: its space, its searcher, and what has been measured.
-
-    Args:
-        task: the workload.
-        history: what earlier runs recorded, in that order; the searcher is told of it first.
-        borrowed: how many trials of the history were made while another model was tuned.
-        shared: whether tuning another model has done all that there is to do; if so, the task counts as done.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        traces: TraceSpace,
-        config: TuneConfig,
-        rng: np.random.Generator,
-        history: Sequence[Trial | Confirmation],
-        borrowed: int = 0,
-        shared: bool = False,
-    ) -> None:
-        self.task = task
-        self.traces = traces
-        self.borrowed = borrowed
-        self.shared = shared
-        self.failures: Counter[str] = Counter()
-        self.best: Trial | None = None
-        self.now_s: float | None = None  # seconds of the best schedule so far, None before the first success
-        self.best_s: list[float] = []
-        self._confirm = config.confirm
-        self._succeeded: list[Trial] = []
-        self._confirmed: dict[Config, float] = {}  # median of the rounds, infinite if it failed this time
-        self._given_up = False
-        self._searcher = make_searcher(config.searcher, traces.space, rng, **config.options)
-        self._proposals = Proposals(traces, self._searcher, config.max_refusals)
-        for event in history:
-            if isinstance(event, Confirmation):
-                self.confirm(event)
-            else:
-                self._note(event)
-        self._proposals.tell([event for event in history if isinstance(event, Trial)])
-
-    @property
-    def progress(self) -> Progress:
-        done = self.shared or self._given_up or self._searcher.exhausted
-        return Progress(operator_of(self.task.name), self.task.weight, self.task.flop, self.best_s, exhausted=done)
-
-    def give_up(self) -> None:
-        """Propose nothing any more."""
-        self._given_up = True
-
-    @property
-    def refusals(self) -> Counter[str]:
-        """What TVM refused before anything was built, by reason."""
-        return self._proposals.refusals
-
-    def propose(self, n: int) -> list[tuple[Config, Schedule]]:
-        """Up to `n` configurations with their schedules; none when the space is exhausted or everything is refused."""
-        found = self._proposals.next(n)
-        if not found:
-            self.give_up()
-        return found
-
-    def tell(self, trials: Sequence[Trial]) -> None:
-        """Take the results of proposals, or of earlier runs."""
-        self._proposals.tell(trials)
-        for trial in trials:
-            self._note(trial)
-
-    def contenders(self) -> list[Trial]:
-        """The few best schedules, the best first, by their confirmed times where there are some."""
-        believed = [t for t in self._succeeded if self._believed_s(t) < math.inf]
-        return heapq.nsmallest(self._confirm.contenders, believed, key=self._believed_s)
-
-    @property
-    def unconfirmed(self) -> bool:
-        """Whether the best schedule may only have been lucky: it has rivals and was not timed again beside them."""
-        return self.best is not None and self.best.config not in self._confirmed and len(self.contenders()) > 1
-
-    @property
-    def confirming_s(self) -> float:
-        """Estimated seconds that timing the best schedules again takes, 0 if there is no need."""
-        if not self.unconfirmed:
-            return 0.0
-        rounds = self._confirm.rounds
-        return sum(t.timings.get("build", 0.3) + rounds * t.timings.get("run", 0.3) for t in self.contenders())
-
-    def confirm(self, confirmation: Confirmation) -> None:
-        """Take the times of the best schedules, timed again: the best of these medians is the best schedule."""
-        for config, seconds in confirmation.seconds.items():
-            self._confirmed[config] = statistics.median(seconds) if seconds else math.inf
-        self._choose()
-
-    def drop(self, config: Config) -> None:
-        """Take the next best schedule for the best: that of this configuration computes wrong values."""
-        self._succeeded = [t for t in self._succeeded if t.config != config]
-        self._choose()
-
-    def _choose(self) -> None:
-        """Take the best of the confirmed schedules for the best; where there are none, the best of all."""
-        rivals = [t for t in self._succeeded if self._believed_s(t) < math.inf]
-        confirmed = [t for t in rivals if t.config in self._confirmed]
-        self.best = min(confirmed or rivals, key=self._believed_s, default=None)
-        self.now_s = self._believed_s(self.best) if self.best else None
-
-    def _believed_s(self, trial: Trial) -> float:
-        return self._confirmed.get(trial.config, trial.seconds or math.inf)
-
-    def _note(self, trial: Trial) -> None:
-        now_s = self.now_s or math.inf
-        if trial.seconds is None:
-            self.failures[failure_reason(trial.message)] += 1
-        else:
-            self._succeeded.append(trial)
-            if trial.seconds < now_s:
-                self.best = trial
-                self.now_s = now_s = trial.seconds
-        self.best_s.append(now_s)
-
-
-@dataclass(frozen=True)
-class Built:
-    """A candidate after its build: `run_input` if it can be run, otherwise why not."""
-
-    config: Config
-    run_input: ms.runner.RunnerInput | None
-    error: str
-    build_s: float
-
-    def discard(self) -> None:
-        """Remove its artifact: the builder leaves it to whoever runs it. In MetaSchedule its own loop removes it."""
-        if self.run_input is not None:
-            shutil.rmtree(Path(str(self.run_input.artifact_path)).parent, ignore_errors=True)
-
-
-class Measurer:
-    """Measures candidates with any MetaSchedule builder and runner; the results are trials.
-
-    Args:
-        together: how many candidates the runner gets at once. On this machine it is 1, so that each result is recorded
-            before the next candidate is timed. It is more where several devices wait at a tracker.
-    """
-
-    def __init__(self, target: Target, builder: ms.Builder, runner: ms.Runner, together: int = 1) -> None:
-        self._target = target
-        self._builder = builder
-        self._runner = runner
-        self._together = together
-
-    def check(self) -> None:
-        """Build and time one tiny kernel, with the same builder and runner.
-
-        Raises:
-            EnvironmentFault: if that fails, so that no candidate could succeed.
-        """
-        check_environment(self._target, self._builder, self._runner)
-
-    def __call__(
-        self, candidates: Sequence[tuple[Config, Schedule]], *, task: str, in_time: Callable[[], bool]
-    ) -> Iterator[Trial]:
-        """Build all candidates, then time them; a trial is yielded as soon as it is known, failures included.
-
-        Args:
-            task: the key of their task; the runner compares a candidate with the best of its task.
-            in_time: asked before candidates are run; once it says no, the candidates that are left are dropped.
-        """
-        built = self.build(candidates)
-        for candidate in built:
-            if candidate.run_input is None:
-                timings = {"build": round(candidate.build_s, 4)}
-                yield failed_trial(candidate.config, candidate.error, timings, building=True)
-        ready = [candidate for candidate in built if candidate.run_input is not None]
-        for i in range(0, len(ready), self._together):
-            if not in_time():
-                for candidate in ready[i:]:
-                    candidate.discard()
-                return
-            yield from self._run(ready[i : i + self._together], task)
-
-    def build(self, candidates: Sequence[tuple[Config, Schedule]]) -> list[Built]:
-        """Build all candidates. Whoever asked for it runs and discards them.
-
-        Raises:
-            EnvironmentFault: at a failure that no candidate is to blame for; there is no trial for it.
-        """
-        start = time.perf_counter()
-        results = self._builder.build([ms.builder.BuilderInput(s.mod, self._target) for _, s in candidates])
-        build_s = (time.perf_counter() - start) / len(candidates)
-        built = []
-        for (config, schedule), result in zip(candidates, results, strict=True):
-            _stop_at_fault(result.error_msg)
-            run_input, error = None, "" if result.error_msg is None else str(result.error_msg)
-            if not error:
-                run_input = ms.runner.RunnerInput(result.artifact_path, self._target.kind.name, args_info_of(schedule))
-            built.append(Built(config, run_input, error, build_s))
-        return built
-
-    def time(self, candidate: Built) -> Trial:
-        """Time one candidate that was built at full length, whatever is known of its task; keep the artifact."""
-        return next(self._timed([candidate], None))
-
-    def _run(self, ready: Sequence[Built], task: str) -> Iterator[Trial]:
-        for candidate, trial in zip(ready, self._timed(ready, task), strict=True):
-            candidate.discard()
-            yield trial
-
-    def _timed(self, ready: Sequence[Built], task: str | None) -> Iterator[Trial]:
-        start = time.perf_counter()
-        if isinstance(self._runner, WarmRunner):
-            self._runner.task = task
-        futures = self._runner.run([candidate.run_input for candidate in ready])
-        for candidate, future in zip(ready, futures, strict=True):
-            result = future.result()
-            _stop_at_fault(result.error_msg)
-            run_s = (time.perf_counter() - start) / len(ready)
-            timings = {"build": round(candidate.build_s, 4), "run": round(run_s, 4)}
-            yield measured_trial(candidate.config, result.run_secs, result.error_msg, timings)
-
-
-def _stop_at_fault(error_msg: str | None) -> None:
-    if (cause := environment_cause(error_msg)) is not None:
-        raise EnvironmentFault(cause)
 
 
 class FailureRow:
@@ -525,12 +296,6 @@ def database_of(tasks: Sequence[TaskTuner], target: Target) -> ms.database.Datab
             )
         )
     return database
-
-
-def operator_of(name: str) -> str:
-    """The leading operator of a task: `conv2d` of `fused_conv2d12_add_relu`."""
-    match = re.match(r"(?:fused_)?([a-z_]+?(?:[123]d)?)\d*(?:_|$)", name)
-    return match[1] if match else name
 
 
 def _batch_size(session: Session, tuner: TaskTuner) -> int:

@@ -36,8 +36,9 @@ from chameleon.jobs.run_folder import (
     resolved_run,
     target_of,
 )
-from chameleon.jobs.session import TaskTuner, database_of
+from chameleon.jobs.session import database_of
 from chameleon.jobs.stages import Say, stage
+from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.jobs.verify import Verdict, Verifier
 from chameleon.measure.link import OBJECTS, Toolchain, find_compiler
 from chameleon.memory.deadline import Deadline

@@ -28,6 +28,7 @@ from chameleon.jobs.busy import activity, busy_warnings, spread_warnings
 from chameleon.jobs.compile import Compiled
 from chameleon.jobs.config import TuneConfig
 from chameleon.jobs.confirm import confirm_best
+from chameleon.jobs.measurer import Measurer
 from chameleon.jobs.records import Records
 from chameleon.jobs.run_folder import (
     JobSpec,
@@ -42,9 +43,10 @@ from chameleon.jobs.run_folder import (
     read_json,
     target_of,
 )
-from chameleon.jobs.session import Measurer, Session, TaskTuner, open_session, tune
+from chameleon.jobs.session import Session, open_session, tune
 from chameleon.jobs.ship import device_elsewhere, ship
 from chameleon.jobs.stages import Say, stage
+from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.measure import WarmBuilder, WarmRunner
 from chameleon.measure.link import find_compiler
 from chameleon.measure.remote import check_tracker, rpc_runner

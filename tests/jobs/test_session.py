@@ -14,8 +14,9 @@ from tvm.s_tir import meta_schedule as ms
 from chameleon.jobs import session as session_module
 from chameleon.jobs.config import ConfirmConfig, TuneConfig
 from chameleon.jobs.confirm import confirm_best
+from chameleon.jobs.measurer import Measurer
 from chameleon.jobs.records import Records
-from chameleon.jobs.session import Measurer, Session, open_session, tune
+from chameleon.jobs.session import Session, open_session, tune
 from chameleon.kernels.lower import Task
 from chameleon.search import KnobSpace, Status, Trial, option
 from chameleon.target import detect_target

@@ -17,8 +17,9 @@ from chameleon.jobs import compile as compile_module
 from chameleon.jobs.config import TuneConfig
 from chameleon.jobs.records import Records
 from chameleon.jobs.run_folder import JobSpec, Opened, open_job
-from chameleon.jobs.session import TaskTuner, open_session
+from chameleon.jobs.session import open_session
 from chameleon.jobs.ship import WrongOutputsError, first_wrong, ship
+from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.models.load import load_model
 from chameleon.search import Status, Trial
 from tests.support.networks import write_network
