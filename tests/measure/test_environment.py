@@ -54,7 +54,7 @@ def test_a_missing_or_broken_compiler_is_no_candidates_fault(
 def test_tvms_own_builder_without_a_compiler_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = default_build(misbuild.doubling(), detect_target())
     tools(tmp_path / "bin", monkeypatch)
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises((FileNotFoundError, RuntimeError)) as error:  # through TVM's interface it loses its type
         default_export(built)
     message = f"LocalBuilder: An exception occurred\n{error.value}"  # what TVM makes of it
     assert failure_reason(message) == "environment", message
