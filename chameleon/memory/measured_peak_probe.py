@@ -1,7 +1,7 @@
 """Run a network once, count its memory and keep its outputs: the process that `chameleon.memory.measured_peak` starts.
 
-It is started as `python -m chameleon.memory.measured_peak_probe LIBRARY INPUTS OUTPUTS THREADS`, with the counter
-preloaded. INPUTS and OUTPUTS are pickled lists of arrays. It prints one line of JSON. The library with its weights, the
+It is started with the counter preloaded: `python -m chameleon.memory.measured_peak_probe LIBRARY INPUTS OUTPUTS
+THREADS`. INPUTS and OUTPUTS are pickled lists of arrays. It prints one line of JSON. The library with its weights, the
 inputs and the threads are there before the count begins. The outputs are kept until the count ends.
 """
 
