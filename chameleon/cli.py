@@ -24,7 +24,7 @@ from rich.table import Table
 import chameleon
 from chameleon.cli_print import print_bench, print_report, zoo_table
 from chameleon.error_log import write_log
-from chameleon.errors import ChameleonError, UnforeseenError, described
+from chameleon.errors import ChameleonError, UnforeseenError, described, first_line
 from chameleon.files import check_writable
 from chameleon.live import Notes, Watcher
 from chameleon.stderr_filter import without_known_notes
@@ -42,6 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 DEBUG = "--debug"
+TRACEBACK = "Traceback (most recent call last)"
 console = Console()
 notes = Console(stderr=True)
 _say = Notes(notes)
@@ -253,7 +254,7 @@ def memory_command(
         bool, typer.Option(help="Count the model's inputs as well, as TFLite does. They belong to the caller.")
     ] = False,
     alignment: Annotated[
-        int | None, typer.Option(help="Alignment of the tensors of a graph.json, in bytes. Default: 64.", min=1)
+        int | None, typer.Option(help="Alignment of the tensors of a graph.json, in bytes. Default: 64.")
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw footprint and arena into this file (.png, .svg, .pdf).")
@@ -418,6 +419,8 @@ def guarded(command: typer.Typer, argv: Sequence[str]) -> int:
     except UnforeseenError as error:
         return _unforeseen(str(error), error, error.folder, argv, debug=debug)
     except ChameleonError as error:
+        if TRACEBACK in str(error):  # of a worker that could not start
+            return _unforeseen(first_line(error), error, None, argv, debug=debug)
         return _fail(str(error), error.exit_code)
     except SystemExit as ended:
         # Typer ends this way when the usage is wrong, and has said what is wrong. After Ctrl-C its code is 130.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -13,6 +14,7 @@ import pytest
 import chameleon
 
 ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 LANDSCAPE = ROOT / "tests/data/tiny_lines.jsonl.gz"
 
 
@@ -50,7 +52,12 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(installed: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The wheel's command in a folder of its own."""
     return subprocess.run(
-        [str(installed / "chameleon"), *arguments], cwd=folder, capture_output=True, text=True, timeout=300
+        [str(installed / "chameleon"), *arguments],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -66,7 +73,12 @@ def test_the_wheel_holds_types_presets_and_sources(wheel: Path) -> None:
 def test_the_installed_package_is_the_wheels(installed: Path, tmp_path: Path) -> None:
     code = "import chameleon, tuners; print(chameleon.__file__); print(tuners.__file__)"
     done = subprocess.run(
-        [str(installed / "python"), "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+        [str(installed / "python"), "-c", code],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert all(line.startswith(str(installed.parent)) for line in done.stdout.split())
 
