@@ -168,6 +168,7 @@ def test_a_bad_graph_is_named(
         (["--alignment", "0"], "alignment of 1 byte"),
         (["--target", "llvm"], "--target does not fit a graph"),
         (["--input-shape", "1,3"], "--input-shape does not fit a graph"),
+        (["--dim", "batch=3"], "--dim does not fit a graph"),
         (["--json", "{folder}/graph.json/out.json"], "cannot write"),
     ],
 )

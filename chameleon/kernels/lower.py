@@ -145,9 +145,9 @@ def to_target_layout(mod: IRModule, target: Target) -> IRModule:
     try:
         moved = fold_transposes(relax.transform.ConvertLayout(wanted)(with_positive_axes(mod)))
     except Exception as error:  # from TVM's checks to std::bad_alloc
-        _log.info("the network keeps its layout: TVM cannot move it: %s", first_line(error))
+        _log.warning("the network keeps its layout, because TVM cannot move it: %s", first_line(error))
         return fold_transposes(mod)
     if structural_equal(moved["main"].ret_ty, mod["main"].ret_ty):
         return moved
-    _log.info("the network keeps its layout: TVM gives it other outputs when it moves it")
+    _log.warning("the network keeps its layout, because TVM gives it other outputs when it moves it")
     return fold_transposes(mod)

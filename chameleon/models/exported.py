@@ -1,4 +1,4 @@
-"""Prepare programs of `torch.export` for TVM's importer, which takes some of them wrongly or slowly. Does not need TVM.
+"""Prepare programs of `torch.export` for TVM's importer, which takes some wrongly or slowly. Does not need TVM.
 
 A program becomes static and functional, what depends on weights only is computed, and what is random is refused.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._decomp import get_decompositions
 from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec, OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
@@ -27,11 +28,8 @@ _HALF = (torch.float16, torch.bfloat16)
 aten = torch.ops.aten
 
 _NORMS = (aten.native_layer_norm, aten.native_group_norm)  # PyTorch computes them in 32 bits, TVM in 16 or not at all
-_APART = {
-    torch.float16: (aten.addmm, *_NORMS),  # of `addmm` TVM's importer has the sum in 32 bits, whatever its bias
-    torch.bfloat16: (aten.addmm, *_NORMS),
-}
-"""What is decomposed further in half precision, by type."""
+_APART = (aten.addmm, *_NORMS)
+"""What is decomposed further in half precision; TVM's importer has the sum of `addmm` in 32 bits, whatever its bias."""
 
 
 def load_program(path: Path) -> torch.export.ExportedProgram:
@@ -86,7 +84,8 @@ def prepared_program(program: torch.export.ExportedProgram, name: str) -> torch.
     """
     table = torch.export.default_decompositions()
     types = {_dtype(node) for node in program.graph.nodes}
-    table.update(torch._decomp.get_decompositions([op for dtype in _HALF if dtype in types for op in _APART[dtype]]))
+    if types & set(_HALF):
+        table.update(get_decompositions(_APART))
     table[aten.var_mean.correction] = _variance_and_mean
     if torch.bfloat16 in types:
         table[aten._native_batch_norm_legit_no_training.default] = _batch_norm
@@ -217,7 +216,7 @@ def _no_dropout(node: torch.fx.Node) -> bool:
     names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
     given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     if "scaled_dot_product" in str(node.target):
-        return given.get("dropout_p", 0.0) == 0.0
+        return bool(given.get("dropout_p", 0.0) == 0.0)
     return given.get("train", given.get("training")) is False
 
 
@@ -270,7 +269,8 @@ def _fold_constants(program: torch.export.ExportedProgram) -> None:
 def _weights(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, Any]:
     """The tensors that belong to the program, by placeholder."""
     tensors = {**dict(program.named_buffers()), **dict(program.named_parameters()), **program.constants}
-    known = {s.arg.name: tensors[s.target] for s in program.graph_signature.input_specs if s.kind in _CONSTANTS}
+    specs = program.graph_signature.input_specs
+    known = {s.arg.name: tensors[s.target] for s in specs if s.kind in _CONSTANTS and s.target is not None}
     return {
         n: known[n.name].detach()
         for n in program.graph.find_nodes(op="placeholder")

@@ -89,7 +89,7 @@ def _is_known(node: onnx.NodeProto, own: set[str]) -> bool:
 
 def _has_body(operator: str, opset: int) -> bool:
     try:
-        schema = onnx.defs.get_schema(operator, opset)
+        schema: Any = onnx.defs.get_schema(operator, opset)
     except onnx.defs.SchemaError:
         return False
     return schema.has_function or schema.has_context_dependent_function
@@ -148,7 +148,7 @@ def take_branch(node: onnx.NodeProto, condition: bool) -> tuple[list[onnx.NodePr
 
 
 def explicit_attributes(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Write the paddings of transposed convolutions and the axes of squeezes out, which TVM's importer leaves out.
+    """Write out the paddings of transposed convolutions, of which TVM's importer ignores `output_shape`.
 
     Args:
         shapes: the static shapes of tensors, by name.
@@ -159,7 +159,7 @@ def explicit_attributes(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[in
 
 
 def _explicit_pads(node: onnx.NodeProto, data: Sequence[int], weight: Sequence[int]) -> None:
-    """Replace `output_shape` and `auto_pad` of a transposed convolution by `pads` and `output_padding`, as ONNX says."""
+    """Replace `output_shape` and `auto_pad` of a transposed convolution by `pads` and `output_padding`."""
     attributes = _attributes(node)
     rank = len(data) - 2
     strides = list(attributes.get("strides", [1] * rank))
@@ -204,15 +204,20 @@ def _replace(graph: onnx.GraphProto, rewrites: Mapping[str, Callable[[onnx.NodeP
             graph.node.append(node)
             continue
         for part in rewrites[node.op_type](node):
-            (graph.node if isinstance(part, onnx.NodeProto) else graph.initializer).append(part)
+            if isinstance(part, onnx.NodeProto):
+                graph.node.append(part)
+            else:
+                graph.initializer.append(part)
 
 
 def _float_inputs(node: onnx.NodeProto, axis: int) -> Iterator[Any]:
     """The two quantised inputs of a node as float: `{output}__a` and `{output}__b`; `axis` is the second one's."""
     out = node.output[0]
     for name, at in (("a", 0), ("b", 3)):
-        extra = {"axis": axis} if name == "b" else {}
-        yield helper.make_node("DequantizeLinear", node.input[at : at + 3], [f"{out}__{name}"], **extra)
+        floats = helper.make_node("DequantizeLinear", node.input[at : at + 3], [f"{out}__{name}"])
+        if name == "b":
+            floats.attribute.append(helper.make_attribute("axis", axis))
+        yield floats
 
 
 def _quantised(node: onnx.NodeProto) -> Iterator[Any]:
@@ -221,7 +226,7 @@ def _quantised(node: onnx.NodeProto) -> Iterator[Any]:
 
 
 def _qlinear_conv(node: onnx.NodeProto) -> Iterator[Any]:
-    """A quantised convolution as a convolution of floats; its bias has the scale of data times weights, no zero point."""
+    """A quantised convolution as one of floats; its bias has the scale of data times weights, and no zero point."""
     out = node.output[0]
     yield from _float_inputs(node, axis=0)
     inputs = [f"{out}__a", f"{out}__b"]

@@ -206,7 +206,7 @@ def _symbols(dim: str) -> list[str]:
 
 def _expression(dim: str) -> sympy.Expr | None:
     try:
-        return sympy.sympify(dim, locals={n: sympy.Symbol(n, integer=True) for n in _symbols(dim)})
+        return sympy.parse_expr(dim, local_dict={n: sympy.Symbol(n, integer=True) for n in _symbols(dim)})
     except (sympy.SympifyError, SyntaxError, TypeError, AttributeError):
         return None
 
@@ -267,8 +267,9 @@ def _guesses(
             if isinstance(dim, str) and _symbols(dim) == [dim]:
                 guesses.setdefault(dim, 1 if "batch" in dim.lower() and name not in examples else size)
         for dim, size in zip(dims, usual, strict=True):
-            for symbol in _symbols(dim) if isinstance(dim, str) else ():
-                guesses.setdefault(symbol, _solved(dim, size, guesses).get(symbol, size))
+            if isinstance(dim, str):
+                for symbol in _symbols(dim):
+                    guesses.setdefault(symbol, _solved(dim, size, guesses).get(symbol, size))
     return guesses
 
 

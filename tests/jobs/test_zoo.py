@@ -73,6 +73,14 @@ def test_the_zoo_that_is_shipped_is_valid():
     assert len({e.spec.records for e in entries}) == 1
 
 
+def test_entries_give_shapes_and_open_dimensions_by_name():
+    first = {"model": "a.onnx", "input_shape": {"ids": [1, 16], "mask": "1,16"}, "dims": {"batch": 1}}
+    second = {"model": "b.onnx", "input_shape": ["ids=1,16"], "dims": ["seq=4"]}
+    specs = [entry.spec for entry in read_zoo({"models": [first, second]})]
+    assert [s.input_shape for s in specs] == [{"ids": (1, 16), "mask": (1, 16)}, {"ids": (1, 16)}]
+    assert [s.dims for s in specs] == [{"batch": 1}, {"seq": 4}]
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -82,6 +90,7 @@ def test_the_zoo_that_is_shipped_is_valid():
         ({"model": []}, "did you mean models"),
         ({"models": [{"model": "resnet18", "trial": 3}]}, "did you mean trials"),
         ({"models": [{"model": "resnet18", "input_shape": "1,x"}]}, "input shape"),
+        ({"models": [{"model": "resnet18", "dims": {"batch": -1}}]}, "batch=1"),
     ],
 )
 def test_bad_zoo_files(content, says):

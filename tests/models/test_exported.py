@@ -1,11 +1,10 @@
-"""Programs of `torch.export` that TVM's importer alone takes wrongly, slowly or not at all: what PyTorch computes counts."""
+"""Programs of `torch.export` that TVM's importer alone takes wrongly or slowly: what PyTorch computes counts."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 

@@ -104,7 +104,7 @@ def test_a_batch_norm_in_training_mode_takes_the_statistics_of_the_batch(tmp_pat
     inputs: dict[str, Sequence[Any]] = {"x": [4, 3, 5, 5]}
     expect_right(write(tmp_path / "bn.onnx", [norm], inputs, statistics(3)))
     read: dict[str, tuple[int, Any]] = {"y": (FLOAT, None), "mo": (FLOAT, None)}
-    with pytest.raises(ModelError, match="BatchNormalization at 'bn'.*training mode.*mo"):
+    with pytest.raises(ModelError, match=r"BatchNormalization at 'bn'.*training mode.*mo"):
         load_model(str(write(tmp_path / "read.onnx", [norm], inputs, statistics(3), read)))
 
 
@@ -116,7 +116,7 @@ def test_a_dropout_in_training_mode_is_refused(training: bool, tmp_path: Path) -
         tmp_path / "drop.onnx", [drop, node("Relu", ["y"], ["z"])], {"x": [2, 3]}, weights, {"z": (FLOAT, None)}
     )
     if training:
-        with pytest.raises(ModelError, match="Dropout at 'drop'.*random"):
+        with pytest.raises(ModelError, match=r"Dropout at 'drop'.*random"):
             load_model(str(path))
     else:
         expect_right(path)
@@ -163,7 +163,7 @@ def test_a_constant_condition_takes_its_branch(size: int, tmp_path: Path) -> Non
 def test_a_condition_on_data_is_refused_with_its_place(tmp_path: Path) -> None:
     condition = [node("ReduceSum", ["x"], ["sum"], keepdims=0), node("Cast", ["sum"], ["c"], to=TensorProto.BOOL)]
     path = write(tmp_path / "if.onnx", conditional(condition), {"x": [4, 1, 3]}, [array("axes", [1], "int64")])
-    with pytest.raises(ModelError, match="condition 'c' of If at 'choice'.*depends on the network's input"):
+    with pytest.raises(ModelError, match=r"condition 'c' of If at 'choice'.*depends on the network's input"):
         load_model(str(path))
 
 
@@ -181,7 +181,7 @@ def test_an_operator_of_another_domain_is_not_taken_for_onnx_own(tmp_path: Path)
         {"x": [2]},
         domains=[("my.own", 1)],
     )
-    with pytest.raises(ModelError, match="unsupported operator my.own::Relu at 'n'"):
+    with pytest.raises(ModelError, match=r"unsupported operator my.own::Relu at 'n'"):
         load_model(str(path))
 
 
@@ -232,7 +232,7 @@ def test_quantised_convolutions_and_products_are_computed_as_float(tmp_path: Pat
 
 def test_shapes_that_depend_on_data_are_refused_by_their_operator(tmp_path: Path) -> None:
     nodes = [node("Relu", ["x"], ["r"]), node("NonZero", ["r"], ["y"])]
-    with pytest.raises(ModelError, match="nonzero.*depends on data") as error:
+    with pytest.raises(ModelError, match=r"nonzero.*depends on data") as error:
         load_model(str(write(tmp_path / "nz.onnx", nodes, {"x": [2, 3]}, outputs={"y": (INT64, None)})))
     assert "--input-shape" not in str(error.value)
 
