@@ -158,7 +158,7 @@ def _dtype(node: torch.fx.Node) -> torch.dtype | None:
 
 def _declared_shapes(program: torch.export.ExportedProgram) -> dict[str, list[int | str]]:
     """The dimensions of the user's inputs, by name; an open dimension is the text of its symbol."""
-    users = set(program.graph_signature.user_inputs)
+    users = {str(user) for user in program.graph_signature.user_inputs}
     shapes: dict[str, list[int | str]] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in users and isinstance(node.meta.get("val"), torch.Tensor):
