@@ -29,7 +29,7 @@ aten = torch.ops.aten
 
 _NORMS = (aten.native_layer_norm, aten.native_group_norm)  # PyTorch computes them in 32 bits, TVM in 16 or not at all
 _APART = (aten.addmm, *_NORMS)
-"""What is decomposed further in half precision; TVM's importer has the sum of `addmm` in 32 bits, whatever its bias."""
+"""What is decomposed further in half precision; TVM's importer sums `addmm` in 32 bits, whatever its bias."""
 
 
 def load_program(path: Path) -> torch.export.ExportedProgram:
