@@ -29,7 +29,7 @@ aten = torch.ops.aten
 
 _NORMS = (aten.native_layer_norm, aten.native_group_norm)  # PyTorch computes them in 32 bits, TVM in 16 or not at all
 _APART = (aten.addmm, *_NORMS)
-"""What is decomposed further in half precision. TVM's importer computes the sum of `addmm` in 32 bits."""
+"""What is decomposed further in half precision; TVM's importer sums `addmm` in 32 bits, whatever its bias."""
 
 
 def load_program(path: Path) -> torch.export.ExportedProgram:
@@ -158,7 +158,7 @@ def _dtype(node: torch.fx.Node) -> torch.dtype | None:
 
 def _declared_shapes(program: torch.export.ExportedProgram) -> dict[str, list[int | str]]:
     """The dimensions of the user's inputs, by name; an open dimension is the text of its symbol."""
-    users = set(program.graph_signature.user_inputs)
+    users = {str(user) for user in program.graph_signature.user_inputs}
     shapes: dict[str, list[int | str]] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in users and isinstance(node.meta.get("val"), torch.Tensor):
