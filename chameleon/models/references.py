@@ -17,6 +17,7 @@ from chameleon.models.errors import ModelError
 from chameleon.models.importers import load_program
 from chameleon.models.load import Source
 from chameleon.models.pytorchcv import zoo_network
+from chameleon.models.shapes import GivenShapes
 
 Arrays = Sequence[NDArray[Any]]
 Run = Callable[[Arrays], list[NDArray[Any]]]
@@ -105,7 +106,7 @@ def _pytorch_run(source: Source) -> Run:
 
 def _call(source: Source, tensors: Sequence[torch.Tensor]) -> Any:
     if source.kind == "zoo":
-        return zoo_network(source.spec, source.seed, source.shapes).module(*tensors)
+        return zoo_network(source.spec, source.seed, GivenShapes(source.shapes)).module(*tensors)
     program = load_program(Path(source.spec))
     rest = iter(tensors)
     leaves = [
