@@ -9,7 +9,7 @@ compared with those of the same network in TVM's order and with TVM's memory pla
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from tvm.ir import IRModule
 from tvm.target import Target
 
 from chameleon.jobs.compare import Difference, difference
+from chameleon.jobs.stages import Say
 from chameleon.kernels.defaults import schedule_defaults
 from chameleon.kernels.lower import build, lower
 from chameleon.memory.deadline import SEARCH_LIMIT_S, Deadline
@@ -31,8 +32,6 @@ from chameleon.models.shapes import InputShape
 from chameleon.serenity.graph import Graph
 from chameleon.serenity.summary import MemorySummary, Row, measured, rows_of, with_arena
 from chameleon.target import detect_target, parse_target
-
-Say = Callable[[str], None]
 
 BASE_SHARE, SEARCH_SHARE = 0.4, 0.7
 """The part of the time that the order of the network as it is may take, and the part of the rest for the rewrites."""
