@@ -213,9 +213,9 @@ def _finish(
 
 
 def _stored(report: TuneReport, before: dict[str, Any]) -> TuneReport | None:
-    """The report with what an earlier run measured, None if that one had other schedules."""
+    """The report with what an earlier run measured; None if that one had other schedules or compared no outputs."""
     now = report.to_json()
-    if any(before.get(key) != now[key] for key in ("trials", "tasks")) or "latency_ms" not in before:
+    if any(before.get(key) != now[key] for key in ("trials", "tasks")) or not before.get("comparison"):
         return None
     return dataclasses.replace(
         report,
@@ -223,6 +223,7 @@ def _stored(report: TuneReport, before: dict[str, Any]) -> TuneReport | None:
         quartiles_ms=before.get("quartiles_ms", {}),
         measured_on=before.get("measured_on") or "an unknown date",
         measured_before=True,
+        comparison=before["comparison"],
         warnings=[*before.get("warnings", []), *report.warnings],
     )
 
