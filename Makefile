@@ -18,7 +18,7 @@ tune: $(READY)
 
 # Everything: lint, types, layers, fast tests, then the tests that tune with the real TVM, then with the real AutoTVM.
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m tvm tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "tvm or slow" tests
 	$(MAKE) test-autotvm
 
 # The tests of the AutoTVM host, on TVM 0.19.
@@ -32,7 +32,7 @@ check: $(READY)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-cache
 	$(MAKE) docs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not tvm and not autotvm" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not tvm and not autotvm and not slow" tests
 
 # The pages as a site, in site/. A link to nothing is an error. The variable silences an advertisement.
 docs: $(READY)

@@ -38,10 +38,12 @@ def test_importing_loads_nothing_heavy(module: str) -> None:
     assert not loaded(f"import {module}") & HEAVY
 
 
+@pytest.mark.slow
 def test_the_check_can_fail() -> None:
     assert "xgboost" in loaded("import xgboost")
 
 
+@pytest.mark.slow
 def test_searching_loads_no_tvm() -> None:
     """Not at import and not later: a whole run of the engine, its model and its clustering included."""
     code = """

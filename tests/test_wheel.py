@@ -13,6 +13,8 @@ import pytest
 
 import chameleon
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 LANDSCAPE = ROOT / "tests/data/tiny_lines.jsonl.gz"

@@ -157,7 +157,8 @@ def replay_all(
     The runs are returned in that order, whichever finishes first.
 
     Args:
-        jobs: how many worker processes, of one thread each; by default one a core. The results do not depend on it.
+        jobs: how many runs at once, of one thread each, in processes of their own if that is more than one; by default
+            one a core. The results do not depend on it.
         done: called after each finished run.
 
     Raises:
@@ -165,6 +166,8 @@ def replay_all(
     """
     tasks = [(landscape, name, seed) for landscape in landscapes for name in searchers for seed in range(seeds)]
     workers = max(1, min(jobs or usable_cores(), len(tasks)))
+    if workers == 1:
+        return _one_after_the_other(tasks, trials, done)
     context = multiprocessing.get_context("spawn")
     life, holder = context.Pipe(duplex=False)  # the workers live as long as this process holds the other end
     pool = ProcessPoolExecutor(workers, context, _prepare_worker, (life,))
@@ -182,6 +185,29 @@ def replay_all(
             raise
 
 
+def _one_after_the_other(
+    tasks: Sequence[tuple[Landscape, str, int]], trials: int, done: Callable[[], None]
+) -> list[ReplayRun]:
+    torch, threadpoolctl = _load_engine()
+    threads, runs = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    try:
+        with threadpoolctl.threadpool_limits(1):
+            for landscape, name, seed in tasks:
+                runs.append(replay(landscape, name, trials=trials, seed=seed))
+                done()
+    finally:
+        torch.set_num_threads(threads)
+    return runs
+
+
+def _load_engine() -> tuple[Any, Any]:
+    """Load the engine's libraries, before anything is timed; returns torch and threadpoolctl."""
+    for name in ("sklearn.cluster", "xgboost"):
+        importlib.import_module(name)
+    return importlib.import_module("torch"), importlib.import_module("threadpoolctl")
+
+
 def _collect(futures: Sequence[Future[ReplayRun]], done: Callable[[], None]) -> list[ReplayRun]:
     for future in as_completed(futures):
         future.result()
@@ -196,8 +222,7 @@ def _prepare_worker(life: Connection) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_exit_with, args=(life,), daemon=True).start()
-    torch, _, threadpoolctl = (importlib.import_module(name) for name in ("torch", "sklearn.cluster", "threadpoolctl"))
-    importlib.import_module("xgboost")
+    torch, threadpoolctl = _load_engine()
     torch.set_num_threads(1)
     threadpoolctl.threadpool_limits(1)
 

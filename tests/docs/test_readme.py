@@ -85,6 +85,7 @@ def test_code_in_a_text_block_is_found() -> None:
     assert no_code(shown)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in RUN if c.startswith(WITHOUT_TVM)])
 def test_command_without_tvm(command: str, folder: Path) -> None:
     run(command, folder)
@@ -113,6 +114,7 @@ def test_the_python_block(tmp_path: Path) -> None:
     assert len(scope["database"].get_all_tuning_records()) == 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", pages_with_python(needs=""))
 def test_python_without_tvm(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)

@@ -134,6 +134,7 @@ def test_names_are_in_the_zoo_and_the_nearest_are_named() -> None:
         zoo_network("darts-normal-cell", 0, GivenShapes((1, 48, 14, 14)))
 
 
+@pytest.mark.slow
 def test_building_a_network_loads_no_tvm() -> None:
     code = (
         "import sys; from chameleon.models.pytorchcv import zoo_network; zoo_network('ws16', 0); "

@@ -51,6 +51,7 @@ def test_differences_by_hand() -> None:
     assert row["difference_1"]["high"] == -0.25
 
 
+@pytest.mark.slow
 def test_the_small_form(tmp_path: Path) -> None:
     arguments = (TINY, "--groups", "clustering", "--seeds", 1, "--trials", 24, "--out", tmp_path)
     for expected in (3, 0):  # a second call finds all runs on record

@@ -15,6 +15,7 @@ from tests.support.scripts import run_module
 SMALL = "id,lower,upper,size\na,4,5,4\nb,3,5,3\nc,1,3,4\nd,3,4,3\ne,2,4,2\n"
 
 
+@pytest.mark.slow
 def test_the_small_form(tmp_path: Path) -> None:
     one, two = tmp_path / "small.8.csv", tmp_path / "wide.9.csv"
     one.write_text(SMALL)

@@ -27,6 +27,7 @@ def test_every_file_has_a_case_and_every_case_a_file_that_the_script_makes() -> 
     assert sum((FOLDER / name).stat().st_size for name in files) < 2_500_000
 
 
+@pytest.mark.slow
 def test_a_graph_is_written_as_it_is_kept(tmp_path: Path) -> None:
     for name in ("two_tables", "qdq_per_channel", "names_of_tensorflow"):
         assert proto(name, GRAPHS[name]).SerializeToString() == (FOLDER / f"{name}.onnx").read_bytes()

@@ -31,6 +31,7 @@ def test_rows_by_hand() -> None:
     assert "| lazy | unit | 8 | 1/2 | 50.0% | 20, 30 | 1.500, 2.000 | 2 |" in table([row])
 
 
+@pytest.mark.slow
 @pytest.mark.needs("numba")
 def test_the_small_form(tmp_path: Path) -> None:
     arguments = ["--nodes", "16", "--seeds", "1", "--sizes", "varied", "--out", str(tmp_path)]

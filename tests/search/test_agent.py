@@ -80,6 +80,7 @@ def walk(space: KnobSpace, steps: int, seed: int, score) -> float:
     return float(best)
 
 
+@pytest.mark.slow
 def test_the_agent_learns_a_known_optimum_much_faster_than_uniform_walking() -> None:
     """16 knobs of 9 values, best at all 7: uniform walkers linger in the middle, the agent heads for the corner."""
     space = KnobSpace([option(f"o{i}", list(range(9))) for i in range(16)])
@@ -97,6 +98,7 @@ def test_the_agent_learns_a_known_optimum_much_faster_than_uniform_walking() -> 
         assert found > uniform + 0.05
 
 
+@pytest.mark.slow
 def test_the_trained_agent_scores_higher_on_average_than_the_untrained_one() -> None:
     space, cost = tiled_matmul()
     rng = np.random.default_rng(0)

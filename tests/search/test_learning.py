@@ -148,6 +148,7 @@ def best_after(name: str, trials: int, seed: int, space: KnobSpace, cost: Cost) 
     return searcher.best.seconds
 
 
+@pytest.mark.slow
 def test_chameleon_is_far_ahead_of_random_on_a_large_tiling_space() -> None:
     space, cost = tiled_matmul()
     assert space.size > 10**9
@@ -169,6 +170,7 @@ def test_plans_are_no_larger_than_the_host_can_use_at_once(wanted: int, largest:
     assert asked + len(searcher.state()["queue"]) <= largest
 
 
+@pytest.mark.slow
 def test_clustering_by_as_many_knobs_as_there_are_is_clustering_by_all() -> None:
     space, cost = tiled_matmul()
     asked = []
@@ -182,6 +184,7 @@ def test_clustering_by_as_many_knobs_as_there_are_is_clustering_by_all() -> None
     assert everything.shape != one.shape or (everything != one).any()
 
 
+@pytest.mark.slow
 def test_a_recipe_takes_either_explorer() -> None:
     space, cost = tiled_matmul()
     annealed = make_searcher("release", space, np.random.default_rng(0), explorer=AnnealingConfig(steps=125, keep=256))

@@ -44,6 +44,7 @@ def fan(n: int) -> Graph:
     return Graph((Node("x", (), 5000), *readers, Node("s", tuple(r.name for r in readers), 10)), ("x",), ("s",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("graph", "peak"), [(long_chain(4000), 2048), (residual_chain(3000), 128 + 320 + 128), (fan(1500), None)]
 )

@@ -67,6 +67,7 @@ def wired(n: int, seed: int, varied: bool = False) -> Graph:
     return watts_strogatz(n, rng=rng, sizes=(rng.integers(1, 33, n) * 64).tolist() if varied else None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_switch_gives_the_peak_of_the_best_of_all_orders(engine: str) -> None:
     for seed in range(100 if engine == "python" else 30):
@@ -77,6 +78,7 @@ def test_every_switch_gives_the_peak_of_the_best_of_all_orders(engine: str) -> N
                 assert (found.peak_bytes, found.proven) == (best, True), (seed, switches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @given(seed=st.integers(0, 2**32 - 1), switches=st.sampled_from(SWITCHES))
 @settings(deadline=None, max_examples=200)
@@ -87,6 +89,7 @@ def test_every_switch_gives_the_peak_of_the_plain_program(engine: str, seed: int
         assert solved(graph, engine=engine, **switches).peak_bytes == plain.peak == plain.lower
 
 
+@pytest.mark.slow
 @pytest.mark.needs("ortools")
 @pytest.mark.parametrize(("n", "varied"), [(16, False), (16, True), (24, True), (32, False), (32, True), (40, True)])
 def test_an_integer_program_agrees(n: int, varied: bool) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -141,10 +142,13 @@ def test_exhausted_space_ends_the_run(landscape: Landscape) -> None:
     assert run.fraction_at(100) == 1.0
 
 
-def test_processes_change_nothing() -> None:
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_processes_change_nothing(jobs: int) -> None:
     landscapes = [load_landscape(DATA / f"tiny_{f}.gz") for f in ("cache.json", "t4.t4.json")]
     finished: list[int] = []
-    runs = replay_all(landscapes, ["grid", "genetic"], trials=30, seeds=2, jobs=2, done=lambda: finished.append(1))
+    threads = torch.get_num_threads()
+    runs = replay_all(landscapes, ["grid", "genetic"], trials=30, seeds=2, jobs=jobs, done=lambda: finished.append(1))
+    assert torch.get_num_threads() == threads
     expected = [replay(x, s, trials=30, seed=i) for x in landscapes for s in ("grid", "genetic") for i in (0, 1)]
     assert len(finished) == len(runs) == 8
     for run, alone in zip(runs, expected, strict=True):
@@ -158,10 +162,11 @@ from pathlib import Path
 from tuners.replay import load_landscape, replay_all
 if __name__ == "__main__":
     landscape = load_landscape(Path(sys.argv[1]))
-    replay_all([landscape], ["genetic"], trials=1000, seeds=3000, jobs=1, done=lambda: print("done", flush=True))
+    replay_all([landscape], ["genetic"], trials=1000, seeds=3000, jobs=2, done=lambda: print("done", flush=True))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
 def test_an_ended_parent_leaves_no_process(tmp_path: Path, kind: signal.Signals) -> None:
     script = tmp_path / "job.py"
@@ -182,6 +187,7 @@ def test_an_ended_parent_leaves_no_process(tmp_path: Path, kind: signal.Signals)
     assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_a_failing_run_is_reported(landscape: Landscape) -> None:
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_failing_run_is_reported(landscape: Landscape, jobs: int) -> None:
     with pytest.raises(UnknownSearcherError, match="nonsense"):
-        replay_all([landscape], ["nonsense"], trials=1, seeds=3, jobs=1)
+        replay_all([landscape], ["nonsense"], trials=1, seeds=3, jobs=jobs)

@@ -272,6 +272,7 @@ pool.map(["hang", ("grandchild", "300")])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "signum"),
     [
