@@ -62,10 +62,9 @@ class MemoryPlan:
     """What the pass decided.
 
     Attributes:
-        graph: the graph that was ordered.
+        graph: the graph that was ordered, with sizes as they are in the arena: multiples of `ALIGNMENT` bytes.
         schedule: the order, its liveness bound `peak_bytes`, and a lower bound that holds for every order.
-        arena: the offsets and the size. The size exceeds `schedule.peak_bytes` by the cost of alignment and
-            fragmentation.
+        arena: the offsets and the size. The size exceeds `schedule.peak_bytes` by the cost of fragmentation.
         scratch_bytes: the memory, in all threads of the target, that kernels still allocate themselves and that is not
             in the arena (see `chameleon.kernels.scratch`).
         unplanned: the variables of tensors that are not in the arena, because only a run tells their shape, or because
@@ -165,7 +164,7 @@ def rewritten_kernels(mod: IRModule, solve: Solve, options: MemoryOptions, max_t
         return mod
 
     def rolled() -> IRModule:
-        return roll_where_it_pays(mod, lambda changed: extract_graph(changed, options.name).graph, solve)
+        return roll_where_it_pays(mod, lambda changed: _graph_of(changed, options)[1], solve)
 
     return if_possible("computing row by row", options.name, rolled, mod)
 
@@ -181,8 +180,10 @@ def peak_score(mod: IRModule, solve: Solve, options: MemoryOptions) -> Score:
 
 
 def _graph_of(mod: IRModule, options: MemoryOptions) -> tuple[Extracted, Graph]:
+    """The graph to order; its sizes are those that tensors have in the arena."""
     extracted = extract_graph(mod, options.name)
-    return extracted, extracted.graph if options.in_place else without_in_place(extracted.graph)
+    graph = extracted.graph.aligned(ALIGNMENT)
+    return extracted, graph if options.in_place else without_in_place(graph)
 
 
 @tvm.transform.module_pass(opt_level=0, name="MemoryAware")

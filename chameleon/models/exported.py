@@ -95,6 +95,7 @@ def prepared_program(program: torch.export.ExportedProgram, name: str) -> torch.
     _drop_constant_arguments(program)
     _refuse_randomness(program, name)
     _split_half_biases(program)
+    _count_from_the_start(program.graph)
     _fold_constants(program)
     return program
 
@@ -218,6 +219,31 @@ def _no_dropout(node: torch.fx.Node) -> bool:
     if "scaled_dot_product" in str(node.target):
         return bool(given.get("dropout_p", 0.0) == 0.0)
     return given.get("train", given.get("training")) is False
+
+
+def _count_from_the_start(graph: torch.fx.Graph) -> None:
+    """Replace indices that count from the end: TVM's `take` reads before the tensor's first element for those."""
+    for node in list(graph.find_nodes(op="call_function", target=aten.select.int)):
+        data, dim, index = node.args
+        if index < 0:
+            node.update_arg(2, index + data.meta["val"].shape[dim])
+    for target in (aten.index.Tensor, aten.index_put.default):
+        for node in list(graph.find_nodes(op="call_function", target=target)):
+            shape = node.args[0].meta["val"].shape
+            with graph.inserting_before(node):
+                node.update_arg(1, [_from_the_start(graph, i, n) for i, n in zip(node.args[1], shape, strict=False)])
+
+
+def _from_the_start(graph: torch.fx.Graph, index: torch.fx.Node | None, size: int) -> torch.fx.Node | None:
+    """`index`, or `index + size` where that is negative; None and truth values stay as they are."""
+    if index is None or _dtype(index) not in (torch.int32, torch.int64):
+        return index
+    value = index.meta["val"]
+    negative = graph.call_function(aten.lt.Scalar, (index, 0))
+    shifted = graph.call_function(aten.add.Tensor, (index, size))
+    counted = graph.call_function(aten.where.self, (negative, shifted, index))
+    negative.meta["val"], shifted.meta["val"], counted.meta["val"] = value < 0, value + size, value
+    return counted
 
 
 def _split_half_biases(program: torch.export.ExportedProgram) -> None:

@@ -19,8 +19,8 @@ from chameleon.models.onnx_rewrites import (
     inline_functions,
     known_operators,
     place,
-    refuse_branches,
     refuse_training,
+    refuse_unknown,
 )
 from chameleon.models.outputs import Output
 from chameleon.models.shapes import Dims, GivenShapes, static_shapes
@@ -61,7 +61,7 @@ def read_onnx(path: Path, given: GivenShapes, say: Callable[[str], None]) -> Onn
     proto = inline_functions(proto, path.name)
     outputs = _outputs(proto)
     fold_constants(proto)
-    refuse_branches(proto.graph, path.name)
+    refuse_unknown(proto.graph, path.name)
     _split_sums(proto.graph)
     proto = known_operators(proto, path.name, _supported())
     fold_constants(proto)

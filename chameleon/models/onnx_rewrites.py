@@ -32,6 +32,9 @@ _OTHERS_OWN = {"Attention", "BiasGelu", "EmbedLayerNormalization", "FastGelu", "
 
 _STANDARD = ("", "ai.onnx")
 
+_OF_ANY_SIZE = ("NonZero", "Compress", "Unique")
+"""The operators whose outputs have as many elements as a run finds."""
+
 
 def place(node: onnx.NodeProto) -> str:
     """An operator, with its domain if it is not ONNX's own, and where it is in the graph."""
@@ -63,7 +66,7 @@ def known_operators(proto: onnx.ModelProto, name: str, supported: set[str]) -> o
     Raises:
         ModelError: if operators are left that the importer does not know.
     """
-    _replace(proto.graph, _QUANTISED)
+    _replace(proto.graph, _REWRITES)
     own = supported - _OTHERS_OWN
     opset = next((o.version for o in proto.opset_import if o.domain in _STANDARD), 1)
     foreign = {n.op_type for n in proto.graph.node if n.domain in _STANDARD and n.op_type not in own}
@@ -122,13 +125,18 @@ def refuse_training(graph: onnx.GraphProto, name: str, constants: Mapping[str, A
             del node.output[1:]
 
 
-def refuse_branches(graph: onnx.GraphProto, name: str) -> None:
-    """Refuse branches whose condition is not constant.
+def refuse_unknown(graph: onnx.GraphProto, name: str) -> None:
+    """Refuse what only a run can tell: branches whose condition is not constant, and shapes that depend on data.
 
     Raises:
-        ModelError: if there is such a branch.
+        ModelError: if there is such an operator.
     """
     for node in graph.node:
+        if node.domain in _STANDARD and node.op_type in _OF_ANY_SIZE:
+            raise ModelError(
+                f"{name}: the shape of what {place(node)} makes depends on data; kernels are made for static shapes, "
+                "so end the network before it"
+            )
         if node.op_type == "If":
             raise ModelError(
                 f"{name}: the condition {node.input[0]!r} of {place(node)} depends on the network's input; a network "
@@ -148,7 +156,9 @@ def take_branch(node: onnx.NodeProto, condition: bool) -> tuple[list[onnx.NodePr
 
 
 def explicit_attributes(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Write out the paddings of transposed convolutions, of which TVM's importer ignores `output_shape`.
+    """Write out the paddings of transposed convolutions and poolings.
+
+    TVM's importer ignores `output_shape`, and takes `auto_pad` wrongly where the window moves in one dimension.
 
     Args:
         shapes: the static shapes of tensors, by name.
@@ -156,6 +166,25 @@ def explicit_attributes(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[in
     for node in graph.node:
         if node.op_type == "ConvTranspose" and node.input[0] in shapes and node.input[1] in shapes:
             _explicit_pads(node, shapes[node.input[0]], shapes[node.input[1]])
+        elif node.op_type in ("MaxPool", "AveragePool") and node.input[0] in shapes:
+            _explicit_pool_pads(node, shapes[node.input[0]])
+
+
+def _explicit_pool_pads(node: onnx.NodeProto, data: Sequence[int]) -> None:
+    """Replace the `auto_pad` of a pooling by `pads`."""
+    attributes = _attributes(node)
+    auto = attributes.get("auto_pad", b"NOTSET").decode()
+    if auto not in ("SAME_UPPER", "SAME_LOWER"):
+        return
+    kernel, ones = attributes["kernel_shape"], [1] * (len(data) - 2)
+    strides, dilations = attributes.get("strides", ones), attributes.get("dilations", ones)
+    pads = []
+    for size, window, stride, dilation in zip(data[2:], kernel, strides, dilations, strict=True):
+        total = max((-(-size // stride) - 1) * stride + (window - 1) * dilation + 1 - size, 0)
+        pads.append((total // 2, total - total // 2)[:: 1 if auto == "SAME_UPPER" else -1])
+    for attribute in [a for a in node.attribute if a.name in ("auto_pad", "pads")]:
+        node.attribute.remove(attribute)
+    node.attribute.append(helper.make_attribute("pads", [p[0] for p in pads] + [p[1] for p in pads]))
 
 
 def _explicit_pads(node: onnx.NodeProto, data: Sequence[int], weight: Sequence[int]) -> None:
@@ -272,7 +301,45 @@ def _conv_integer(node: onnx.NodeProto) -> Iterator[Any]:
     yield helper.make_node("Cast", [f"{out}__float"], [out], to=onnx.TensorProto.INT32)
 
 
-_QUANTISED: dict[str, Callable[[onnx.NodeProto], Iterator[Any]]] = {
+def _constant(node: onnx.NodeProto) -> Iterator[Any]:
+    """A constant of a few numbers as a constant tensor, the only form that TVM's importer knows."""
+    for name, kind in (("value_float", np.float32), ("value_int", np.int64)):
+        for attribute in (name, f"{name}s"):
+            if attribute in (values := _attributes(node)):
+                tensor = numpy_helper.from_array(np.array(values[attribute], dtype=kind))
+                yield helper.make_node("Constant", [], node.output, name=node.name, value=tensor)
+                return
+    yield node
+
+
+def _upsample(node: onnx.NodeProto) -> Iterator[Any]:
+    """`Upsample`, and `Resize` as opset 10 has it, in today's form of `Resize`.
+
+    TVM's importer rounds where `Upsample` rounds down, and has no other form of `Resize` than today's.
+    """
+    attributes = _attributes(node)
+    if node.op_type == "Resize" and len(node.input) != 2:
+        yield node
+        return
+    scales = [*node.input[1:]]
+    if "scales" in attributes:  # opset 7
+        scales = [f"{node.output[0]}__scales"]
+        yield numpy_helper.from_array(np.array(attributes["scales"], dtype=np.float32), scales[0])
+    yield helper.make_node(
+        "Resize",
+        [node.input[0], "", *scales],
+        node.output,
+        name=node.name,
+        mode=attributes.get("mode", b"nearest"),
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    )
+
+
+_REWRITES: dict[str, Callable[[onnx.NodeProto], Iterator[Any]]] = {
+    "Constant": _constant,
+    "Upsample": _upsample,
+    "Resize": _upsample,
     "QLinearConv": _qlinear_conv,
     "QLinearMatMul": _qlinear_matmul,
     "ConvInteger": _conv_integer,

@@ -98,6 +98,21 @@ class Half(nn.Module):
         return torch.softmax(x @ x.transpose(1, 2) / 4, -1) @ x
 
 
+class CountsFromTheEnd(nn.Module):
+    """Indices below zero: in the code, in constants, and among the inputs."""
+
+    def forward(self, x: torch.Tensor, i: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        rows, put = torch.tensor([-1, 0, -2]), x.clone()
+        put[i, i, i] = 1.0
+        put[:, -1] = 2.0
+        return x[:, -1], x[..., -2], x[:, rows], x[i], x[i, i], x[:, -3:-1], torch.narrow(x, 1, -2, 2), put
+
+
+def test_indices_count_from_the_end(tmp_path: Path) -> None:
+    module, inputs = CountsFromTheEnd(), (torch.randn(4, 5, 3), torch.tensor([-1, 2, -3]))
+    expect_right(load_model(saved(module, inputs, tmp_path / "end.pt2")), module, inputs)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -86,6 +86,46 @@ def test_transposed_convolutions_have_the_size_that_the_file_says(attributes: di
     expect_right(write(tmp_path / "up.onnx", [conv], {"x": [1, 3, 5, 5]}, [weight("w", 3, 4, 3, 3)]))
 
 
+@pytest.mark.parametrize("operator", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize(
+    ("size", "attributes"),
+    [
+        ([21], {"kernel_shape": [3], "strides": [2], "auto_pad": "SAME_LOWER"}),
+        ([20], {"kernel_shape": [4], "strides": [3], "auto_pad": "SAME_UPPER"}),
+        ([9, 12], {"kernel_shape": [2, 3], "strides": [2, 1], "auto_pad": "SAME_LOWER"}),
+        ([6, 7, 8], {"kernel_shape": [2, 3, 2], "strides": [1, 2, 3], "auto_pad": "SAME_UPPER"}),
+        ([9], {"kernel_shape": [2], "strides": [3], "auto_pad": "VALID"}),
+    ],
+)
+def test_poolings_that_pad_by_themselves(
+    operator: str, size: list[int], attributes: dict[str, Any], tmp_path: Path
+) -> None:
+    expect_right(write(tmp_path / "p.onnx", [node(operator, ["x"], ["y"], **attributes)], {"x": [1, 3, *size]}))
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize(
+    ("opset", "scales"),
+    [
+        *((opset, scales) for opset in (7, 9, 10) for scales in ((1, 1, 2, 3), (1, 1, 1.5, 2.5))),
+        (10, (1, 1, 0.5, 0.5)),
+    ],
+)
+def test_old_ways_to_resize(opset: int, scales: tuple[float, ...], mode: str, tmp_path: Path) -> None:
+    given = {"scales": [float(s) for s in scales]} if opset == 7 else {}
+    inputs = ["x"] if given else ["x", "s"]
+    resize = node("Resize" if opset == 10 else "Upsample", inputs, ["y"], mode=mode, **given)
+    weights = [] if given else [array("s", scales, "float32")]
+    expect_right(write(tmp_path / "up.onnx", [resize], {"x": [1, 3, 6, 8]}, weights, opset=opset))
+
+
+@pytest.mark.parametrize("given", [{"value_floats": [1.5, -2.0, 3.0]}, {"value_float": 2.5}])
+def test_constants_of_a_few_numbers(given: dict[str, Any], tmp_path: Path) -> None:
+    nodes = [node("Constant", [], ["c"], **given), node("Add", ["x", "c"], ["y"])]
+    outputs: dict[str, tuple[int, Any]] = {"y": (FLOAT, None), "c": (FLOAT, None)}  # an output is not folded
+    expect_right(write(tmp_path / "c.onnx", nodes, {"x": [2, 3]}, outputs=outputs))
+
+
 def test_outputs_that_differ_from_the_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chameleon.models.onnx_files.explicit_attributes", lambda *_: None)
     conv = node("ConvTranspose", ["x", "w"], ["y"], name="up", output_shape=[10, 10], strides=[2, 2])
@@ -232,7 +272,7 @@ def test_quantised_convolutions_and_products_are_computed_as_float(tmp_path: Pat
 
 def test_shapes_that_depend_on_data_are_refused_by_their_operator(tmp_path: Path) -> None:
     nodes = [node("Relu", ["x"], ["r"]), node("NonZero", ["r"], ["y"])]
-    with pytest.raises(ModelError, match=r"nonzero.*depends on data") as error:
+    with pytest.raises(ModelError, match=r"NonZero at .*-> y makes depends on data") as error:
         load_model(str(write(tmp_path / "nz.onnx", nodes, {"x": [2, 3]}, outputs={"y": (INT64, None)})))
     assert "--input-shape" not in str(error.value)
 
