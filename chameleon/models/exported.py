@@ -27,6 +27,7 @@ _CONSTANTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 _HALF = (torch.float16, torch.bfloat16)
 aten = torch.ops.aten
 
+_TRAINED_NORMS = (aten._native_batch_norm_legit_functional.default, aten._native_batch_norm_legit.default)
 _NORMS = (aten.native_layer_norm, aten.native_group_norm)  # PyTorch computes them in 32 bits, TVM in 16 or not at all
 _APART = (aten.addmm, *_NORMS)
 """What is decomposed further in half precision; TVM's importer sums `addmm` in 32 bits, whatever its bias."""
@@ -80,7 +81,7 @@ def prepared_program(program: torch.export.ExportedProgram, name: str) -> torch.
     """The program in the operators that TVM's importer takes rightly.
 
     Raises:
-        ModelError: if the program is random.
+        ModelError: if the program is random, or remembers something from one run to the next.
     """
     table = torch.export.default_decompositions()
     types = {_dtype(node) for node in program.graph.nodes}
@@ -94,6 +95,7 @@ def prepared_program(program: torch.export.ExportedProgram, name: str) -> torch.
         program = program.run_decompositions(table)
     _drop_constant_arguments(program)
     _refuse_randomness(program, name)
+    _refuse_state(program, name)
     _split_half_biases(program)
     _count_from_the_start(program.graph)
     _fold_constants(program)
@@ -210,6 +212,27 @@ def _refuse_randomness(program: torch.export.ExportedProgram, name: str) -> None
                 f"{name}: the network is random: {place_of(node)}; a compiled network is not. "
                 "If it is a dropout, export the module after module.eval()"
             )
+
+
+def _refuse_state(program: torch.export.ExportedProgram, name: str) -> None:
+    """Refuse a program whose outputs depend on a buffer that each run changes; other changes of buffers are left out."""
+    signature = program.graph_signature
+    kept = {spec.arg.name for spec in signature.output_specs if spec.kind is OutputKind.USER_OUTPUT}
+    wanted = [n for n in program.graph.output_node().all_input_nodes if n.name in kept]
+    read: set[torch.fx.Node] = set()
+    while wanted:
+        node = wanted.pop()
+        if node not in read:
+            read.add(node)
+            statistics = node.args[3:5] if node.target in _TRAINED_NORMS else ()  # read for the new ones only
+            wanted += [n for n in node.all_input_nodes if n not in statistics]
+    changed = set(signature.buffers_to_mutate.values())
+    buffers = signature.inputs_to_buffers
+    if state := sorted(buffers[n.name] for n in read if buffers.get(n.name) in changed):
+        raise ModelError(
+            f"{name}: each run changes its buffer {', '.join(map(repr, state))} and the next one reads it; a compiled "
+            "network remembers nothing, so export it with this state as an input and an output"
+        )
 
 
 def _no_dropout(node: torch.fx.Node) -> bool:

@@ -98,6 +98,26 @@ class Half(nn.Module):
         return torch.softmax(x @ x.transpose(1, 2) / 4, -1) @ x
 
 
+class Counter(nn.Module):
+    """Counts its runs; the count is an output, or nothing reads it."""
+
+    def __init__(self, read: bool) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(1))
+        self.read = read
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += 1
+        return x * 2 + self.seen if self.read else x * 2
+
+
+def test_a_network_that_remembers_is_refused(tmp_path: Path) -> None:
+    x = torch.randn(2, 3)
+    with pytest.raises(ModelError, match="changes its buffer 'seen'.*an input and an output"):
+        load_model(saved(Counter(read=True), (x,), tmp_path / "read.pt2"))
+    expect_right(load_model(saved(Counter(read=False), (x,), tmp_path / "unread.pt2")), Counter(read=False), (x,))
+
+
 class CountsFromTheEnd(nn.Module):
     """Indices below zero: in the code, in constants, and among the inputs."""
 
