@@ -215,7 +215,7 @@ def _refuse_randomness(program: torch.export.ExportedProgram, name: str) -> None
 
 
 def _refuse_state(program: torch.export.ExportedProgram, name: str) -> None:
-    """Refuse a program whose outputs depend on a buffer that each run changes; other changes of buffers are left out."""
+    """Refuse a program whose outputs depend on a buffer that each run changes. Other changes are left out."""
     signature = program.graph_signature
     kept = {spec.arg.name for spec in signature.output_specs if spec.kind is OutputKind.USER_OUTPUT}
     wanted = [n for n in program.graph.output_node().all_input_nodes if n.name in kept]

@@ -113,7 +113,7 @@ class Counter(nn.Module):
 
 def test_a_network_that_remembers_is_refused(tmp_path: Path) -> None:
     x = torch.randn(2, 3)
-    with pytest.raises(ModelError, match="changes its buffer 'seen'.*an input and an output"):
+    with pytest.raises(ModelError, match=r"changes its buffer 'seen'.*an input and an output"):
         load_model(saved(Counter(read=True), (x,), tmp_path / "read.pt2"))
     expect_right(load_model(saved(Counter(read=False), (x,), tmp_path / "unread.pt2")), Counter(read=False), (x,))
 
