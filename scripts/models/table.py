@@ -3,8 +3,9 @@
 
     python -m scripts.models.table [FILES...] --out results/models --trials 4
 
-Writes `results.json`, `table.md` and `manifest.json`. Exit code 1 if a step is wrong, ends with a traceback, or ends
-otherwise than `tests/data/models/cases.yaml` expects it.
+Writes `results.json`, `table.md` and `manifest.json`. A second call runs the models that are missing; models that are
+named run again. `results.json` has the commit of each model's run. Exit code 1 if a step is wrong, ends with a traceback,
+or ends otherwise than `tests/data/models/cases.yaml` expects it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +26,7 @@ import typer
 
 from chameleon.cli import guarded
 from chameleon.errors import ChameleonError
-from chameleon.manifest import write_manifest
+from chameleon.manifest import manifest, write_manifest
 from scripts.models.cases import FOLDER, STEPS, Case, read_cases
 from scripts.models.steps import Outcome
 
@@ -46,14 +48,13 @@ def main(
 ) -> None:
     """Make the table."""
     cases = read_cases()
-    paths = files or [FOLDER / name for name in cases]
-    rows = run_all(paths, trials, jobs, timeout_s)
+    results = Results(out / "results.json", list(cases))
+    paths = files or [FOLDER / name for name in cases if name not in results.rows]
+    run_all(paths, trials, jobs, timeout_s, results.add)
+    rows = results.rows
     unexpected = differences(rows, cases)
-    out.mkdir(parents=True, exist_ok=True)
-    content = {name: {step: asdict(o) for step, o in row.items()} for name, row in rows.items()}
-    (out / "results.json").write_text(json.dumps({"models": content, "unexpected": unexpected}, indent=1) + "\n")
     (out / "table.md").write_text(table(rows, cases))
-    write_manifest(out / "manifest.json", {"models": [p.name for p in paths], "trials": trials})
+    write_manifest(out / "manifest.json", {"models": [*rows], "trials": trials})
     print(table(rows, cases))
     for text in unexpected:
         print(text)
@@ -61,16 +62,46 @@ def main(
         raise ChameleonError(f"{len(unexpected)} of {len(rows) * len(STEPS)} steps ended otherwise than expected")
 
 
-def run_all(paths: Sequence[Path], trials: int, jobs: int, timeout_s: float) -> dict[str, dict[str, Outcome]]:
-    """The outcomes by model and step, a few models at once."""
+class Results:
+    """The outcomes by model and step, kept in a file from the first model on.
 
-    def run(path: Path) -> dict[str, Outcome]:
+    Args:
+        path: of the file; what it holds is kept.
+        order: the names of the models as they are listed; others follow.
+    """
+
+    def __init__(self, path: Path, order: Sequence[str]) -> None:
+        self._path, self._order, self._lock = path, order, threading.Lock()
+        self._commit = manifest({})["commit"]
+        kept = json.loads(path.read_text()) if path.exists() else {"models": {}, "commits": {}}
+        self._commits: dict[str, str] = kept["commits"]
+        self.rows = {m: {step: Outcome(**o) for step, o in row.items()} for m, row in kept["models"].items()}
+
+    def add(self, name: str, row: dict[str, Outcome]) -> None:
+        """Take the outcomes of a model, in the place of those it had before."""
+        with self._lock:
+            places = {n: i for i, n in enumerate(self._order)}
+            rows = {**self.rows, name: row}
+            self.rows = {n: rows[n] for n in sorted(rows, key=lambda n: places.get(n, len(places)))}
+            self._commits[name] = self._commit
+            models = {n: {step: asdict(o) for step, o in r.items()} for n, r in self.rows.items()}
+            content = {"models": models, "commits": {n: self._commits[n] for n in self.rows}}
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def run_all(
+    paths: Sequence[Path], trials: int, jobs: int, timeout_s: float, add: Callable[[str, dict[str, Outcome]], None]
+) -> None:
+    """Run the models, a few at once, and add the outcomes of each."""
+
+    def run(path: Path) -> None:
         row = run_model(path, trials, timeout_s)
         print(f"{path.name}: {', '.join(f'{step} {o.status}' for step, o in row.items())}", flush=True)
-        return row
+        add(path.name, row)
 
     with ThreadPoolExecutor(jobs) as pool:
-        return dict(zip((p.name for p in paths), pool.map(run, paths), strict=True))
+        list(pool.map(run, paths))  # raises what a run raised
 
 
 def run_model(path: Path, trials: int, timeout_s: float) -> dict[str, Outcome]:

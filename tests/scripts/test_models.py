@@ -16,7 +16,7 @@ from scripts.models.make import save_program
 from scripts.models.modules import MODULES
 from scripts.models.reference import disagreement, draw, reference, tolerance
 from scripts.models.steps import Outcome, _refusal
-from scripts.models.table import differences, table
+from scripts.models.table import Results, differences, table
 
 
 def test_every_file_has_a_case_and_every_case_a_file_that_the_script_makes() -> None:
@@ -84,3 +84,16 @@ def test_the_table_says_what_is_otherwise_than_expected() -> None:
     assert "| b.onnx | right | right | right | right | right | wrong |" in text
     assert "12 steps: right 5, refused 6, wrong 1, traceback 0; 1 otherwise than expected" in text
     assert max(map(len, text.splitlines())) < 120
+
+
+def test_results_are_kept_from_the_first_model_on(tmp_path: Path) -> None:
+    right, wrong = (dict.fromkeys(STEPS, Outcome(status, "", 1.0)) for status in ("right", "wrong"))
+    path, order = tmp_path / "new" / "results.json", ["a.onnx", "b.onnx"]
+    first = Results(path, order)
+    first.add("mine.onnx", right)
+    first.add("b.onnx", wrong)
+    second = Results(path, order)
+    assert second.rows == {"b.onnx": wrong, "mine.onnx": right}
+    second.add("a.onnx", right)
+    second.add("b.onnx", right)  # run again
+    assert list(Results(path, order).rows.items()) == [("a.onnx", right), ("b.onnx", right), ("mine.onnx", right)]
