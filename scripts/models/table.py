@@ -4,8 +4,8 @@
     python -m scripts.models.table [FILES...] --out results/models --trials 4
 
 Writes `results.json`, `table.md` and `manifest.json`. A second call runs the models that are missing; models that are
-named run again. `results.json` has the commit of each model's run. Exit code 1 if a step is wrong, ends with a traceback,
-or ends otherwise than `tests/data/models/cases.yaml` expects it.
+named run again. `results.json` has the commit of each model's run. Exit code 1 if a step is wrong, ends with a
+traceback, or ends otherwise than `tests/data/models/cases.yaml` expects it.
 """
 
 from __future__ import annotations
