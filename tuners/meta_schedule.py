@@ -22,6 +22,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate, PySearchStrategy
 
+from chameleon.kernels.intrinsics import import_intrinsics
 from chameleon.search import EarlyStopping, KnobSpace, Status, Trial, make_searcher, option
 from tuners.outcomes import FAILED_S, environment_cause, measured_trial
 from tuners.proposals import Config, Proposals
@@ -91,6 +92,7 @@ class ChameleonStrategy(PySearchStrategy):
             )
         # Made only to check the names of the searcher and of its options.
         make_searcher(searcher, KnobSpace([option("any", [0])]), np.random.default_rng(0), **options)
+        import_intrinsics()  # TVM does it for every task's context, and slowly
         self._arguments = {
             "searcher": searcher,
             "seed": seed,

@@ -1,27 +1,24 @@
 """Makes a MetaSchedule context without importing every tensor intrinsic, which takes long.
 
-`ms.TuneContext()` imports `tvm.s_tir.tensor_intrin`. This module parses some sixty kernels for all kinds of hardware,
-which takes 16 s of CPU time and more, nearly all of it for CUDA. Every process pays for it, even one that only wants
-the design spaces of a float convolution. Here the context is made first. If the schedule rules of the target ask for
-intrinsics, only those of the target's own hardware are imported.
+`ms.TuneContext()` imports `tvm.s_tir.tensor_intrin`: some sixty kernels for all kinds of hardware, most of them for
+CUDA. Every process pays for it, even one that only wants the design spaces of a float convolution. Here the context is
+made first. If the schedule rules of the target ask for intrinsics, only those of the target's own hardware are
+imported.
 """
 
 # TVM's reflected attributes have no static types:
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
-import importlib
 import logging
-import sys
-import types
-from pathlib import Path
 
-import tvm
 import tvm_ffi
 from tvm.ir import IRModule
 from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.meta_schedule.logging import get_logging_func
 from tvm.target import Target
+
+from chameleon.kernels.intrinsics import import_intrinsics
 
 Generator = ms.SpaceGenerator.SpaceGeneratorType
 
@@ -32,9 +29,8 @@ No other data type can use them.
 """
 
 
-INTRINSICS = "tvm.s_tir.tensor_intrin"
 INTRINSICS_OF = {"arm_cpu": "arm_cpu", "cpu": "x86", "riscv": "riscv_cpu", "rocm": "rocm", "metal": "metal"}
-"""The part of that package which a target needs with this key, of this kind, or with this word in its triple."""
+"""The part of the intrinsics that a target needs with this key, of this kind, or with this word in its triple."""
 
 
 def tune_context(mod: IRModule, target: Target, space_generator: Generator, seed: int) -> ms.TuneContext:
@@ -53,34 +49,21 @@ def tune_context(mod: IRModule, target: Target, space_generator: Generator, seed
             raise
         if X86_INTRINSICS in str(error) and space_generator == "post-order-apply" and not _has_int8(mod):
             return _without_import(mod, target, ms.SpaceGenerator.create("llvm"), seed)  # type: ignore[arg-type]
-    _import_intrinsics(target)
+    if parts := _parts_for(target):
+        import_intrinsics(*parts)
     try:
         return _without_import(mod, target, space_generator, seed)
     except Exception as error:
         if "TensorIntrin" not in str(error):
             raise
-    importlib.import_module(INTRINSICS)
+    import_intrinsics()
     return _without_import(mod, target, space_generator, seed)
 
 
-def _import_intrinsics(target: Target) -> None:
-    """Import the intrinsics of the target's hardware alone; nothing where there is no module of its own.
-
-    Importing a part of a package imports the whole package first, and with it everything. So a bare module stands in
-    its place meanwhile. A later import of the package finds the part that was imported here.
-    """
+def _parts_for(target: Target) -> list[str]:
+    """The parts of the package of intrinsics that are for the target's hardware; empty where there is none."""
     triple = str(target.attrs.get("mtriple", ""))
-    parts = [p for key, p in INTRINSICS_OF.items() if key in (*target.keys, target.kind.name) or key in triple]
-    if INTRINSICS in sys.modules or not parts:
-        return
-    package = types.ModuleType(INTRINSICS)
-    package.__path__ = [str(Path(tvm.s_tir.__file__).with_name("tensor_intrin"))]
-    sys.modules[INTRINSICS] = package
-    try:
-        for part in parts:
-            importlib.import_module(f"{INTRINSICS}.{part}")
-    finally:
-        del sys.modules[INTRINSICS]
+    return [p for key, p in INTRINSICS_OF.items() if key in (*target.keys, target.kind.name) or key in triple]
 
 
 def _without_import(mod: IRModule, target: Target, space_generator: Generator, seed: int) -> ms.TuneContext:

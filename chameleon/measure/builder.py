@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib
 import itertools
 import os
 import shutil
@@ -31,6 +30,7 @@ from tvm.s_tir.meta_schedule.builder import BuilderInput, BuilderResult
 from tvm.s_tir.meta_schedule.builder.builder import _PyBuilder
 
 from chameleon.cores import usable_memory_bytes
+from chameleon.kernels.intrinsics import import_intrinsics
 from chameleon.measure.inputs import write_ranges
 from chameleon.measure.link import link_shared
 from chameleon.measure.tiny import tiny_kernel
@@ -282,5 +282,5 @@ def default_build(mod: tvm.IRModule, target: tvm.target.Target, _params: Any = N
         except Exception as error:
             if "TensorIntrin" not in str(error):
                 raise
-            importlib.import_module("tvm.s_tir.tensor_intrin")  # registers all of them: 20 s and more
+            import_intrinsics()
             return tvm.tirx.build(mod, target=target)

@@ -80,13 +80,14 @@ def tune(
     tuner: str, workload: str, trials: int, per_iter: int, seed: int, searcher: str, folder: Path
 ) -> dict[str, Any]:
     """Make one run of one tuner in this process; its database stays in `folder`."""
-    import tvm.s_tir.tensor_intrin  # noqa: F401 every TuneContext imports it: left out of everyone's time
     from tvm.s_tir import meta_schedule as ms
 
+    from chameleon.kernels.intrinsics import import_intrinsics
     from chameleon.measure import WarmBuilder, WarmRunner
     from chameleon.target import detect_target
     from tuners.meta_schedule import ChameleonStrategy
 
+    import_intrinsics()  # every TuneContext does: left out of everyone's time
     mod, target, timeline = workload_of(workload), detect_target(), []
     start_s = time.perf_counter()
     with ExitStack() as stack:
@@ -136,11 +137,12 @@ def best_modules(folders: Mapping[str, Path], workload: str) -> dict[tuple[str, 
 def remeasure(folders: Mapping[str, Path], workload: str, rounds: int) -> dict[str, list[float]]:
     """Time all finalists in turns in this process: seconds of each tuner's best schedule, one for each round."""
     import tvm
-    import tvm.s_tir.tensor_intrin  # a schedule may use one
     from tvm.s_tir.meta_schedule.arg_info import ArgInfo
 
+    from chameleon.kernels.intrinsics import import_intrinsics
     from chameleon.target import detect_target
 
+    import_intrinsics()  # a schedule may use one
     rng, target = np.random.default_rng(0), detect_target()
     infos = [info.as_json() for info in ArgInfo.from_entry_func(workload_of(workload))]  # kind, type, shape
     args = [

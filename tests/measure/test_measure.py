@@ -19,6 +19,7 @@ from tvm import te
 from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.meta_schedule.builder.local_builder import default_build as stock_build
 
+from chameleon.kernels.intrinsics import import_intrinsics
 from chameleon.measure import TimingConfig, WarmBuilder, WarmRunner, failure_reason, failure_status
 from chameleon.measure.builder import default_build
 from chameleon.measure.runner import RunRequest, Timer, quick_estimate_s, raced_s
@@ -267,6 +268,7 @@ def script(tmp_path: Path, text: str) -> subprocess.Popen[str]:
 
 
 def test_they_serve_stock_tuning(tmp_path: Path) -> None:
+    import_intrinsics()
     a, b = te.placeholder((32, 32), name="a"), te.placeholder((32, 32), name="b")
     k = te.reduce_axis((0, 32), "k")
     c = te.compute((32, 32), lambda i, j: te.sum(a[i, k] * b[k, j], axis=k), name="c")

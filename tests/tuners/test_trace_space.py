@@ -20,6 +20,7 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.schedule import Trace
 from tvm.target import Target
 
+from chameleon.kernels.intrinsics import import_intrinsics
 from tests.support.workloads import WORKLOADS, task_of
 from tuners.meta_schedule import args_info_of
 from tuners.trace_space import Refused, TraceSpace
@@ -239,6 +240,7 @@ def test_a_record_in_a_database_reads_back(tmp_path) -> None:
 @pytest.mark.parametrize("name", ["conv2d_nchw", "softmax"])
 def test_the_order_of_the_design_spaces_does_not_matter(name: str) -> None:
     """It changes with what was imported before, and a run must be resumable in any process."""
+    import_intrinsics()
     mod = task_of(name, LLVM)
     context = ms.TuneContext(mod=mod, target=LLVM, space_generator="post-order-apply", rand_state=1, num_threads=1)
     designs, postprocs = list(context.generate_design_space()), context.space_generator.postprocs
