@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from tvm import relax
 from tvm.ir import IRModule
@@ -13,6 +14,7 @@ from tvm.s_tir import dlight as dl
 from tvm.s_tir.dlight.analysis import normalize_prim_func
 from tvm.target import Target
 from tvm.tirx import PrimFunc
+from tvm_ffi import StructuralKey
 
 from chameleon.kernels.in_place import with_rolling
 from chameleon.kernels.lean import lean_schedule, rolling_schedule
@@ -36,13 +38,19 @@ def schedule_defaults(mod: IRModule, target: Target, *, lean: bool = False) -> I
     scheduled = dict(mod.functions_items())
     for var, func in scheduled.items():
         if isinstance(func, PrimFunc) and not is_scheduled(func):
-            scheduled[var] = _scheduled(func, var.name_hint, lean)
+            scheduled[var] = _scheduled_once(StructuralKey(func), lean)
     return relax.transform.DeadCodeElimination()(IRModule(scheduled, attrs=mod.attrs))
 
 
-def _scheduled(func: PrimFunc, name: str, lean: bool) -> PrimFunc:
+@lru_cache(maxsize=1024)
+def _scheduled_once(kernel: StructuralKey, lean: bool) -> PrimFunc:
+    """The schedule of a kernel, the same for equal ones: a search of rewrites meets most kernels many times."""
+    return _scheduled(kernel.key, lean)
+
+
+def _scheduled(func: PrimFunc, lean: bool) -> PrimFunc:
     def scheduled(what: str, schedule: Callable[[PrimFunc], PrimFunc | None]) -> PrimFunc | None:
-        return if_possible(what, name, lambda: _that_lowers(schedule(func)), None)
+        return if_possible(what, "a kernel", lambda: _that_lowers(schedule(func)), None)
 
     found = scheduled("a lean schedule", lean_schedule) if lean else None
     found = found or scheduled("a default schedule", _cpu_schedule) or func

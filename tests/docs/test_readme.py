@@ -5,15 +5,16 @@ Blocks of AutoTVM run in tests/autotvm/test_readme.py. Blocks marked `text` are 
 
 from __future__ import annotations
 
-import os
 import re
+import shlex
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
+from chameleon.cli import main
 from tests.support.pages import ROOT, Block, blocks, blocks_in, commands, execute, pages_with_python
 
 ELSEWHERE = {
@@ -46,15 +47,19 @@ def no_code(block: Block) -> bool:
     return not CODE.search(block.text)
 
 
-def run(command: str, folder: Path) -> None:
-    """Run a command as a reader would, in the environment of this test."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path}
-    done = subprocess.run(
-        command, shell=True, cwd=folder, capture_output=True, text=True, timeout=600, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.strip()
+@pytest.fixture
+def run(folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Runs a command as a reader would, but in this process: what the console script calls is called here."""
+
+    def run(command: str) -> None:
+        program, *arguments = shlex.split(command)
+        assert program == "chameleon"
+        monkeypatch.chdir(folder)
+        code, said = main(arguments), capfd.readouterr()
+        assert code == 0, said.out + said.err
+        assert said.out.strip()
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -87,15 +92,15 @@ def test_code_in_a_text_block_is_found() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in RUN if c.startswith(WITHOUT_TVM)])
-def test_command_without_tvm(command: str, folder: Path) -> None:
-    run(command, folder)
+def test_command_without_tvm(command: str, run: Callable[[str], None]) -> None:
+    run(command)
 
 
 @pytest.mark.tvm
 @pytest.mark.parametrize("command", [c for c in RUN if not c.startswith(WITHOUT_TVM)])
-def test_command(command: str, folder: Path) -> None:
+def test_command(command: str, run: Callable[[str], None]) -> None:
     """In the pages' order, in one folder: what one command writes, the next may need."""
-    run(command, folder)
+    run(command)
 
 
 def test_make_tune_is_tune_and_bench() -> None:
