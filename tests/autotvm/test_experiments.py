@@ -11,7 +11,7 @@ import pytest
 from tvm.autotvm.measure import MeasureInput, MeasureResult
 from tvm.autotvm.record import encode
 
-from tests.support.scripts import ROOT, run_module
+from tests.support.scripts import ROOT, run_process
 from tuners.autotvm_replay import load_recording, make_task
 from tuners.landscape import load_landscape, read_lines
 
@@ -34,7 +34,7 @@ CUDA_CONV = {
 
 def ran(script: str, *arguments: Any, code: int = 0) -> str:
     """Output of a script that is expected to end with `code`."""
-    done = run_module(script, *arguments)
+    done = run_process(script, *arguments)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 

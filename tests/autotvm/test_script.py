@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from tvm import autotvm
 
-from tests.support.scripts import ROOT, run_module
+from tests.support.scripts import ROOT, run_process
 from tuners.landscape import read_lines, write_lines
 
 pytestmark = pytest.mark.autotvm
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return run_module("chameleon.cli", "autotvm", *arguments, cwd=folder)
+    return run_process("chameleon.cli", "autotvm", *arguments, cwd=folder)
 
 
 @pytest.mark.parametrize("tuner", ["xgb", "chameleon"])
@@ -62,10 +62,10 @@ def test_what_transfer_is_worth_is_measured_on_recordings(tmp_path):
         "--out",
         str(tmp_path / "out"),
     )
-    done = run_module("scripts.papers.transfer", *arguments)
+    done = run_process("scripts.papers.transfer", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((tmp_path / "out/results.json").read_text())
     assert result["checkpoints"] == [4, 8]
     assert all(0 < f <= 1 for by in result["fraction"].values() for fractions in by.values() for f in fractions)
     assert (tmp_path / "out/manifest.json").exists()
-    assert run_module("scripts.papers.transfer", first).returncode == 2
+    assert run_process("scripts.papers.transfer", first).returncode == 2

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from chameleon.models.irregular import cell, cell_graph
-from tests.support.scripts import ROOT, run_module
+from tests.support.scripts import ROOT, run_process
 
 pytestmark = pytest.mark.tvm
 LEAST = """
@@ -28,7 +28,7 @@ print(json.dumps(found))
 
 
 def run(*names: str) -> subprocess.CompletedProcess[str]:
-    return run_module("scripts.peers.ort", *names)
+    return run_process("scripts.peers.ort", *names)
 
 
 def test_a_line_for_each_network_and_a_message_for_one_that_does_not_exist() -> None:
