@@ -21,7 +21,7 @@ import numpy as np
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
-from chameleon.errors import ChameleonError
+from chameleon.errors import ChameleonError, first_line
 from chameleon.jobs.allocate import next_task
 from chameleon.jobs.config import TuneConfig
 from chameleon.jobs.measurer import Measurer
@@ -95,6 +95,7 @@ class Session:
     before_s: float
     current: int | None = None
     row: FailureRow = field(default_factory=lambda: FailureRow(TuneConfig.max_failures_in_row))
+    untunable: dict[str, str] = field(default_factory=dict)  # why TVM makes no design space, by the task's name
     _started_s: float | None = None
     _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=4))
 
@@ -186,13 +187,18 @@ class Session:
 def open_session(tasks: Sequence[Task], target: Target, records: Records, config: TuneConfig, model: str) -> Session:
     """Make the spaces and searchers of all tasks, and tell the searchers what the records hold.
 
-    Failures on record that the environment was to blame for are left out; earlier versions recorded them.
+    Failures on record that the environment was to blame for are left out; earlier versions recorded them. A task for
+    which TVM fails to make a design space is left out as well: it keeps its default schedule.
     """
     rngs = [np.random.default_rng(s) for s in np.random.SeedSequence(config.seed).spawn(len(tasks))]
     share = None if config.trials is None else config.trials / len(tasks)
-    tuners = []
+    tuners, untunable = [], {}
     for task, rng in zip(tasks, rngs, strict=True):
-        traces = TraceSpace(task.mod, target, seed=config.seed)
+        try:
+            traces = TraceSpace(task.mod, target, seed=config.seed)
+        except Exception as error:  # TVM's rules fail in many ways, such as a ScheduleError
+            untunable[task.name] = first_line(error)
+            continue
         known = records.add_task(task.key, task.name, traces.space)
         borrowed = sum(owner != model for owner in known.owners.values())
         shared = _is_done_elsewhere(known, records.finished, model, share)
@@ -201,7 +207,7 @@ def open_session(tasks: Sequence[Task], target: Target, records: Records, config
         events = [event for event in events if not _is_of_the_environment(event)]
         tuners.append(TaskTuner(task, traces, config, rng, events, borrowed, shared))
     elapsed_s = records.elapsed_s.get(model, 0.0) if any(tuner.best_s for tuner in tuners) else 0.0
-    return Session(tuners, config, elapsed_s, row=FailureRow(config.max_failures_in_row))
+    return Session(tuners, config, elapsed_s, row=FailureRow(config.max_failures_in_row), untunable=untunable)
 
 
 def _is_of_the_environment(event: Trial | Confirmation) -> bool:

@@ -78,6 +78,8 @@ def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tup
             say(f"{records.forget_failures()} failed trials on record may be measured again")
         with stage(say, "making the search spaces"):
             session = open_session(job.tasks, job.target, records, config, job.model.name)
+        for name, reason in session.untunable.items():
+            say(f"warning: TVM makes no design space for {name}, which keeps its default schedule: {reason}")
         if session.trials:
             say(f"resuming: {session.trials} trials measured before, in {session.elapsed_s:.0f} s of tuning")
         _warn_of_a_small_budget(session, say)

@@ -129,6 +129,22 @@ def lucky(digit: int, time: int) -> float:
     return 1e-3 if (digit, time) == (7, 0) else TRUE_S[digit]
 
 
+def test_a_task_without_a_design_space_leaves_the_others_to_be_tuned(on, monkeypatch):
+    class Failing(Traces):
+        def __init__(self, mod: tvm.IRModule, *given: Any, **options: Any) -> None:
+            super().__init__(mod, *given, **options)
+            spaces.append(self)
+            if len(spaces) == 1:
+                raise RuntimeError("ScheduleError: in 'reverse-compute-at'\nand a whole program")
+
+    spaces: list[Any] = []
+    monkeypatch.setattr(session_module, "TraceSpace", Failing)
+    session, _ = on(steady, config(trials=12), keys=("k", "l"))
+    assert [t.task.name for t in session.tasks] == ["fused_conv2d1"]
+    assert session.tasks[0].best.config == (0,)
+    assert session.untunable == {"fused_conv2d0": "ScheduleError: in 'reverse-compute-at'"}
+
+
 def test_the_best_is_not_the_luckiest(on):
     session, machine = on(lucky, config(trials=12))
     (task,) = session.tasks
