@@ -15,11 +15,17 @@ from scripts.models.steps import run_steps
 pytestmark = pytest.mark.tvm
 CASES = read_cases()
 IN_TESTS = (
+    "encoder_open.onnx",
+    "encoder.pt2",
+    "vit.onnx",
+    "vit.pt2",
+    "lstm.pt2",
+    "unet.pt2",
     "convnext.pt2",
-    "norm_trained.pt2",
-    "embedding.onnx",
     "half_conv.onnx",
     "qdq_conv.onnx",
+    "norm_trained.pt2",
+    "embedding.onnx",
     "conv_transpose_output_shape.onnx",
 )
 """One of each kind, so that the tests end soon; `python -m scripts.models.table` takes all of them."""
