@@ -256,8 +256,10 @@ class SearcherTuner(Tuner):
             UsageError: if the file does not hold such a state; the tuner then stays as it is.
         """
         state = read_state(Path(path), self.task, self._name, self._knobs.space)
+        searcher = self._make()
+        searcher.restore(state["searcher"])
         self.reset()
-        self._searcher.restore(state["searcher"])
+        self._searcher = searcher
         self.trials = [Trial.from_json(line) for line in state["trials"]]
         self.failures = Counter(state["failures"])
         self._told = {tuple(line[0]) for line in state["searcher"]["trials"]}

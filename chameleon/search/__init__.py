@@ -5,6 +5,7 @@ from chameleon.search.searcher import (
     ChameleonSearcher,
     EarlyStopping,
     Searcher,
+    StateError,
     UnknownSearcherError,
     make_searcher,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "Knob",
     "KnobSpace",
     "Searcher",
+    "StateError",
     "Status",
     "Trial",
     "UnknownSearcherError",

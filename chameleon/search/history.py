@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,21 @@ class Prior:
     @classmethod
     def none(cls, space: KnobSpace) -> Prior:
         return cls(np.empty((0, space.n_knobs), dtype=np.int64), np.empty(0, dtype=np.float64))
+
+    @classmethod
+    def checked(cls, space: KnobSpace, configs: NDArray[Any], throughput: NDArray[np.float64]) -> Prior:
+        """What is believed, once it is sure that it fits the space.
+
+        Raises:
+            ValueError: on other shapes, digits that are not of this space, or throughputs outside of 0..1.
+        """
+        shaped = configs.shape == (len(throughput), space.n_knobs)
+        if not shaped or not space.contains(configs) or not ((throughput >= 0) & (throughput <= 1)).all():
+            raise ValueError(
+                f"expected [n, {space.n_knobs}] digits of this space and [n] throughputs in 0..1, got shapes "
+                f"{configs.shape} and {throughput.shape}"
+            )
+        return cls(configs.astype(np.int64), throughput)
 
 
 class History:

@@ -16,6 +16,7 @@ from chameleon.search.genetic import Genetic, GeneticConfig
 from chameleon.search.history import History
 from chameleon.search.learner import Learner
 from chameleon.search.moves import Moves, ranked, unique_rows
+from chameleon.search.ranges import Count, Share, check_ranges
 from chameleon.search.space import Digits, KnobSpace
 
 Floats = NDArray[np.float64]
@@ -180,8 +181,11 @@ def _explored(explorer: Explorer, score: Score, view: View) -> tuple[Digits, Flo
 class GreedyConfig:
     """Settings of AutoTVM's picker, epsilon-greedy."""
 
-    plan: int = 64  # configurations measured between two fits of the model
-    epsilon: float = 0.05  # share of random ones among them
+    plan: Count = 64  # configurations measured between two fits of the model
+    epsilon: Share = 0.05  # share of random ones among them
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 class GreedyPlanner:

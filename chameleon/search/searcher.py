@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chameleon.errors import UsageError, unknown
+from chameleon.errors import UsageError, described, unknown
 from chameleon.search.agent import AgentConfig
 from chameleon.search.annealing import AnnealingConfig
 from chameleon.search.cost_model import CostModelConfig
@@ -31,6 +32,7 @@ from chameleon.search.planners import (
     View,
     explorer,
 )
+from chameleon.search.ranges import Within
 from chameleon.search.sampling import SamplerConfig
 from chameleon.search.space import Digits, KnobSpace
 from chameleon.search.trial import Status, Trial
@@ -38,8 +40,16 @@ from chameleon.search.trial import Status, Trial
 Seed = np.random.Generator | np.random.SeedSequence | int
 
 
+STATE_VERSION = 2
+"""Version of the states that searchers save."""
+
+
 class UnknownSearcherError(UsageError, ValueError):
     """A searcher, or an option of one, that does not exist."""
+
+
+class StateError(UsageError, ValueError):
+    """A saved state that is damaged, or does not belong to this searcher."""
 
 
 class Searcher:
@@ -52,13 +62,17 @@ class Searcher:
         space: what may be asked.
         planner: makes the plans.
         rng: the only source of randomness.
+        made_of: name and options, as plain values; only a searcher made of the same takes a saved state.
     """
 
-    def __init__(self, space: KnobSpace, planner: Planner, rng: np.random.Generator) -> None:
+    def __init__(
+        self, space: KnobSpace, planner: Planner, rng: np.random.Generator, made_of: Mapping[str, Any] | None = None
+    ) -> None:
         self.space = space
         self.exhausted = False  # with an empty answer: whether every valid configuration is certain to be known
         self._planner = planner
         self._rng = rng
+        self._made_of = dict(made_of or {})
         self._history = History(space)
         self._queue: dict[bytes, Digits] = {}  # the rest of the plan, in order
         self._known: set[bytes] = set()  # told, asked or planned
@@ -97,7 +111,10 @@ class Searcher:
         if not self._queue:
             self._replan(int(n))
         rows = [self._queue.pop(key) for key in list(itertools.islice(self._queue, int(n)))]
-        return np.array(rows, dtype=np.int64).reshape(len(rows), self.space.n_knobs)
+        found = np.array(rows).reshape(len(rows), self.space.n_knobs)
+        if not self.space.contains(found):
+            raise ValueError(f"expected digits of this space, got {rows!r:.80}")
+        return found.astype(np.int64)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Takes outcomes in any order, of configurations that were asked for or of others (history).
@@ -121,18 +138,7 @@ class Searcher:
         Raises:
             ValueError: if the two do not fit together, or do not fit the space.
         """
-        configs, throughput = np.asarray(configs, dtype=np.int64), np.asarray(throughput, dtype=np.float64)
-        inside = configs.shape == (len(throughput), self.space.n_knobs) and (configs >= 0).all()
-        if (
-            not inside
-            or (configs >= self.space.cardinalities).any()
-            or not ((throughput >= 0) & (throughput <= 1)).all()
-        ):
-            raise ValueError(
-                f"expected [n, {self.space.n_knobs}] digits of this space and [n] throughputs in 0..1, got shapes "
-                f"{configs.shape} and {throughput.shape}"
-            )
-        self._history.prior = Prior(configs, throughput)
+        self._history.prior = Prior.checked(self.space, np.asarray(configs), np.asarray(throughput, dtype=np.float64))
 
     def _replan(self, wanted: int) -> None:
         view = View(self.space, self._history, self._known, self._rng, wanted)
@@ -147,8 +153,7 @@ class Searcher:
     def state(self) -> dict[str, Any]:
         """All that is needed to continue in exactly the same way, as plain values and arrays."""
         return {
-            "version": 1,
-            "space": self.space.fingerprint(),
+            **self._belongs_to(),
             "rng": self._rng.bit_generator.state,
             "trials": [
                 [list(t.config), t.status.value, t.seconds, t.message, dict(t.timings), t.score]
@@ -161,32 +166,60 @@ class Searcher:
             "exhausted": self.exhausted,
         }
 
+    def _belongs_to(self) -> dict[str, Any]:
+        """What has to be the same in a state and in the searcher that it is restored into."""
+        return {"version": STATE_VERSION, "searcher": copy.deepcopy(self._made_of), "space": self.space.fingerprint()}
+
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continues from a `state` that a searcher of the same name, options and space gave.
 
         Raises:
-            ValueError: if the state belongs to another space.
+            StateError: if the state is damaged or belongs to something else; then nothing has changed.
         """
-        if state["space"] != self.space.fingerprint():
-            raise ValueError(
-                f"the state is of space {state['space']}, this searcher's is {self.space.fingerprint()}; "
-                "restore into a searcher made for the same space"
-            )
-        self._rng.bit_generator.state = state["rng"]
-        self._history = History(self.space)
-        self._history.add(
-            [
-                Trial(tuple(c), Status(s), sec, message, dict(t), *rest)
-                for c, s, sec, message, t, *rest in state["trials"]
-            ]
-        )
-        configs, throughput = state.get("prior", ([], []))
-        self.believe(np.array(configs, dtype=np.int64).reshape(-1, self.space.n_knobs), np.array(throughput))
-        self._known = {np.array(row, dtype=np.int64).tobytes() for row in state["known"]}
-        queue = np.array(state["queue"], dtype=np.int64).reshape(-1, self.space.n_knobs)
+        if not isinstance(state, Mapping):
+            raise StateError(f"expected a state as `state` returns it, got {state!r:.80}")
+        for name, expected in self._belongs_to().items():
+            if state.get(name) != expected:
+                raise StateError(
+                    f"the state's {name} is {_shown(state.get(name), expected)}, this searcher's is "
+                    f"{_shown(expected, state.get(name))}; restore into a searcher made in the same way for the same "
+                    "space, or tell its trials to a new one"
+                )
+        before = self._planner.state(), self._rng.bit_generator.state
+        try:
+            history, queue = self._read_history(state), self._rows(state["queue"])
+            known, exhausted = set(KnobSpace.keys(self._rows(state["known"]))), bool(state["exhausted"])
+            self._rng.bit_generator.state = state["rng"]
+            self._planner.restore(state["planner"])
+        except Exception as error:  # a damaged state may raise anything
+            self._planner.restore(before[0])
+            self._rng.bit_generator.state = before[1]
+            raise StateError(f"the state is damaged ({described(error)}); nothing was restored") from error
+        self._history, self._known = history, known
         self._queue = dict(zip(KnobSpace.keys(queue), queue, strict=True))
-        self._planner.restore(state["planner"])
-        self.exhausted = bool(state["exhausted"])
+        self.exhausted = exhausted
+
+    def _read_history(self, state: Mapping[str, Any]) -> History:
+        history = History(self.space)
+        history.add(
+            [Trial(tuple(c), Status(s), sec, message, dict(t), y) for c, s, sec, message, t, y in state["trials"]]
+        )
+        configs, throughput = state["prior"]
+        history.prior = Prior.checked(self.space, self._rows(configs), np.array(throughput, dtype=np.float64))
+        return history
+
+    def _rows(self, rows: Any) -> Digits:
+        found = np.array(rows).reshape(len(rows), self.space.n_knobs)
+        if not self.space.contains(found):
+            raise ValueError(f"expected digits of this space, got {rows!r:.80}")
+        return found.astype(np.int64)
+
+
+def _shown(value: Any, other: Any) -> Any:
+    """The value for a message; of a mapping only what differs from `other`."""
+    if not (isinstance(value, Mapping) and isinstance(other, Mapping)):
+        return value
+    return {k: _shown(v, other.get(k)) for k, v in value.items() if k not in other or v != other[k]}
 
 
 @dataclass(frozen=True)
@@ -273,8 +306,18 @@ def make_searcher(
     rng = _generator(rng)
     if name not in SEARCHERS:
         raise unknown("searcher", name, SEARCHERS, UnknownSearcherError)
+    return Searcher(space, *_made(name, space, rng, featurize, options))
+
+
+def _made(
+    name: str, space: KnobSpace, rng: np.random.Generator, featurize: Featurize | None, options: Mapping[str, Any]
+) -> tuple[Planner, np.random.Generator, dict[str, Any]]:
+    """The planner of a searcher, its generator, and what it is made of."""
     recipe = SEARCHERS[name]
-    return Searcher(space, recipe.build(space, rng, featurize, _configured(name, recipe, options)), rng)
+    parts = _configured(name, recipe, options)
+    planner = recipe.build(space, rng, featurize, parts)
+    settings = {part: dataclasses.asdict(config) for part, config in parts.items()}
+    return planner, rng, {"name": name, "featurize": featurize is not None, **settings}
 
 
 def _generator(rng: Seed) -> np.random.Generator:
@@ -313,9 +356,7 @@ class ChameleonSearcher(Searcher):
     """The `chameleon` searcher under its own name: `ChameleonSearcher(space, rng=np.random.default_rng(0))`."""
 
     def __init__(self, space: KnobSpace, *, rng: Seed, featurize: Featurize | None = None, **options: Any) -> None:
-        rng = _generator(rng)
-        recipe = SEARCHERS["chameleon"]
-        super().__init__(space, recipe.build(space, rng, featurize, _configured("chameleon", recipe, options)), rng)
+        super().__init__(space, *_made("chameleon", space, _generator(rng), featurize, options))
 
 
 class EarlyStopping:
@@ -324,10 +365,14 @@ class EarlyStopping:
     Args:
         patience: stop after this many trials without a better one.
         min_trials: never stop before this many trials.
+
+    Raises:
+        UsageError: if `patience` is below 1 or `min_trials` is below 0.
     """
 
     def __init__(self, patience: int, min_trials: int = 0) -> None:
-        self._patience, self._min_trials = patience, min_trials
+        self._patience = Within(1, whole=True).checked("patience of EarlyStopping", patience)
+        self._min_trials = Within(0, whole=True).checked("min_trials of EarlyStopping", min_trials)
         self._best = float("inf")
         self._since = 0
         self._count = 0

@@ -227,6 +227,10 @@ class KnobSpace:
             ok[ok] = self._valid(safe[ok])
         return ok
 
+    def contains(self, configs: NDArray[Any]) -> bool:
+        """Whether all of `[n, n_knobs]` are whole numbers that fit the knobs, canonical and valid or not."""
+        return bool(((configs >= 0) & (configs < self.cardinalities) & (configs == np.floor(configs))).all())
+
     @staticmethod
     def keys(configs: Digits) -> list[bytes]:
         """A hashable identity for each row of `[n, n_knobs]`."""
