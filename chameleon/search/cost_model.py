@@ -22,7 +22,7 @@ class CostModelConfig:
     trees: Count = 60  # boosting rounds of each member
     max_depth: Count = 4  # depth of a tree (AutoTVM: 3)
     eta: SomeShare = 0.2  # shrinkage (AutoTVM: 0.3)
-    min_child_weight: AtLeastZero = 1.0  # least weight in a leaf
+    min_child_weight: AtLeastZero = 0.3  # least weight in a leaf (AutoTVM: 1)
     column_share: SomeShare = 0.7  # share of the features that a tree may use
     newest: Annotated[int, Within(2, whole=True)] = 2000  # most trials to learn from: of more, the best and the newest
 
@@ -59,7 +59,7 @@ class CostModel:
             params = {
                 "max_depth": config.max_depth,
                 "eta": config.eta,
-                "min_child_weight": config.min_child_weight * 0.3,
+                "min_child_weight": config.min_child_weight,
                 "colsample_bytree": config.column_share,
                 "seed": seed % (1 << 31) + member,
                 "nthread": 1,

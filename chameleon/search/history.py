@@ -83,13 +83,14 @@ class History:
                 self.best = trial
 
     def _checked_key(self, trial: Trial) -> bytes:
-        row = np.array(trial.config, dtype=np.int64)[None]
         space = self.space
-        inside = row.shape[1] == space.n_knobs and ((row >= 0) & (row < space.cardinalities)).all()
+        cards = space.cardinalities.tolist()
+        inside = len(trial.config) == len(cards) and all(0 <= d < n for d, n in zip(trial.config, cards, strict=True))
+        row = np.array([trial.config if inside else [0] * len(cards)], dtype=np.int64)
         if not inside or (space.canonical(row) != row).any():
             raise ValueError(
                 f"configuration {trial.config} is not one of this space: expected {space.n_knobs} digits below "
-                f"{space.cardinalities.tolist()}, 0 for knobs that its sketch does not use; was it recorded elsewhere?"
+                f"{cards}, 0 for knobs that its sketch does not use; was it recorded elsewhere?"
             )
         return KnobSpace.keys(row)[0]
 
@@ -130,8 +131,9 @@ class History:
             return np.zeros(len(self))
         if best.score is None:
             return np.nan_to_num(best.cost / costs, nan=0.0)
-        span = float(np.nanmax(costs)) - best.cost
-        return np.nan_to_num((np.nanmax(costs) - costs) / span if span else costs * 0.0 + 1.0, nan=0.0)
+        above = np.nanmax(costs) / 2 - costs / 2  # halves, so that the widest span is still a number
+        span = np.nanmax(costs) / 2 - best.cost / 2
+        return np.nan_to_num(above / span if span else costs * 0.0 + 1.0, nan=0.0)
 
 
 def _check_scores(trials: Sequence[Trial]) -> None:

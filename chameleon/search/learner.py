@@ -71,6 +71,7 @@ class Learner:
         self._throughput.fit(self._space.features(configs), targets, self._seed)
         success = history.succeeded.astype(np.float64)
         newest = slice(max(len(history) - self._config.newest, 0), None)
+        self._success = CostModel(self._config)  # where all of the newest are alike, there is nothing to learn
         if 0 < success[newest].sum() < len(success[newest]):
             self._success.fit(self._space.features(history.configs[newest]), success[newest], self._seed + 1)
         self._fitted, self._prior = len(history), history.prior

@@ -254,7 +254,8 @@ class AdaptivePlanner:
     def _pick(self, view: View, candidates: Digits, scores: Floats) -> Digits:
         points = sampling.normalised(self._space.features(candidates, self._clustered))
         config = self._config
-        # About as many as the host asks for: a host that measures a few at a time gets each of them from a fresh plan.
+        # At most as many as the host asks for, so that the next plan knows their outcomes; but never fewer than
+        # `least`: a host that asks for one at a time gets so many from one plan.
         most = int(np.clip(view.history.measured // config.growth, config.least, max(config.least, view.wanted)))
         most = min(most, config.most)
         labels = sampling.clusters(

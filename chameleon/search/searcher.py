@@ -336,18 +336,13 @@ def _configured(name: str, recipe: Recipe, options: Mapping[str, Any]) -> dict[s
     parts = dict(recipe.options)
     for part, given in options.items():
         if part not in parts:
-            raise UnknownSearcherError(
-                f"searcher {name!r} has no option {part!r}; it has: {', '.join(parts) or 'none'}"
-            )
+            raise unknown(f"option of {name}:", part, parts, UnknownSearcherError)
         if isinstance(given, _EXPLORERS if part == "explorer" else type(parts[part])):
             parts[part] = given
             continue
         allowed = [f.name for f in dataclasses.fields(parts[part])]
-        wrong = sorted(set(given) - set(allowed))
-        if wrong:
-            raise UnknownSearcherError(
-                f"option {part!r} of searcher {name!r} has no setting {', '.join(wrong)}; it has: {', '.join(allowed)}"
-            )
+        for setting in sorted(set(given) - set(allowed)):
+            raise unknown(f"setting of {part}:", setting, allowed, UnknownSearcherError)
         parts[part] = dataclasses.replace(parts[part], **given)
     return parts
 
@@ -365,15 +360,16 @@ class EarlyStopping:
     Args:
         patience: stop after this many trials without a better one.
         min_trials: never stop before this many trials.
+        best: the best trial of earlier searches, such as `Searcher.best` after old records were told.
 
     Raises:
         UsageError: if `patience` is below 1 or `min_trials` is below 0.
     """
 
-    def __init__(self, patience: int, min_trials: int = 0) -> None:
+    def __init__(self, patience: int, min_trials: int = 0, best: Trial | None = None) -> None:
         self._patience = Within(1, whole=True).checked("patience of EarlyStopping", patience)
         self._min_trials = Within(0, whole=True).checked("min_trials of EarlyStopping", min_trials)
-        self._best = float("inf")
+        self._best = float("inf") if best is None else best.cost
         self._since = 0
         self._count = 0
 

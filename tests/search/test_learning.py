@@ -77,6 +77,26 @@ def test_the_learner_expects_little_where_others_failed(status: Status) -> None:
     assert mean[fails].max() < 0.5 < mean[~fails].min()
 
 
+@pytest.mark.parametrize("newest", ["ok", "failed"])
+def test_a_learner_that_followed_the_history_predicts_like_a_new_one(newest: str) -> None:
+    """Also once the newest trials all succeeded, or all failed: what was learnt of older ones is forgotten."""
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(GRID.rows(0, GRID.size))[:120]
+    status = [Status.RUN_ERROR if row[0] < 4 else Status.OK for row in rows[:60]]
+    status += [Status.OK if newest == "ok" else Status.RUN_ERROR] * 60
+    trials = [
+        Trial(tuple(row), s, 1.0 + row.sum() if s is Status.OK else None) for row, s in zip(rows, status, strict=True)
+    ]
+    history, config = History(GRID), CostModelConfig(newest=50)
+    followed = Learner(GRID, config, 0)
+    for part in (trials[:40], trials[40:60], trials[60:]):
+        history.add(part)
+        followed.predict(history, rows)
+    fresh = Learner(GRID, config, 0)
+    for one, other in zip(followed.predict(history, rows), fresh.predict(history, rows), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_the_second_look_sees_what_knobs_do_not_tell() -> None:
     rng = np.random.default_rng(0)
     hidden = rng.random(GRID.size)
