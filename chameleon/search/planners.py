@@ -67,13 +67,14 @@ class View:
     def starts(self, elite: int, n: int) -> Digits:
         """Valid configurations to explore from, `[elite + n, n_knobs]`.
 
-        The first `elite` are the best measured ones (at most 16 different, repeated in turn); random ones follow.
+        The first are the best that succeeded, `elite` of them: at most 16 different, repeated in turn. Where fewer
+        than 16 succeeded, none is repeated more often than it would be among 16. Random ones follow.
         """
-        order = np.argsort(-self.history.throughput(), kind="stable")
-        measured = self.history.configs[order]
-        best = measured[np.arange(elite) % min(elite, len(measured), 16)] if elite and len(measured) else measured[:0]
+        best = self.history.best_configs(16)
+        each = -(-elite // 16)
+        best = np.tile(best, (each, 1))[:elite]
         fresh = self.space.sample(4 * n, self.rng)
-        rows = np.vstack([best, fresh, measured])
+        rows = np.vstack([best, fresh, self.history.configs])
         rows = rows[self.space.is_valid(rows)]
         if not len(rows):
             rows = self.draw(n)
@@ -234,8 +235,7 @@ class AdaptivePlanner:
         if history.measured < self._config.first or not self._learner.ready(history):
             return view.draw(self._config.least)
         candidates, scores = _explored(self._explorer, lambda c: self._score(history, c), view)
-        best = history.configs[np.argsort(-history.throughput(), kind="stable")[: self._config.around]]
-        near = self._moves.around(best, view.rng)
+        near = self._moves.around(history.best_configs(self._config.around), view.rng)
         if len(near):
             every = np.vstack([candidates, near])
             candidates, scores = ranked(every, np.concatenate([scores, self._score(history, near)]), view.known)
