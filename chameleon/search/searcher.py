@@ -128,6 +128,22 @@ class Searcher:
             self._known.add(key)
             self._queue.pop(key, None)
 
+    def tell_aliases(self, configs: Digits) -> None:
+        """Takes configurations that are other names of schedules: each gives a schedule that has its own digits.
+
+        They are never asked for, and that is all: they do not count as trials, and nothing is learnt from them. The
+        outcome is told under the schedule's own digits.
+
+        Args:
+            configs: `[n, n_knobs]`, asked for or not, repeats possible.
+
+        Raises:
+            ValueError: if one is not of this space; then nothing is taken.
+        """
+        for key in KnobSpace.keys(self._rows(configs)):
+            self._known.add(key)
+            self._queue.pop(key, None)
+
     def believe(self, configs: Digits, throughput: NDArray[np.float64]) -> None:
         """Lets the cost model learn from configurations that were measured elsewhere; `ask` may still return them.
 
