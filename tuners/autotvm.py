@@ -323,7 +323,7 @@ class ChameleonTuner(SearcherTuner):
         task: an `autotvm.task.Task`.
         seed: of all randomness.
         max_refusals: as for `SearcherTuner`.
-        options: settings by component: `explorer`, `sampler` and `model`.
+        options: settings by component: `explorer`, `planner` and `model`.
     """
 
     def __init__(self, task: Any, *, seed: int = 0, max_refusals: int = 2000, **options: Any) -> None:
@@ -345,7 +345,7 @@ class AnnealingTuner(SearcherTuner):
         adaptive: choose by adaptive sampling, instead of the best predictions (epsilon-greedy).
         seed: of all randomness.
         max_refusals: as for `SearcherTuner`.
-        options: settings by component: `explorer`, `model` and `sampler` or `picker`.
+        options: settings by component: `explorer`, `planner` and `model`.
     """
 
     def __init__(

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from numbers import Integral, Real
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from chameleon.errors import UsageError
 
@@ -43,6 +43,23 @@ class Within:
         return int(value) if isinstance(value, Integral) else float(value)
 
 
+@dataclass(frozen=True)
+class OneOf:
+    """A few values, and no others."""
+
+    values: tuple[Any, ...]
+
+    def checked(self, what: str, value: Any) -> Any:
+        """The value.
+
+        Raises:
+            UsageError: if it is none of these; the message calls it `what`.
+        """
+        if not any(type(value) is type(v) and value == v for v in self.values):
+            raise UsageError(f"expected {what} to be {' or '.join(map(repr, self.values))}, got {value!r:.80}")
+        return value
+
+
 Whole = Annotated[int, Within(0, whole=True)]
 Count = Annotated[int, Within(1, whole=True)]
 Share = Annotated[float, Within(0, 1)]
@@ -65,11 +82,13 @@ def check_ranges(config: Any) -> None:
 
 
 @cache
-def _ranges(kind: type) -> list[tuple[str, Within, bool]]:
+def _ranges(kind: type) -> list[tuple[str, Within | OneOf, bool]]:
     """The fields that have a range: their names, their ranges, and whether None is allowed as well."""
-    found = []
+    found: list[tuple[str, Within | OneOf, bool]] = []
     for name, hint in get_type_hints(kind, include_extras=True).items():
         parts = (hint, *get_args(hint))
-        ranges = [w for part in parts for w in getattr(part, "__metadata__", ()) if isinstance(w, Within)]
+        ranges: list[Within | OneOf] = [m for p in parts for m in getattr(p, "__metadata__", ())]
+        ranges += [OneOf(get_args(hint))] if get_origin(hint) is Literal else []
+        ranges += [OneOf((False, True))] if hint is bool else []
         found += [(name, ranges[0], type(None) in parts)] if ranges else []
     return found

@@ -3,40 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chameleon.errors import UsageError
 from chameleon.search.moves import unique_rows
-from chameleon.search.ranges import AtLeastZero, Count, Whole, Within, check_ranges
 from chameleon.search.space import Digits, KnobSpace
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class SamplerConfig:
-    """Settings of adaptive sampling."""
-
-    candidates: Count = 256  # how many of the best-scored candidates are clustered
-    least: Count = 8  # fewest clusters; also the step from one number of clusters to the next
-    most: Count = 64  # most clusters
-    finalists: Count = 64  # how many candidates get a second look with the host's features, where the host has any
-    growth: Count = 4  # most clusters as well: measured trials / growth; and about as many as the host asks for
-    first: Count = 16  # trials measured before the cost model is trusted
-    around: Whole = 3  # the neighbours of this many best measured configurations are candidates as well
-    optimism: AtLeastZero = 1.5  # score = mean + optimism * spread
-    largest: Count | None = None  # cluster by this many knobs, those with most values (papers' code: 2); None: by all
-    # stop at the first number of clusters whose loss is no better than the loss before it, divided by this
-    knee: Annotated[float, Within(1)] = 2.5
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-        if self.least > self.most:
-            raise UsageError(f"expected least <= most in SamplerConfig, got least={self.least}, most={self.most}")
 
 
 def knee(losses: Sequence[float], ratio: float) -> int:

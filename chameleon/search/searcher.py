@@ -1,51 +1,26 @@
-"""The searchers, which are made by name; all have the same `ask` and `tell`."""
+"""The searcher: asks, is told, and keeps its state; and when to stop a search."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chameleon.errors import UsageError, described, unknown
-from chameleon.search.agent import AgentConfig
-from chameleon.search.annealing import AnnealingConfig
-from chameleon.search.cost_model import CostModelConfig
-from chameleon.search.genetic import GeneticConfig
+from chameleon.errors import UsageError, described
 from chameleon.search.history import History, Prior
-from chameleon.search.learner import Featurize, Learner
 from chameleon.search.moves import unique_rows
-from chameleon.search.planners import (
-    AdaptivePlanner,
-    GeneticPlanner,
-    GreedyConfig,
-    GreedyPlanner,
-    GridPlanner,
-    Planner,
-    RandomPlanner,
-    View,
-    explorer,
-)
+from chameleon.search.planners import Planner, View
 from chameleon.search.ranges import Within
-from chameleon.search.sampling import SamplerConfig
 from chameleon.search.space import Digits, KnobSpace
 from chameleon.search.trial import Status, Trial
 
-Seed = np.random.Generator | np.random.SeedSequence | int
-
-
 STATE_VERSION = 2
 """Version of the states that searchers save."""
-
-
-class UnknownSearcherError(UsageError, ValueError):
-    """A searcher, or an option of one, that does not exist."""
 
 
 class StateError(UsageError, ValueError):
@@ -236,138 +211,6 @@ def _shown(value: Any, other: Any) -> Any:
     if not (isinstance(value, Mapping) and isinstance(other, Mapping)):
         return value
     return {k: _shown(v, other.get(k)) for k, v in value.items() if k not in other or v != other[k]}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a searcher is put together.
-
-    Attributes:
-        about: one line for people.
-        options: the settings of its components, by name, with the default values.
-        build: makes the planner.
-    """
-
-    about: str
-    options: Mapping[str, Any]
-    build: Callable[[KnobSpace, np.random.Generator, Featurize | None, Mapping[str, Any]], Planner]
-
-
-def _greedy(
-    space: KnobSpace, rng: np.random.Generator, featurize: Featurize | None, parts: Mapping[str, Any]
-) -> Planner:
-    learner = Learner(space, parts["model"], int(rng.integers(1 << 31)), featurize)
-    return GreedyPlanner(space, learner, explorer(space, parts["explorer"], rng), parts["picker"])
-
-
-def _adaptive(synthesis: bool) -> Callable[..., Planner]:
-    def build(
-        space: KnobSpace, rng: np.random.Generator, featurize: Featurize | None, parts: Mapping[str, Any]
-    ) -> Planner:
-        learner = Learner(space, parts["model"], int(rng.integers(1 << 31)), featurize)
-        return AdaptivePlanner(space, learner, explorer(space, parts["explorer"], rng), parts["sampler"], synthesis)
-
-    return build
-
-
-_EXPLORERS = (AgentConfig, AnnealingConfig)
-"""The explorers' configurations. Any planner takes either explorer: the one given replaces the recipe's."""
-
-_AGENT_SAMPLER = {"explorer": AgentConfig(), "sampler": SamplerConfig(), "model": CostModelConfig()}
-
-SEARCHERS: Mapping[str, Recipe] = {
-    "chameleon": Recipe("agent + adaptive sampling + synthesis (Ahn 2020)", _AGENT_SAMPLER, _adaptive(True)),
-    "release": Recipe("agent + adaptive sampling (Ahn 2019)", _AGENT_SAMPLER, _adaptive(False)),
-    "annealing": Recipe(
-        "AutoTVM: parallel annealing + epsilon-greedy (Chen 2018)",
-        {"explorer": AnnealingConfig(), "picker": GreedyConfig(), "model": CostModelConfig()},
-        _greedy,
-    ),
-    "annealing+adaptive": Recipe(
-        "parallel annealing + adaptive sampling",  # it plans four times as often, with a quarter of the steps
-        {"explorer": AnnealingConfig(steps=125, keep=256), "sampler": SamplerConfig(), "model": CostModelConfig()},
-        _adaptive(False),
-    ),
-    "agent": Recipe(
-        "agent + epsilon-greedy",
-        {"explorer": AgentConfig(), "picker": GreedyConfig(), "model": CostModelConfig()},
-        _greedy,
-    ),
-    "genetic": Recipe(
-        "genetic algorithm",
-        {"genetic": GeneticConfig()},
-        lambda space, rng, featurize, parts: GeneticPlanner(space, parts["genetic"]),
-    ),
-    "random": Recipe("uniform, without repeats", {}, lambda space, rng, featurize, parts: RandomPlanner()),
-    "grid": Recipe("every configuration in order", {}, lambda space, rng, featurize, parts: GridPlanner()),
-}
-
-
-def make_searcher(
-    name: str, space: KnobSpace, rng: Seed, *, featurize: Featurize | None = None, **options: Any
-) -> Searcher:
-    """Makes a searcher by name.
-
-    Args:
-        name: one of `SEARCHERS`.
-        rng: the only source of randomness: a generator, or the seed of one.
-        featurize: gives the host's features `[n, f]` of configurations `[n, n_knobs]`, for a second look at the
-            finalists.
-        options: for a component, its settings, such as `explorer={"walkers": 128}`, or its configuration.
-
-    Raises:
-        UnknownSearcherError: on a name, component or setting that does not exist.
-        UsageError: if `rng` is neither a generator nor a seed.
-    """
-    rng = _generator(rng)
-    if name not in SEARCHERS:
-        raise unknown("searcher", name, SEARCHERS, UnknownSearcherError)
-    return Searcher(space, *_made(name, space, rng, featurize, options))
-
-
-def _made(
-    name: str, space: KnobSpace, rng: np.random.Generator, featurize: Featurize | None, options: Mapping[str, Any]
-) -> tuple[Planner, np.random.Generator, dict[str, Any]]:
-    """The planner of a searcher, its generator, and what it is made of."""
-    recipe = SEARCHERS[name]
-    parts = _configured(name, recipe, options)
-    planner = recipe.build(space, rng, featurize, parts)
-    settings = {part: dataclasses.asdict(config) for part, config in parts.items()}
-    return planner, rng, {"name": name, "featurize": featurize is not None, **settings}
-
-
-def _generator(rng: Seed) -> np.random.Generator:
-    if not isinstance(rng, (np.random.Generator, np.random.SeedSequence, Integral)):
-        raise UsageError(
-            f"expected `rng` to be a generator, such as np.random.default_rng(0), or a seed such as 0, got {rng!r:.80}"
-        )
-    try:
-        return np.random.default_rng(rng)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise UsageError(f"expected a seed of at least 0, got {rng!r:.80}") from error
-
-
-def _configured(name: str, recipe: Recipe, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the recipe's components, changed by `options`."""
-    parts = dict(recipe.options)
-    for part, given in options.items():
-        if part not in parts:
-            raise unknown(f"option of {name}:", part, parts, UnknownSearcherError)
-        if isinstance(given, _EXPLORERS if part == "explorer" else type(parts[part])):
-            parts[part] = given
-            continue
-        allowed = [f.name for f in dataclasses.fields(parts[part])]
-        for setting in sorted(set(given) - set(allowed)):
-            raise unknown(f"setting of {part}:", setting, allowed, UnknownSearcherError)
-        parts[part] = dataclasses.replace(parts[part], **given)
-    return parts
-
-
-class ChameleonSearcher(Searcher):
-    """The `chameleon` searcher under its own name: `ChameleonSearcher(space, rng=np.random.default_rng(0))`."""
-
-    def __init__(self, space: KnobSpace, *, rng: Seed, featurize: Featurize | None = None, **options: Any) -> None:
-        super().__init__(space, *_made("chameleon", space, _generator(rng), featurize, options))
 
 
 class EarlyStopping:

@@ -40,6 +40,12 @@ def test_no_setting_takes_what_is_senseless_for_all_of_them(kind: type, name: st
         ("chameleon", {"sampler": {"least": 0}}, "least .* an integer of at least 1, got 0"),
         ("chameleon", {"sampler": {"least": 9, "most": 8}}, "least <= most .* got least=9, most=8"),
         ("chameleon", {"model": {"eta": 1.5}}, r"eta .* a number above 0 and at most 1, got 1\.5"),
+        (
+            "chameleon",
+            {"planner": {"select": "best"}},
+            "select .* to be 'clusters' or 'top', got 'best'",
+        ),
+        ("chameleon", {"planner": {"synthesis": 1}}, "synthesis .* to be False or True, got 1"),
         ("annealing", {"picker": {"epsilon": 2}}, "epsilon .* a number of at least 0 and at most 1, got 2"),
         ("genetic", {"genetic": {"population": 0}}, "population .* at least 1, got 0"),
     ],
