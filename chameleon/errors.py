@@ -74,6 +74,6 @@ def unknown(what: str, name: str, names: Iterable[str], kind: type[UsageError] =
     hint = (
         f"did you mean {', '.join(near)}?"
         if near
-        else f"known: {', '.join(known[:20])}{', ...' if len(known) > 20 else ''}"
+        else f"known: {', '.join(known[:20]) or 'none'}{', ...' if len(known) > 20 else ''}"
     )
     return kind(f"unknown {what} {name!r}; {hint}")

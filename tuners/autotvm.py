@@ -256,8 +256,10 @@ class SearcherTuner(Tuner):
             UsageError: if the file does not hold such a state; the tuner then stays as it is.
         """
         state = read_state(Path(path), self.task, self._name, self._knobs.space)
+        searcher = self._make()
+        searcher.restore(state["searcher"])
         self.reset()
-        self._searcher.restore(state["searcher"])
+        self._searcher = searcher
         self.trials = [Trial.from_json(line) for line in state["trials"]]
         self.failures = Counter(state["failures"])
         self._told = {tuple(line[0]) for line in state["searcher"]["trials"]}
@@ -321,7 +323,7 @@ class ChameleonTuner(SearcherTuner):
         task: an `autotvm.task.Task`.
         seed: of all randomness.
         max_refusals: as for `SearcherTuner`.
-        options: settings by component: `explorer`, `sampler` and `model`.
+        options: settings by component: `explorer`, `planner` and `model`.
     """
 
     def __init__(self, task: Any, *, seed: int = 0, max_refusals: int = 2000, **options: Any) -> None:
@@ -343,7 +345,7 @@ class AnnealingTuner(SearcherTuner):
         adaptive: choose by adaptive sampling, instead of the best predictions (epsilon-greedy).
         seed: of all randomness.
         max_refusals: as for `SearcherTuner`.
-        options: settings by component: `explorer`, `model` and `sampler` or `picker`.
+        options: settings by component: `explorer`, `planner` and `model`.
     """
 
     def __init__(

@@ -31,7 +31,8 @@ def translated(task_name: str, searcher: str, options: Mapping[str, Any]) -> dic
     Where the searcher has the same setting, it gets the value. Otherwise the option is left out, and a line in the log
     says so.
     """
-    parts = SEARCHERS[searcher].options if searcher in SEARCHERS else {}
+    recipe = SEARCHERS.get(searcher)
+    parts = (*recipe.options, recipe.former) if recipe else ()
     found = {name: value for name, value in options.items() if name not in (*_XGB, *_GENETIC)}
     ignored = []
     for name in (name for name in options if name not in found):

@@ -142,12 +142,11 @@ class ChameleonStrategy(PySearchStrategy):
         traces = TraceSpace.from_design_spaces(self._mod, design_spaces, self._postprocs)
         searcher = make_searcher(self._searcher, traces.space, np.random.default_rng(self._seeds), **self._options)
         proposals = Proposals(traces, searcher, self._max_refusals)
-        stopping = EarlyStopping(self._early_stopping) if self._early_stopping else None
+        history = [] if database is None else _history(database, self._mod, self._target, traces)
+        proposals.tell(history)
+        stopping = EarlyStopping(self._early_stopping, best=searcher.best) if self._early_stopping else None
         self._run = _Run(traces, proposals, int(max_trials), int(num_trials_per_iter), stopping)
-        if database is not None:
-            history = _history(database, self._mod, self._target, traces)
-            proposals.tell(history)
-            self._run.best_s = min((t.seconds for t in history if t.seconds), default=float("inf"))
+        self._run.best_s = min((t.seconds for t in history if t.seconds), default=float("inf"))
 
     def post_tuning(self) -> None:
         """Close the search, and log its result in one line."""

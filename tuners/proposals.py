@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
 from tvm.s_tir import Schedule
 
 from chameleon.search import Searcher, Status, Trial
@@ -19,8 +19,8 @@ class Proposals:
 
     A refusal costs no measurement: the searcher is told at once (`Status.INVALID`) and is asked for another
     configuration. TVM moves compute locations that do not fit, so several configurations can give the same schedule.
-    This schedule is measured once, under its canonical digits. The searcher is told the outcome for all of these
-    configurations.
+    This schedule is measured once, and its outcome is told once, under its canonical digits. The other configurations
+    are told as aliases: the searcher does not ask for them again, and does not count them.
 
     Args:
         max_refusals: how many configurations in a row may give nothing to measure before `next` gives up.
@@ -34,10 +34,7 @@ class Proposals:
         self._traces = traces
         self._searcher = searcher
         self._max_refusals = max_refusals
-        self._outcomes: dict[Config, Trial] = {}
-        # for the canonical digits of each schedule that is being measured: the configurations that give it
-        self._aliases: dict[Config, list[Config]] = {}
-        self._told: set[Config] = set()
+        self._seen: set[Config] = set()  # canonical digits of the schedules that were proposed, refused or told
 
     def next(self, n: int) -> list[tuple[Config, Schedule]]:
         """Up to `n` canonical configurations with their finished schedules.
@@ -65,37 +62,24 @@ class Proposals:
         Raises:
             ValueError: if one was told before, or is not of this space.
         """
-        told: list[Trial] = []
-        for trial in trials:
-            if trial.config in self._outcomes:
-                raise ValueError(f"configuration {trial.config} was told before; tell each configuration once")
-            self._outcomes[trial.config] = trial
-            others = [a for a in self._aliases.pop(trial.config, ()) if a != trial.config]
-            told += [trial, *(dataclasses.replace(trial, config=a) for a in others)]
-        self._tell(told)
+        self._searcher.tell(trials)
+        self._seen.update(t.config for t in trials)
 
     def _candidate(self, config: Config) -> tuple[Config, Schedule] | None:
-        """The schedule of a configuration, or None if it is refused, or was measured or is being measured already."""
+        """The schedule of a configuration, or None if it is refused or came before."""
+        canonical = config
         try:
             schedule, digits = self._traces.replay(config)
             canonical = tuple(int(d) for d in digits)
-            if canonical in self._outcomes:
+            if canonical != config:
+                self._searcher.tell_aliases(np.array([config]))
+            if canonical in self._seen:
                 self.repeats += 1
-                self._tell([dataclasses.replace(self._outcomes[canonical], config=config)])
-                return None
-            if canonical in self._aliases:
-                self.repeats += 1
-                self._aliases[canonical].append(config)
                 return None
             self._traces.post_process(schedule, digits)
         except Refused as refusal:
             self.refusals[str(refusal)] += 1
-            self._tell([Trial(config, Status.INVALID, message=str(refusal))])
+            self.tell([Trial(canonical, Status.INVALID, message=str(refusal))])
             return None
-        self._aliases[canonical] = [config]
+        self._seen.add(canonical)
         return canonical, schedule
-
-    def _tell(self, trials: Sequence[Trial]) -> None:
-        fresh = [t for t in trials if t.config not in self._told]
-        self._told.update(t.config for t in fresh)
-        self._searcher.tell(fresh)

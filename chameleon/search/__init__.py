@@ -1,13 +1,7 @@
 """The search engine: ask it for configurations, measure them anywhere, tell it the outcome. It never imports tvm."""
 
-from chameleon.search.searcher import (
-    SEARCHERS,
-    ChameleonSearcher,
-    EarlyStopping,
-    Searcher,
-    UnknownSearcherError,
-    make_searcher,
-)
+from chameleon.search.recipes import SEARCHERS, ChameleonSearcher, UnknownSearcherError, make_searcher
+from chameleon.search.searcher import EarlyStopping, Searcher, StateError
 from chameleon.search.space import Digits, Knob, KnobSpace, location, option, split, split_of
 from chameleon.search.trial import Status, Trial
 
@@ -19,6 +13,7 @@ __all__ = [
     "Knob",
     "KnobSpace",
     "Searcher",
+    "StateError",
     "Status",
     "Trial",
     "UnknownSearcherError",

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chameleon.search.annealing import Score
 from chameleon.search.moves import Moves, ranked
+from chameleon.search.ranges import AboveZero, AtLeastZero, Count, Finite, Share, check_ranges
 from chameleon.search.space import Digits, KnobSpace
 
 Floats = NDArray[np.float32]
@@ -25,24 +26,28 @@ Floats = NDArray[np.float32]
 class AgentConfig:
     """The agent's settings. Where ours differ from the paper's, a comment says so: (paper: ...)."""
 
-    walkers: int = 64  # walkers that step together (paper: 128 episodes)
-    steps: int = 24  # steps of a rollout (paper: at most 500)
-    elite: float = 0.5  # share of the walkers that start at the best measured configurations (paper: none)
+    policy: Literal["learned", "uniform"] = "learned"  # uniform: no nets, each move of a knob is as likely as another
+    walkers: Count = 64  # walkers that step together (paper: 128 episodes)
+    steps: Count = 24  # steps of a rollout (paper: at most 500)
+    elite: Share = 0.5  # share of the walkers that start at the best measured configurations (paper: none)
     # random configurations that are scored first; a quarter of the walkers start at the best of them (paper: none)
-    pool: int = 2048
-    rollouts: int = 6  # most rollouts in one exploration; a PPO update follows each of them
-    watched: int = 16  # the mean score of this many best candidates decides whether an exploration goes on
-    least_gain: float = 0.005  # it stops when that mean grows by less than this share in a rollout
-    hidden: int = 64  # tanh units in each of the two layers of both nets (paper: 20)
-    changes: float = 1.5  # knobs that an untrained walker changes in a step, on average (paper: two thirds of all)
-    learning_rate: float = 3e-3  # Adam (paper: 1e-3)
-    discount: float = 0.9
-    gae_lambda: float = 0.95  # (paper: 0.99)
-    clip: float = 0.2  # (paper: 0.3)
-    entropy: float = 0.01  # (paper: 0.1)
-    value_coefficient: float = 0.5  # (paper: 1.0)
-    epochs: int = 1  # how often an update goes through its rollout (paper: 3)
-    minibatches: int = 4  # pieces that each of these passes is cut into
+    pool: Count = 2048
+    rollouts: Count = 6  # most rollouts in one exploration; a PPO update follows each of them
+    watched: Count = 16  # the mean score of this many best candidates decides whether an exploration goes on
+    least_gain: Finite = 0.005  # it stops when that mean grows by less than this share in a rollout
+    hidden: Count = 64  # tanh units in each of the two layers of both nets (paper: 20)
+    changes: AboveZero = 1.5  # knobs that an untrained walker changes in a step, on average (paper: two thirds of all)
+    learning_rate: AtLeastZero = 3e-3  # Adam (paper: 1e-3)
+    discount: Share = 0.9
+    gae_lambda: Share = 0.95  # (paper: 0.99)
+    clip: AboveZero = 0.2  # (paper: 0.3)
+    entropy: AtLeastZero = 0.01  # (paper: 0.1)
+    value_coefficient: AtLeastZero = 0.5  # (paper: 1.0)
+    epochs: Count = 1  # how often an update goes through its rollout (paper: 3)
+    minibatches: Count = 4  # pieces that each of these passes is cut into
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -169,7 +174,7 @@ class Policy:
         flat = [rollout.observations, rollout.actions, rollout.log_probs, advantages, returns, rollout.active]
         data = [torch.from_numpy(np.ascontiguousarray(x.reshape(count, *x.shape[2:]))) for x in flat]
         for _ in range(config.epochs):
-            for rows in np.array_split(rng.permutation(count), config.minibatches):
+            for rows in np.array_split(rng.permutation(count), min(config.minibatches, count)):
                 loss = self._loss(*(x[torch.from_numpy(rows)] for x in data))
                 self._step(list(torch.autograd.grad(loss, self.parameters)))
 
@@ -225,10 +230,42 @@ class Policy:
                 step.fill_(adam["step"])
 
 
+class UniformPolicy:
+    """What an untrained policy does, and nothing more: the baseline that says what learning is worth."""
+
+    def __init__(self, n_actions: NDArray[np.int64], config: AgentConfig) -> None:
+        self._n_moves = n_actions - 1
+        self._rate = _rate(n_actions, config.changes)
+
+    def values(self, observations: Floats) -> Floats:
+        return np.zeros(len(observations), dtype=np.float32)
+
+    def act(
+        self, observations: Floats, active: NDArray[np.bool_], rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], Floats]:
+        """Random actions `[n, n_knobs]`; their log-probabilities `[n]` are not needed and 0."""
+        moves = active & (self._n_moves > 0) & (rng.random(active.shape) < self._rate)
+        actions = np.where(moves, 1 + rng.integers(np.maximum(self._n_moves, 1), size=active.shape), 0)
+        return actions, np.zeros(len(active), dtype=np.float32)
+
+    def update(self, rollout: Rollout, rewards: Floats, rng: np.random.Generator) -> None:
+        """It does not learn."""
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing is kept."""
+
+
+def _rate(n_actions: NDArray[np.int64], changes: float) -> float:
+    """The share of the knobs that an untrained walker changes in a step."""
+    return min(changes / max(int((n_actions > 1).sum()), 1), 2 / 3)
+
+
 def _lazy_bias(n_actions: NDArray[np.int64], width: int, changes: float) -> Floats:
     """First biases of the logits `[n_knobs, width]`: with them an untrained walker changes `changes` knobs a step."""
-    movable = max(int((n_actions > 1).sum()), 1)
-    stay = 1 - min(changes / movable, 2 / 3)
+    stay = 1 - _rate(n_actions, changes)
     bias = np.zeros((len(n_actions), width), dtype=np.float32)
     bias[:, 0] = np.log(stay / (1 - stay) * np.maximum(n_actions - 1, 1))
     return bias
@@ -261,7 +298,12 @@ class Agent:
         self._config = config
         self._moves = Moves(space)
         self._observe = Observer(space)
-        self._policy = Policy(self._observe.width, self._moves.n_actions, config, rng)
+        actions = self._moves.n_actions
+        self._policy = (
+            Policy(self._observe.width, actions, config, rng)
+            if config.policy == "learned"
+            else UniformPolicy(actions, config)
+        )
 
     def explore(
         self, score: Score, starts: Digits, known: set[bytes], rng: np.random.Generator

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chameleon.search.moves import Moves
+from chameleon.search.ranges import AtLeastZero, Count, Whole, check_ranges
 from chameleon.search.space import Digits, KnobSpace
 
 Score = Callable[[Digits], NDArray[np.float64]]
@@ -19,11 +20,14 @@ Score = Callable[[Digits], NDArray[np.float64]]
 class AnnealingConfig:
     """AutoTVM's settings (Chen 2018)."""
 
-    chains: int = 128  # parallel chains, kept from one plan to the next
-    steps: int = 500  # most steps in one exploration
-    patience: int = 50  # steps without a better candidate before an exploration stops early
-    temperature: float = 1.0  # at the start; falls linearly to 0
-    keep: int = 64  # how many of the best-scored configurations an exploration returns
+    chains: Count = 128  # parallel chains, kept from one plan to the next
+    steps: Count = 500  # most steps in one exploration
+    patience: Whole = 50  # steps without a better candidate before an exploration stops early
+    temperature: AtLeastZero = 1.0  # at the start; falls linearly to 0
+    keep: Count = 64  # how many of the best-scored configurations an exploration returns
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 class Annealer:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from chameleon.search.ranges import AtLeastZero, Count, SomeShare, Within, check_ranges
 
 
 @dataclass(frozen=True)
@@ -16,13 +18,16 @@ class CostModelConfig:
     Each member learns from resampled data. Where the members disagree, little is known.
     """
 
-    members: int = 4  # models in the ensemble, each on its own bootstrap sample
-    trees: int = 60  # boosting rounds of each member
-    max_depth: int = 4  # depth of a tree (AutoTVM: 3)
-    eta: float = 0.2  # shrinkage (AutoTVM: 0.3)
-    min_child_weight: float = 1.0  # least weight in a leaf
-    column_share: float = 0.7  # share of the features that a tree may use
-    newest: int = 2000  # most trials to learn from: of more, the best and the newest
+    members: Count = 4  # models in the ensemble, each on its own bootstrap sample
+    trees: Count = 60  # boosting rounds of each member
+    max_depth: Count = 4  # depth of a tree (AutoTVM: 3)
+    eta: SomeShare = 0.2  # shrinkage (AutoTVM: 0.3)
+    min_child_weight: AtLeastZero = 0.3  # least weight in a leaf (AutoTVM: 1)
+    column_share: SomeShare = 0.7  # share of the features that a tree may use
+    newest: Annotated[int, Within(2, whole=True)] = 2000  # most trials to learn from: of more, the best and the newest
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 class CostModel:
@@ -54,7 +59,7 @@ class CostModel:
             params = {
                 "max_depth": config.max_depth,
                 "eta": config.eta,
-                "min_child_weight": config.min_child_weight * 0.3,
+                "min_child_weight": config.min_child_weight,
                 "colsample_bytree": config.column_share,
                 "seed": seed % (1 << 31) + member,
                 "nthread": 1,

@@ -8,6 +8,7 @@ import numpy as np
 
 from chameleon.search.history import History
 from chameleon.search.moves import Moves, unique_rows
+from chameleon.search.ranges import Count, Share, Whole, check_ranges
 from chameleon.search.space import Digits
 
 
@@ -15,9 +16,12 @@ from chameleon.search.space import Digits
 class GeneticConfig:
     """Settings of the genetic algorithm: those of AutoTVM's GATuner, except for the population."""
 
-    population: int = 32  # children in a generation; parents come from the last one (AutoTVM: 100)
-    elite: int = 3  # this many of the best are always among the possible parents
-    mutation: float = 0.1  # probability that a gene (a knob's digit) becomes random
+    population: Count = 32  # children in a generation; parents come from the last one (AutoTVM: 100)
+    elite: Whole = 3  # this many of the best are always among the possible parents
+    mutation: Share = 0.1  # probability that a gene (a knob's digit) becomes random
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 class Genetic:

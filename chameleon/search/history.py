@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,21 @@ class Prior:
     @classmethod
     def none(cls, space: KnobSpace) -> Prior:
         return cls(np.empty((0, space.n_knobs), dtype=np.int64), np.empty(0, dtype=np.float64))
+
+    @classmethod
+    def checked(cls, space: KnobSpace, configs: NDArray[Any], throughput: NDArray[np.float64]) -> Prior:
+        """What is believed, once it is sure that it fits the space.
+
+        Raises:
+            ValueError: on other shapes, digits that are not of this space, or throughputs outside of 0..1.
+        """
+        shaped = configs.shape == (len(throughput), space.n_knobs)
+        if not shaped or not space.contains(configs) or not ((throughput >= 0) & (throughput <= 1)).all():
+            raise ValueError(
+                f"expected [n, {space.n_knobs}] digits of this space and [n] throughputs in 0..1, got shapes "
+                f"{configs.shape} and {throughput.shape}"
+            )
+        return cls(configs.astype(np.int64), throughput)
 
 
 class History:
@@ -67,13 +83,14 @@ class History:
                 self.best = trial
 
     def _checked_key(self, trial: Trial) -> bytes:
-        row = np.array(trial.config, dtype=np.int64)[None]
         space = self.space
-        inside = row.shape[1] == space.n_knobs and ((row >= 0) & (row < space.cardinalities)).all()
+        cards = space.cardinalities.tolist()
+        inside = len(trial.config) == len(cards) and all(0 <= d < n for d, n in zip(trial.config, cards, strict=True))
+        row = np.array([trial.config if inside else [0] * len(cards)], dtype=np.int64)
         if not inside or (space.canonical(row) != row).any():
             raise ValueError(
                 f"configuration {trial.config} is not one of this space: expected {space.n_knobs} digits below "
-                f"{space.cardinalities.tolist()}, 0 for knobs that its sketch does not use; was it recorded elsewhere?"
+                f"{cards}, 0 for knobs that its sketch does not use; was it recorded elsewhere?"
             )
         return KnobSpace.keys(row)[0]
 
@@ -92,6 +109,11 @@ class History:
     def succeeded(self) -> NDArray[np.bool_]:
         """Which trials ended `OK`, `[n]`."""
         return np.array([t.status is Status.OK for t in self.trials], dtype=bool)
+
+    def best_configs(self, n: int) -> Digits:
+        """The `n` best configurations, best first, `[m <= n, n_knobs]`; only such as succeeded."""
+        order = np.argsort(-self.throughput(), kind="stable")
+        return self.configs[order[self.succeeded[order]][:n]]
 
     @property
     def refused(self) -> NDArray[np.bool_]:
@@ -114,8 +136,9 @@ class History:
             return np.zeros(len(self))
         if best.score is None:
             return np.nan_to_num(best.cost / costs, nan=0.0)
-        span = float(np.nanmax(costs)) - best.cost
-        return np.nan_to_num((np.nanmax(costs) - costs) / span if span else costs * 0.0 + 1.0, nan=0.0)
+        above = np.nanmax(costs) / 2 - costs / 2  # halves, so that the widest span is still a number
+        span = np.nanmax(costs) / 2 - best.cost / 2
+        return np.nan_to_num(above / span if span else costs * 0.0 + 1.0, nan=0.0)
 
 
 def _check_scores(trials: Sequence[Trial]) -> None:

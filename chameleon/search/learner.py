@@ -45,12 +45,17 @@ class Learner:
         """Whether there is anything to learn: two trials that differ in throughput."""
         return len(np.unique(history.throughput())) > 1
 
-    def predict(self, history: History, configs: Digits) -> tuple[Floats, Floats]:
-        """Expected relative throughput of `[n, n_knobs]` and its spread, both `[n]`."""
+    def predict(self, history: History, configs: Digits, success: bool = True) -> tuple[Floats, Floats]:
+        """Expected relative throughput of `[n, n_knobs]` and its spread, both `[n]`.
+
+        Args:
+            success: whether both are scaled by the chance that the configuration works.
+        """
         self._fit(history)
         features = self._space.features(configs)
         mean, spread = self._throughput.predict(features)
-        chance = np.clip(self._success.predict(features)[0], 0.0, 1.0) if self._success.fitted else 1.0
+        scaled = success and self._success.fitted
+        chance = np.clip(self._success.predict(features)[0], 0.0, 1.0) if scaled else 1.0
         return mean * chance, spread * chance
 
     def second_look(self, history: History, configs: Digits) -> Floats:
@@ -71,6 +76,7 @@ class Learner:
         self._throughput.fit(self._space.features(configs), targets, self._seed)
         success = history.succeeded.astype(np.float64)
         newest = slice(max(len(history) - self._config.newest, 0), None)
+        self._success = CostModel(self._config)  # where all of the newest are alike, there is nothing to learn
         if 0 < success[newest].sum() < len(success[newest]):
             self._success.fit(self._space.features(history.configs[newest]), success[newest], self._seed + 1)
         self._fitted, self._prior = len(history), history.prior

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from chameleon.errors import UsageError
 from chameleon.search import sampling
 from chameleon.search.agent import Agent, AgentConfig
 from chameleon.search.annealing import Annealer, AnnealingConfig, Score
@@ -16,6 +17,7 @@ from chameleon.search.genetic import Genetic, GeneticConfig
 from chameleon.search.history import History
 from chameleon.search.learner import Learner
 from chameleon.search.moves import Moves, ranked, unique_rows
+from chameleon.search.ranges import AtLeastZero, Count, Share, Whole, check_ranges
 from chameleon.search.space import Digits, KnobSpace
 
 Floats = NDArray[np.float64]
@@ -66,13 +68,14 @@ class View:
     def starts(self, elite: int, n: int) -> Digits:
         """Valid configurations to explore from, `[elite + n, n_knobs]`.
 
-        The first `elite` are the best measured ones (at most 16 different, repeated in turn); random ones follow.
+        The first are the best that succeeded, `elite` of them: at most 16 different, repeated in turn. Where fewer
+        than 16 succeeded, none is repeated more often than it would be among 16. Random ones follow.
         """
-        order = np.argsort(-self.history.throughput(), kind="stable")
-        measured = self.history.configs[order]
-        best = measured[np.arange(elite) % min(elite, len(measured), 16)] if elite and len(measured) else measured[:0]
+        best = self.history.best_configs(16)
+        each = -(-elite // 16)
+        best = np.tile(best, (each, 1))[:elite]
         fresh = self.space.sample(4 * n, self.rng)
-        rows = np.vstack([best, fresh, measured])
+        rows = np.vstack([best, fresh, self.history.configs])
         rows = rows[self.space.is_valid(rows)]
         if not len(rows):
             rows = self.draw(n)
@@ -172,98 +175,113 @@ def explorer(space: KnobSpace, config: AgentConfig | AnnealingConfig, rng: np.ra
     return Agent(space, config, rng) if isinstance(config, AgentConfig) else Annealer(space, config)
 
 
-def _explored(explorer: Explorer, score: Score, view: View) -> tuple[Digits, Floats]:
-    return explorer.explore(score, view.starts(explorer.elite, explorer.starts), view.known, view.rng)
-
-
 @dataclass(frozen=True)
-class GreedyConfig:
-    """Settings of AutoTVM's picker, epsilon-greedy."""
+class PlannerConfig:
+    """How the model-based searchers choose what to measure: each setting is one decision, and none needs another.
 
-    plan: int = 64  # configurations measured between two fits of the model
-    epsilon: float = 0.05  # share of random ones among them
-
-
-class GreedyPlanner:
-    """AutoTVM's model-based tuner (Chen 2018).
-
-    The first plan is random. Later plans hold the configurations with the best predictions, and a few random ones.
+    The defaults are those of `chameleon`. Where they differ from the papers', a comment says so: (paper: ...).
     """
 
-    def __init__(self, space: KnobSpace, learner: Learner, explorer: Explorer, config: GreedyConfig) -> None:
+    # When to plan, and how much
+    first: Count = 16  # trials measured before the cost model is trusted (paper: 64)
+    least: Count = 8  # smallest batch; every batch is a multiple of it
+    most: Count = 16  # largest batch (paper: as many clusters as pay, by the knee of the loss: 8 to 64)
+    growth: Count = 4  # between these two, a batch has measured trials / growth (paper: no such bound)
+    # What is thought of
+    around: Whole = 3  # the neighbours of this many best measured configurations are candidates as well (paper: none)
+    candidates: Count = 256  # how many of the best-scored candidates are looked at (paper: all)
+    finalists: Count = 64  # how many of them get a second look with the host's features, where the host has any
+    # How it is scored
+    optimism: AtLeastZero = 1.5  # score = mean + optimism * spread (paper: the mean)
+    success: bool = True  # the score is scaled by the chance that the configuration works at all (paper: not)
+    # What is picked
+    select: Literal["clusters", "top"] = "clusters"  # one candidate for each cluster, or simply the best
+    largest: Count | None = None  # cluster by this many knobs, those with most values (paper: 2); None: by all
+    epsilon: Share = 0.0  # share of the picks that random configurations replace
+    synthesis: bool = True  # the mode of a cluster replaces a pick that scores lower (paper: one that is invalid)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.least > self.most:
+            raise UsageError(f"expected least <= most in PlannerConfig, got least={self.least}, most={self.most}")
+
+
+AUTOTVM = PlannerConfig(
+    first=64, least=64, most=64, around=0, optimism=0.0, select="top", epsilon=0.05, synthesis=False
+)
+"""As AutoTVM's model-based tuner plans (Chen 2018): 64 configurations with the best predictions, a few of them random.
+
+The success model is ours (AutoTVM: none).
+"""
+
+
+class ModelPlanner:
+    """Chameleon's planner, and that of every searcher with a cost model.
+
+    The first plans are random. Later the explorer looks for candidates that score high. Some of them are picked, and
+    synthesis may replace some of these picks.
+    """
+
+    def __init__(self, space: KnobSpace, learner: Learner, explorer: Explorer, config: PlannerConfig) -> None:
         self._space, self._learner, self._explorer, self._config = space, learner, explorer, config
-
-    def plan(self, view: View) -> Digits:
-        n = self._config.plan
-        if view.history.measured < min(n, view.space.size // 2) or not self._learner.ready(view.history):
-            return view.draw(n)
-        candidates, _ = _explored(self._explorer, lambda c: self._learner.predict(view.history, c)[0], view)
-        return sampling.epsilon_greedy(candidates, n, self._config.epsilon, view.draw(n), view.rng)
-
-    def state(self) -> dict[str, Any]:
-        return {"learner": self._learner.state(), "explorer": self._explorer.state()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._learner.restore(state["learner"])
-        self._explorer.restore(state["explorer"])
-
-
-class AdaptivePlanner:
-    """Chameleon's planner: it clusters the explorer's candidates and measures one configuration for each cluster."""
-
-    def __init__(
-        self,
-        space: KnobSpace,
-        learner: Learner,
-        explorer: Explorer,
-        config: sampling.SamplerConfig,
-        synthesis: bool,
-    ) -> None:
-        self._space, self._learner, self._explorer = space, learner, explorer
-        self._config, self._synthesis = config, synthesis
         by_size = np.argsort(-space.cardinalities, kind="stable")
         self._clustered = sorted(by_size[: config.largest].tolist())
         self._moves = Moves(space)
 
     def plan(self, view: View) -> Digits:
-        history = view.history
-        if history.measured < self._config.first or not self._learner.ready(history):
-            return view.draw(self._config.least)
-        candidates, scores = _explored(self._explorer, lambda c: self._score(history, c), view)
-        best = history.configs[np.argsort(-history.throughput(), kind="stable")[: self._config.around]]
-        near = self._moves.around(best, view.rng)
+        history, config = view.history, self._config
+        if history.measured < config.first or not self._learner.ready(history):
+            return view.draw(config.least)
+        candidates, scores = self._candidates(view)
+        if not len(candidates):
+            return view.draw(config.least)
+        chosen, labels = self._chosen(view, candidates, scores)
+        picks = candidates[chosen]
+        if config.synthesis:
+            groups = [candidates[labels == labels[i]] for i in chosen]
+            made = sampling.synthesise(picks, groups, np.ones(len(picks), dtype=bool), self._space, view.known)
+            picks = np.where((self._score(history, made) > scores[chosen])[:, None], made, picks)
+        if config.epsilon:
+            n = self._batch(view)
+            picks = sampling.epsilon_greedy(picks, n, config.epsilon, view.draw(n), view.rng)
+        return picks
+
+    def _candidates(self, view: View) -> tuple[Digits, Floats]:
+        """What the explorer found, and the neighbours of the best; the best-scored of all, and their scores."""
+        history, config = view.history, self._config
+        starts = view.starts(self._explorer.elite, self._explorer.starts)
+        candidates, scores = self._explorer.explore(lambda c: self._score(history, c), starts, view.known, view.rng)
+        near = self._moves.around(history.best_configs(config.around), view.rng)
         if len(near):
             every = np.vstack([candidates, near])
             candidates, scores = ranked(every, np.concatenate([scores, self._score(history, near)]), view.known)
-        if not len(candidates):
-            return view.draw(self._config.least)
-        candidates, scores = candidates[: self._config.candidates], scores[: self._config.candidates]
-        if self._learner.has_second_look:
-            candidates = candidates[: self._config.finalists]
+        kept = slice(max(config.candidates, self._batch(view)))
+        candidates, scores = candidates[kept], scores[kept]
+        if self._learner.has_second_look and len(candidates):
+            candidates = candidates[: config.finalists]
             scores = self._learner.second_look(history, candidates)
-        return self._pick(view, candidates, scores)
+        return candidates, scores
 
     def _score(self, history: History, configs: Digits) -> Floats:
-        mean, spread = self._learner.predict(history, configs)
+        mean, spread = self._learner.predict(history, configs, self._config.success)
         return mean + self._config.optimism * spread
 
-    def _pick(self, view: View, candidates: Digits, scores: Floats) -> Digits:
+    def _batch(self, view: View) -> int:
+        """How many to measure: at most as many as the host asks for, so that the next plan knows their outcomes.
+
+        But never fewer than `least`: a host that asks for one at a time gets so many from one plan.
+        """
+        least, most = self._config.least, min(self._config.most, view.wanted)
+        return max(min(view.history.measured // self._config.growth, most) // least, 1) * least
+
+    def _chosen(self, view: View, candidates: Digits, scores: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The positions of the picks, and the group of every candidate (without clusters all are one group)."""
+        config, batch = self._config, self._batch(view)
+        if config.select == "top":
+            return np.argsort(-scores, kind="stable")[:batch], np.zeros(len(candidates), dtype=np.int64)
         points = sampling.normalised(self._space.features(candidates, self._clustered))
-        config = self._config
-        # About as many as the host asks for: a host that measures a few at a time gets each of them from a fresh plan.
-        most = int(np.clip(view.history.measured // config.growth, config.least, max(config.least, view.wanted)))
-        most = min(most, config.most)
-        labels = sampling.clusters(
-            points, range(config.least, most + 1, config.least), config.knee, int(view.rng.integers(1 << 31))
-        )
-        chosen = sampling.snap(labels, scores)
-        picks = candidates[chosen]
-        if self._synthesis:
-            groups = [candidates[labels == labels[i]] for i in chosen]
-            made = sampling.synthesise(picks, groups, np.ones(len(picks), dtype=bool), self._space, view.known)
-            better = self._score(view.history, made) > scores[chosen]
-            picks = np.where(better[:, None], made, picks)
-        return picks
+        labels = sampling.clusters(points, batch, int(view.rng.integers(1 << 31)))
+        return sampling.snap(labels, scores), labels
 
     def state(self) -> dict[str, Any]:
         return {"learner": self._learner.state(), "explorer": self._explorer.state()}

@@ -1,45 +1,30 @@
-"""The searchers, which are made by name; all have the same `ask` and `tell`."""
+"""The searcher: asks, is told, and keeps its state; and when to stop a search."""
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chameleon.errors import UsageError, unknown
-from chameleon.search.agent import AgentConfig
-from chameleon.search.annealing import AnnealingConfig
-from chameleon.search.cost_model import CostModelConfig
-from chameleon.search.genetic import GeneticConfig
+from chameleon.errors import UsageError, described
 from chameleon.search.history import History, Prior
-from chameleon.search.learner import Featurize, Learner
 from chameleon.search.moves import unique_rows
-from chameleon.search.planners import (
-    AdaptivePlanner,
-    GeneticPlanner,
-    GreedyConfig,
-    GreedyPlanner,
-    GridPlanner,
-    Planner,
-    RandomPlanner,
-    View,
-    explorer,
-)
-from chameleon.search.sampling import SamplerConfig
+from chameleon.search.planners import Planner, View
+from chameleon.search.ranges import Within
 from chameleon.search.space import Digits, KnobSpace
 from chameleon.search.trial import Status, Trial
 
-Seed = np.random.Generator | np.random.SeedSequence | int
+STATE_VERSION = 2
+"""Version of the states that searchers save."""
 
 
-class UnknownSearcherError(UsageError, ValueError):
-    """A searcher, or an option of one, that does not exist."""
+class StateError(UsageError, ValueError):
+    """A saved state that is damaged, or does not belong to this searcher."""
 
 
 class Searcher:
@@ -52,13 +37,17 @@ class Searcher:
         space: what may be asked.
         planner: makes the plans.
         rng: the only source of randomness.
+        made_of: name and options, as plain values; only a searcher made of the same takes a saved state.
     """
 
-    def __init__(self, space: KnobSpace, planner: Planner, rng: np.random.Generator) -> None:
+    def __init__(
+        self, space: KnobSpace, planner: Planner, rng: np.random.Generator, made_of: Mapping[str, Any] | None = None
+    ) -> None:
         self.space = space
         self.exhausted = False  # with an empty answer: whether every valid configuration is certain to be known
         self._planner = planner
         self._rng = rng
+        self._made_of = dict(made_of or {})
         self._history = History(space)
         self._queue: dict[bytes, Digits] = {}  # the rest of the plan, in order
         self._known: set[bytes] = set()  # told, asked or planned
@@ -97,7 +86,10 @@ class Searcher:
         if not self._queue:
             self._replan(int(n))
         rows = [self._queue.pop(key) for key in list(itertools.islice(self._queue, int(n)))]
-        return np.array(rows, dtype=np.int64).reshape(len(rows), self.space.n_knobs)
+        found = np.array(rows).reshape(len(rows), self.space.n_knobs)
+        if not self.space.contains(found):
+            raise ValueError(f"expected digits of this space, got {rows!r:.80}")
+        return found.astype(np.int64)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Takes outcomes in any order, of configurations that were asked for or of others (history).
@@ -111,6 +103,22 @@ class Searcher:
             self._known.add(key)
             self._queue.pop(key, None)
 
+    def tell_aliases(self, configs: Digits) -> None:
+        """Takes configurations that are other names of schedules: each gives a schedule that has its own digits.
+
+        They are never asked for, and that is all: they do not count as trials, and nothing is learnt from them. The
+        outcome is told under the schedule's own digits.
+
+        Args:
+            configs: `[n, n_knobs]`, asked for or not, repeats possible.
+
+        Raises:
+            ValueError: if one is not of this space; then nothing is taken.
+        """
+        for key in KnobSpace.keys(self._rows(configs)):
+            self._known.add(key)
+            self._queue.pop(key, None)
+
     def believe(self, configs: Digits, throughput: NDArray[np.float64]) -> None:
         """Lets the cost model learn from configurations that were measured elsewhere; `ask` may still return them.
 
@@ -121,18 +129,7 @@ class Searcher:
         Raises:
             ValueError: if the two do not fit together, or do not fit the space.
         """
-        configs, throughput = np.asarray(configs, dtype=np.int64), np.asarray(throughput, dtype=np.float64)
-        inside = configs.shape == (len(throughput), self.space.n_knobs) and (configs >= 0).all()
-        if (
-            not inside
-            or (configs >= self.space.cardinalities).any()
-            or not ((throughput >= 0) & (throughput <= 1)).all()
-        ):
-            raise ValueError(
-                f"expected [n, {self.space.n_knobs}] digits of this space and [n] throughputs in 0..1, got shapes "
-                f"{configs.shape} and {throughput.shape}"
-            )
-        self._history.prior = Prior(configs, throughput)
+        self._history.prior = Prior.checked(self.space, np.asarray(configs), np.asarray(throughput, dtype=np.float64))
 
     def _replan(self, wanted: int) -> None:
         view = View(self.space, self._history, self._known, self._rng, wanted)
@@ -147,8 +144,7 @@ class Searcher:
     def state(self) -> dict[str, Any]:
         """All that is needed to continue in exactly the same way, as plain values and arrays."""
         return {
-            "version": 1,
-            "space": self.space.fingerprint(),
+            **self._belongs_to(),
             "rng": self._rng.bit_generator.state,
             "trials": [
                 [list(t.config), t.status.value, t.seconds, t.message, dict(t.timings), t.score]
@@ -161,161 +157,60 @@ class Searcher:
             "exhausted": self.exhausted,
         }
 
+    def _belongs_to(self) -> dict[str, Any]:
+        """What has to be the same in a state and in the searcher that it is restored into."""
+        return {"version": STATE_VERSION, "searcher": copy.deepcopy(self._made_of), "space": self.space.fingerprint()}
+
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continues from a `state` that a searcher of the same name, options and space gave.
 
         Raises:
-            ValueError: if the state belongs to another space.
+            StateError: if the state is damaged or belongs to something else; then nothing has changed.
         """
-        if state["space"] != self.space.fingerprint():
-            raise ValueError(
-                f"the state is of space {state['space']}, this searcher's is {self.space.fingerprint()}; "
-                "restore into a searcher made for the same space"
-            )
-        self._rng.bit_generator.state = state["rng"]
-        self._history = History(self.space)
-        self._history.add(
-            [
-                Trial(tuple(c), Status(s), sec, message, dict(t), *rest)
-                for c, s, sec, message, t, *rest in state["trials"]
-            ]
-        )
-        configs, throughput = state.get("prior", ([], []))
-        self.believe(np.array(configs, dtype=np.int64).reshape(-1, self.space.n_knobs), np.array(throughput))
-        self._known = {np.array(row, dtype=np.int64).tobytes() for row in state["known"]}
-        queue = np.array(state["queue"], dtype=np.int64).reshape(-1, self.space.n_knobs)
+        if not isinstance(state, Mapping):
+            raise StateError(f"expected a state as `state` returns it, got {state!r:.80}")
+        for name, expected in self._belongs_to().items():
+            if state.get(name) != expected:
+                raise StateError(
+                    f"the state's {name} is {_shown(state.get(name), expected)}, this searcher's is "
+                    f"{_shown(expected, state.get(name))}; restore into a searcher made in the same way for the same "
+                    "space, or tell its trials to a new one"
+                )
+        before = self._planner.state(), self._rng.bit_generator.state
+        try:
+            history, queue = self._read_history(state), self._rows(state["queue"])
+            known, exhausted = set(KnobSpace.keys(self._rows(state["known"]))), bool(state["exhausted"])
+            self._rng.bit_generator.state = state["rng"]
+            self._planner.restore(state["planner"])
+        except Exception as error:  # a damaged state may raise anything
+            self._planner.restore(before[0])
+            self._rng.bit_generator.state = before[1]
+            raise StateError(f"the state is damaged ({described(error)}); nothing was restored") from error
+        self._history, self._known = history, known
         self._queue = dict(zip(KnobSpace.keys(queue), queue, strict=True))
-        self._planner.restore(state["planner"])
-        self.exhausted = bool(state["exhausted"])
+        self.exhausted = exhausted
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a searcher is put together.
-
-    Attributes:
-        about: one line for people.
-        options: the settings of its components, by name, with the default values.
-        build: makes the planner.
-    """
-
-    about: str
-    options: Mapping[str, Any]
-    build: Callable[[KnobSpace, np.random.Generator, Featurize | None, Mapping[str, Any]], Planner]
-
-
-def _greedy(
-    space: KnobSpace, rng: np.random.Generator, featurize: Featurize | None, parts: Mapping[str, Any]
-) -> Planner:
-    learner = Learner(space, parts["model"], int(rng.integers(1 << 31)), featurize)
-    return GreedyPlanner(space, learner, explorer(space, parts["explorer"], rng), parts["picker"])
-
-
-def _adaptive(synthesis: bool) -> Callable[..., Planner]:
-    def build(
-        space: KnobSpace, rng: np.random.Generator, featurize: Featurize | None, parts: Mapping[str, Any]
-    ) -> Planner:
-        learner = Learner(space, parts["model"], int(rng.integers(1 << 31)), featurize)
-        return AdaptivePlanner(space, learner, explorer(space, parts["explorer"], rng), parts["sampler"], synthesis)
-
-    return build
-
-
-_EXPLORERS = (AgentConfig, AnnealingConfig)
-"""The explorers' configurations. Any planner takes either explorer: the one given replaces the recipe's."""
-
-_AGENT_SAMPLER = {"explorer": AgentConfig(), "sampler": SamplerConfig(), "model": CostModelConfig()}
-
-SEARCHERS: Mapping[str, Recipe] = {
-    "chameleon": Recipe("agent + adaptive sampling + synthesis (Ahn 2020)", _AGENT_SAMPLER, _adaptive(True)),
-    "release": Recipe("agent + adaptive sampling (Ahn 2019)", _AGENT_SAMPLER, _adaptive(False)),
-    "annealing": Recipe(
-        "AutoTVM: parallel annealing + epsilon-greedy (Chen 2018)",
-        {"explorer": AnnealingConfig(), "picker": GreedyConfig(), "model": CostModelConfig()},
-        _greedy,
-    ),
-    "annealing+adaptive": Recipe(
-        "parallel annealing + adaptive sampling",  # it plans four times as often, with a quarter of the steps
-        {"explorer": AnnealingConfig(steps=125, keep=256), "sampler": SamplerConfig(), "model": CostModelConfig()},
-        _adaptive(False),
-    ),
-    "agent": Recipe(
-        "agent + epsilon-greedy",
-        {"explorer": AgentConfig(), "picker": GreedyConfig(), "model": CostModelConfig()},
-        _greedy,
-    ),
-    "genetic": Recipe(
-        "genetic algorithm",
-        {"genetic": GeneticConfig()},
-        lambda space, rng, featurize, parts: GeneticPlanner(space, parts["genetic"]),
-    ),
-    "random": Recipe("uniform, without repeats", {}, lambda space, rng, featurize, parts: RandomPlanner()),
-    "grid": Recipe("every configuration in order", {}, lambda space, rng, featurize, parts: GridPlanner()),
-}
-
-
-def make_searcher(
-    name: str, space: KnobSpace, rng: Seed, *, featurize: Featurize | None = None, **options: Any
-) -> Searcher:
-    """Makes a searcher by name.
-
-    Args:
-        name: one of `SEARCHERS`.
-        rng: the only source of randomness: a generator, or the seed of one.
-        featurize: gives the host's features `[n, f]` of configurations `[n, n_knobs]`, for a second look at the
-            finalists.
-        options: for a component, its settings, such as `explorer={"walkers": 128}`, or its configuration.
-
-    Raises:
-        UnknownSearcherError: on a name, component or setting that does not exist.
-        UsageError: if `rng` is neither a generator nor a seed.
-    """
-    rng = _generator(rng)
-    if name not in SEARCHERS:
-        raise unknown("searcher", name, SEARCHERS, UnknownSearcherError)
-    recipe = SEARCHERS[name]
-    return Searcher(space, recipe.build(space, rng, featurize, _configured(name, recipe, options)), rng)
-
-
-def _generator(rng: Seed) -> np.random.Generator:
-    if not isinstance(rng, (np.random.Generator, np.random.SeedSequence, Integral)):
-        raise UsageError(
-            f"expected `rng` to be a generator, such as np.random.default_rng(0), or a seed such as 0, got {rng!r:.80}"
+    def _read_history(self, state: Mapping[str, Any]) -> History:
+        history = History(self.space)
+        history.add(
+            [Trial(tuple(c), Status(s), sec, message, dict(t), y) for c, s, sec, message, t, y in state["trials"]]
         )
-    try:
-        return np.random.default_rng(rng)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise UsageError(f"expected a seed of at least 0, got {rng!r:.80}") from error
+        configs, throughput = state["prior"]
+        history.prior = Prior.checked(self.space, self._rows(configs), np.array(throughput, dtype=np.float64))
+        return history
+
+    def _rows(self, rows: Any) -> Digits:
+        found = np.array(rows).reshape(len(rows), self.space.n_knobs)
+        if not self.space.contains(found):
+            raise ValueError(f"expected digits of this space, got {rows!r:.80}")
+        return found.astype(np.int64)
 
 
-def _configured(name: str, recipe: Recipe, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the recipe's components, changed by `options`."""
-    parts = dict(recipe.options)
-    for part, given in options.items():
-        if part not in parts:
-            raise UnknownSearcherError(
-                f"searcher {name!r} has no option {part!r}; it has: {', '.join(parts) or 'none'}"
-            )
-        if isinstance(given, _EXPLORERS if part == "explorer" else type(parts[part])):
-            parts[part] = given
-            continue
-        allowed = [f.name for f in dataclasses.fields(parts[part])]
-        wrong = sorted(set(given) - set(allowed))
-        if wrong:
-            raise UnknownSearcherError(
-                f"option {part!r} of searcher {name!r} has no setting {', '.join(wrong)}; it has: {', '.join(allowed)}"
-            )
-        parts[part] = dataclasses.replace(parts[part], **given)
-    return parts
-
-
-class ChameleonSearcher(Searcher):
-    """The `chameleon` searcher under its own name: `ChameleonSearcher(space, rng=np.random.default_rng(0))`."""
-
-    def __init__(self, space: KnobSpace, *, rng: Seed, featurize: Featurize | None = None, **options: Any) -> None:
-        rng = _generator(rng)
-        recipe = SEARCHERS["chameleon"]
-        super().__init__(space, recipe.build(space, rng, featurize, _configured("chameleon", recipe, options)), rng)
+def _shown(value: Any, other: Any) -> Any:
+    """The value for a message; of a mapping only what differs from `other`."""
+    if not (isinstance(value, Mapping) and isinstance(other, Mapping)):
+        return value
+    return {k: _shown(v, other.get(k)) for k, v in value.items() if k not in other or v != other[k]}
 
 
 class EarlyStopping:
@@ -324,11 +219,16 @@ class EarlyStopping:
     Args:
         patience: stop after this many trials without a better one.
         min_trials: never stop before this many trials.
+        best: the best trial of earlier searches, such as `Searcher.best` after old records were told.
+
+    Raises:
+        UsageError: if `patience` is below 1 or `min_trials` is below 0.
     """
 
-    def __init__(self, patience: int, min_trials: int = 0) -> None:
-        self._patience, self._min_trials = patience, min_trials
-        self._best = float("inf")
+    def __init__(self, patience: int, min_trials: int = 0, best: Trial | None = None) -> None:
+        self._patience = Within(1, whole=True).checked("patience of EarlyStopping", patience)
+        self._min_trials = Within(0, whole=True).checked("min_trials of EarlyStopping", min_trials)
+        self._best = float("inf") if best is None else best.cost
         self._since = 0
         self._count = 0
 

@@ -91,12 +91,18 @@ def option(name: str, values: Sequence[Any]) -> Knob:
     position = np.arange(len(values), dtype=np.float32)[:, None]
     columns = [position]
     if numeric:
-        columns.append(np.array([[math.copysign(math.log2(1 + abs(v)), v)] for v in values], dtype=np.float32))
+        columns.append(np.array([[_size(v)] for v in values], dtype=np.float32))
         if all(isinstance(v, int) for v in values) and max(abs(v) for v in values) > 2:
             columns.append(np.array([[math.log2(v & -v) if v else 0.0] for v in values], dtype=np.float32))
     elif 2 < len(values) <= 16:
         columns.append(np.eye(len(values), dtype=np.float32))
     return Knob(name, "option", values, np.hstack(columns), _line_moves(len(values)))
+
+
+def _size(value: float) -> float:
+    """The logarithm of a number's size, with its sign; infinity is as large as the largest number of 64 bits."""
+    size = min(math.log2(1 + abs(value)), 1024.0)
+    return -size if value < 0 else size
 
 
 def location(name: str, values: Sequence[Any]) -> Knob:
@@ -217,8 +223,9 @@ class KnobSpace:
 
     def is_valid(self, configs: Digits) -> NDArray[np.bool_]:
         """Which rows of `[n, n_knobs]` are canonical configurations that may be measured, `[n]`."""
-        configs = np.asarray(configs, dtype=np.int64)
-        inside = np.all((configs >= 0) & (configs < self.cardinalities), axis=1)
+        given = np.asarray(configs)
+        configs = np.asarray(given, dtype=np.int64)
+        inside = np.all((configs >= 0) & (configs < self.cardinalities) & (configs == given), axis=1)
         safe = np.where(inside[:, None], configs, 0)
         ok = inside & (self.canonical(safe) == safe).all(axis=1)
         if self.listed is not None:
@@ -226,6 +233,10 @@ class KnobSpace:
         if self._valid is not None and ok.any():
             ok[ok] = self._valid(safe[ok])
         return ok
+
+    def contains(self, configs: NDArray[Any]) -> bool:
+        """Whether all of `[n, n_knobs]` are whole numbers that fit the knobs, canonical and valid or not."""
+        return bool(((configs >= 0) & (configs < self.cardinalities) & (configs == np.floor(configs))).all())
 
     @staticmethod
     def keys(configs: Digits) -> list[bytes]:

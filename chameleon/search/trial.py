@@ -51,6 +51,7 @@ class Trial:
         object.__setattr__(self, "status", Status(self.status))
         for name in ("seconds", "score"):
             object.__setattr__(self, name, _number(name, getattr(self, name)))
+        object.__setattr__(self, "timings", {str(k): _number(f"timing {k}", v) for k, v in self.timings.items()})
         given = (self.seconds is not None) + (self.score is not None)
         if self.status is not Status.OK:
             if given:
@@ -123,9 +124,7 @@ def _digits(config: Any) -> tuple[int, ...]:
 
 def _number(name: str, value: Any) -> float | None:
     """A plain number of what was given: a number of any library, or an array that holds just one."""
-    if value is None or isinstance(value, Real):
-        return None if value is None else float(value)
     try:
-        return float(value.item())
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"expected a number as {name} of a trial, got {value!r:.80}") from error
+        return None if value is None else float(value if isinstance(value, Real) else value.item())
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"expected a number of at most 1.8e308 as {name} of a trial, got {value!r:.80}") from error

@@ -225,7 +225,7 @@ def test_wrong_arguments_are_answered():
     task = create("chameleon/matmul", 64, 64)
     with pytest.raises(UnknownSearcherError, match="did you mean chameleon"):
         SearcherTuner(task, "chamelon")
-    with pytest.raises(UnknownSearcherError, match="no option 'plan'"):
+    with pytest.raises(UnknownSearcherError, match="unknown option of chameleon: 'plan'"):
         ChameleonTuner(task, plan=64)
     with pytest.raises(ValueError, match="at least 1"):
         ChameleonTuner(task, max_refusals=0)
@@ -251,7 +251,7 @@ def test_the_options_of_autotvm_are_taken(caplog):
     assert "loss_type='rank'" in line
     assert "plan_size=32" in line
     assert len(tune(tuner, 20)) == 20
-    with pytest.raises(UnknownSearcherError, match="no option 'los_type'"):
+    with pytest.raises(UnknownSearcherError, match="unknown option of chameleon: 'los_type'"):
         ChameleonTuner(task, los_type="rank")
 
 

@@ -270,10 +270,12 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
     space, rng = listed(), np.random.default_rng(0)
     with pytest.raises(UnknownSearcherError, match="did you mean chameleon"):
         make_searcher("chamelion", space, rng)
-    with pytest.raises(UnknownSearcherError, match="sampler"):
-        make_searcher("chameleon", space, rng, samplr={})
-    with pytest.raises(UnknownSearcherError, match="walkers"):
+    with pytest.raises(UnknownSearcherError, match="unknown option of chameleon: 'planer'; did you mean planner"):
+        make_searcher("chameleon", space, rng, planer={})
+    with pytest.raises(UnknownSearcherError, match="unknown setting of explorer: 'walker'; did you mean walkers"):
         make_searcher("chameleon", space, rng, explorer={"walker": 3})
+    with pytest.raises(UnknownSearcherError, match="unknown option of random: 'sampler'; known: none"):
+        make_searcher("random", space, rng, sampler={})
 
 
 def test_the_class_is_the_named_searcher() -> None:

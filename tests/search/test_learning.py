@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from chameleon.search.genetic import Genetic, GeneticConfig
 from chameleon.search.history import History, Prior
 from chameleon.search.learner import Learner
 from chameleon.search.moves import Moves
+from chameleon.search.planners import View
 from tests.search.synthetic import Cost, measure, tiled_matmul
 
 GRID = KnobSpace([option(n, list(range(8))) for n in "abc"])
@@ -75,6 +78,63 @@ def test_the_learner_expects_little_where_others_failed(status: Status) -> None:
     mean, _ = learner.predict(history, GRID.rows(0, GRID.size))
     fails = GRID.rows(0, GRID.size)[:, 0] >= 5
     assert mean[fails].max() < 0.5 < mean[~fails].min()
+
+
+@pytest.mark.parametrize("newest", ["ok", "failed"])
+def test_a_learner_that_followed_the_history_predicts_like_a_new_one(newest: str) -> None:
+    """Also once the newest trials all succeeded, or all failed: what was learnt of older ones is forgotten."""
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(GRID.rows(0, GRID.size))[:120]
+    status = [Status.RUN_ERROR if row[0] < 4 else Status.OK for row in rows[:60]]
+    status += [Status.OK if newest == "ok" else Status.RUN_ERROR] * 60
+    trials = [
+        Trial(tuple(row), s, 1.0 + row.sum() if s is Status.OK else None) for row, s in zip(rows, status, strict=True)
+    ]
+    history, config = History(GRID), CostModelConfig(newest=50)
+    followed = Learner(GRID, config, 0)
+    for part in (trials[:40], trials[40:60], trials[60:]):
+        history.add(part)
+        followed.predict(history, rows)
+    fresh = Learner(GRID, config, 0)
+    for one, other in zip(followed.predict(history, rows), fresh.predict(history, rows), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("succeeded", "elite"), [(0, 32), (1, 32), (5, 32), (5, 6), (5, 3), (16, 32), (40, 32), (40, 20)]
+)
+def test_walks_start_at_the_best_that_succeeded_and_never_at_a_failure(succeeded: int, elite: int) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(GRID.rows(0, GRID.size))[:60]
+    history = History(GRID)
+    history.add(
+        [
+            Trial(tuple(row), Status.OK, 1.0 + i) if i < succeeded else Trial(tuple(row), Status.TIMEOUT)
+            for i, row in enumerate(rows)
+        ]
+    )
+    starts = [tuple(row) for row in View(GRID, history, set(), rng, 8).starts(elite, 100).tolist()]
+    assert len(starts) == elite + 100
+    best = [tuple(row) for row in rows[: min(succeeded, 16, elite)].tolist()]
+    most = -(-elite // 16)
+    expected = min(elite, most * len(best))  # from 16 successes on, all `elite`
+    assert starts[:expected] == (best * most)[:expected]
+    counts = Counter(starts[:expected])
+    assert set(counts) == set(best)
+    assert max(counts.values(), default=0) <= most
+
+
+def test_the_best_configurations_by_brute_force() -> None:
+    rng = np.random.default_rng(3)
+    trials = [
+        Trial(tuple(row), Status.OK, float(rng.integers(1, 9))) if rng.random() < 0.5 else Trial(tuple(row), "timeout")
+        for row in rng.permutation(GRID.rows(0, GRID.size))[:50]
+    ]
+    history = History(GRID)
+    history.add(trials)
+    ranked = sorted((t for t in trials if t.seconds), key=lambda t: t.seconds or 0.0)
+    for n in (0, 1, 7, 50):
+        assert [tuple(row) for row in history.best_configs(n).tolist()] == [t.config for t in ranked[:n]]
 
 
 def test_the_second_look_sees_what_knobs_do_not_tell() -> None:
@@ -158,9 +218,9 @@ def test_chameleon_is_far_ahead_of_random_on_a_large_tiling_space() -> None:
     assert np.mean(ours) < 0.7 * np.mean(random)
 
 
-@pytest.mark.parametrize(("wanted", "largest"), [(8, 8), (200, 32)])
+@pytest.mark.parametrize(("wanted", "largest"), [(8, 8), (200, 16)])
 def test_plans_are_no_larger_than_the_host_can_use_at_once(wanted: int, largest: int) -> None:
-    """The plan after 130 trials: a quarter of them where the host asks for many, the least where it asks for few."""
+    """The plan after 130 trials: the most where the host asks for many, the least where it asks for few."""
     rng = np.random.default_rng(0)
     searcher = make_searcher("release", GRID, rng, explorer={"walkers": 32, "steps": 12, "rollouts": 1})
     rows = GRID.rows(0, GRID.size)[rng.permutation(GRID.size)[:130]]

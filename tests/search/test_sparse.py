@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise, permutations
 
 import numpy as np
@@ -19,6 +20,7 @@ from chameleon.search import (
     option,
     split,
 )
+from chameleon.search.history import History
 
 SMALL = {
     "explorer": {"walkers": 12, "steps": 5, "rollouts": 1, "epochs": 1, "minibatches": 1, "hidden": 16},
@@ -130,7 +132,43 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert Trial((1,), Status.OK, np.array([0.5])).seconds == 0.5  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("config", [(0.5,), "ab", 3, (None,)])
+def test_a_trial_with_numbers_of_numpy_can_be_written() -> None:
+    timings = {"build": np.float32(0.5), "run": np.array([0.25])}
+    trial = Trial(np.array([1, 2]), Status.OK, np.float32(0.5), timings=timings)  # type: ignore[arg-type]
+    line = json.dumps(trial.to_json())
+    assert Trial.from_json(json.loads(line)) == trial
+    assert json.loads(line)["timings"] == {"build": 0.5, "run": 0.25}
+
+
+HUGE = 10**400
+
+
+def test_numbers_too_large_for_a_float_are_refused_or_capped() -> None:
+    for seconds, score in ((HUGE, None), (None, HUGE), (None, -HUGE)):
+        with pytest.raises(ValueError, match=r"expected a number of at most 1\.8e308 as .* of a trial, got"):
+            Trial((0,), Status.OK, seconds, score=score)
+    with pytest.raises(ValueError, match="not one of this space"):
+        make_searcher("random", ordered(3, 5), 0).tell([Trial((0, 1, HUGE), Status.TIMEOUT)])
+    knob = option("x", [1, float("inf"), -float("inf"), 1e308])
+    assert knob.features[:, 1].tolist() == [1, 1024, -1024, np.float32(np.log2(1e308))]
+    assert np.isfinite(option("x", [1, HUGE]).features).all()
+
+
+def test_the_widest_span_of_scores_is_still_a_number() -> None:
+    history = History(ordered(1, 4))
+    history.add([Trial((i,), Status.OK, score=s) for i, s in enumerate((1.7e308, -1.7e308, 0.0))])
+    assert history.throughput().tolist() == [1.0, 0.0, 0.5]
+
+
+def test_a_digit_that_is_not_whole_is_none() -> None:
+    space = ordered(3, 5)
+    rows = np.array([[0, 1, 2], [0, 1, 2.5]])
+    assert space.is_valid(rows).tolist() == [True, False]
+    with pytest.raises(ValueError, match="digits of this space"):
+        make_searcher("random", space, 0).believe(rows, np.array([1.0, 1.0]))
+
+
+@pytest.mark.parametrize("config", [(0.5,), (1.9,), "ab", 3, (None,)])
 def test_what_is_no_configuration_is_refused(config: object) -> None:
     with pytest.raises(ValueError, match="expected a configuration as a row of integer digits"):
         Trial(config, Status.OK, 1.0)  # type: ignore[arg-type]
@@ -182,6 +220,14 @@ def test_scores_and_seconds_are_not_mixed() -> None:
     line = Trial((0,), Status.OK, score=0.0).to_json()
     assert line == {"config": [0], "status": "ok", "score": 0.0}
     assert Trial.from_json(line).score == 0.0
+
+
+def test_early_stopping_knows_the_best_of_before() -> None:
+    """A trial that is better than its predecessors, but not than what was known, is no gain."""
+    trials = [Trial((i,), Status.OK, s) for i, s in enumerate([5.0, 4.0, 3.0])]
+    assert not EarlyStopping(patience=3).update(trials)
+    assert EarlyStopping(patience=3, best=Trial((9,), Status.OK, 2.0)).update(trials)
+    assert not EarlyStopping(patience=3, best=Trial((9,), Status.OK, 3.5)).update(trials)
 
 
 def test_early_stopping_follows_a_score() -> None:

@@ -330,6 +330,8 @@ def test_proposals_measure_each_schedule_once_until_the_space_is_exhausted() -> 
     assert proposals.repeats > 0
     everything = {tuple(traces.replay(row)[1]) for row in space.enumerate()}
     assert seen == everything
+    told = [tuple(line[0]) for line in searcher.state()["trials"]]
+    assert sorted(told) == sorted(seen)  # every schedule is one trial, however many configurations give it
     with pytest.raises(ValueError, match="told before"):
         proposals.tell([Trial(min(seen), Status.OK, seconds=1.0)])
 
