@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-HEAVY = {"tvm", "tvm_ffi", "torch", "xgboost", "sklearn", "matplotlib", "numba", "ortools", "networkx"}
+HEAVY = {"tvm", "tvm_ffi", "kernel_tuner", "torch", "xgboost", "sklearn", "matplotlib", "numba", "ortools", "networkx"}
 
 
 def loaded(code: str) -> set[str]:
@@ -29,6 +29,7 @@ def loaded(code: str) -> set[str]:
         "chameleon.search",
         "tuners.landscape",
         "tuners.replay",
+        "tuners.kernel_tuner",
         "chameleon.report",
         "chameleon.manifest",
         "chameleon.serenity.order.schedule",
