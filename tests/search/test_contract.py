@@ -79,7 +79,7 @@ def told_twice(searcher: Searcher) -> None:
         (lambda searcher: searcher.ask(0), "at least 1"),
         (lambda searcher: searcher.tell([Trial((99, 0, 0), Status.TIMEOUT)]), "not one of this space"),
         (told_twice, "told before"),
-        (with_a_state_of_another_space, "same space"),
+        (with_a_state_of_another_space, "space"),
     ],
 )
 def test_refusals_say_why(action: Callable[[Searcher], None], message: str) -> None:
