@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-HEAVY = {"tvm", "tvm_ffi", "kernel_tuner", "torch", "xgboost", "sklearn", "matplotlib", "numba", "ortools", "networkx"}
+HEAVY = {"tvm", "tvm_ffi", "torch", "xgboost", "sklearn", "matplotlib", "numba", "ortools", "networkx"}
+HEAVY |= {"kernel_tuner", "pytest"}
 
 
 def loaded(code: str) -> set[str]:
@@ -27,6 +28,7 @@ def loaded(code: str) -> set[str]:
         "chameleon",
         "tuners",
         "chameleon.search",
+        "chameleon.testing",
         "tuners.landscape",
         "tuners.replay",
         "tuners.kernel_tuner",

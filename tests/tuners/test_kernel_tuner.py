@@ -20,6 +20,7 @@ from chameleon.testing import check_host, check_space
 from tests.search.test_contract import SMALL
 from tuners.kernel_tuner import ChameleonStrategy, StrategyError, Tunables, trial_of
 from tuners.landscape import TIME, Objective, load_landscape
+from tuners.replay import replay
 
 DATA = Path(__file__).parents[1] / "data"
 Results = list[dict[str, Any]]
@@ -103,6 +104,15 @@ def test_every_searcher_measures_each_configuration_of_the_space_once(name: str,
     assert min(r["time"] for r in results if "__error__" not in r) == pytest.approx(
         load_landscape(DATA / "tiny_cache.json.gz").best * 1e3
     )
+
+
+@needs_kernel_tuner
+@pytest.mark.parametrize("name", SEARCHERS)
+def test_it_searches_as_a_replay_of_the_same_recording_does(name: str, failing: Path) -> None:
+    replayed = replay(load_landscape(failing), name, trials=64, seed=2, **SMALL.get(name, {}))
+    results = simulate(failing, small(name, 2), {"max_fevals": 64})
+    measured = [np.nan if "__error__" in r else r["time"] * 1e-3 for r in results]
+    np.testing.assert_array_equal(measured, replayed.values)
 
 
 @needs_kernel_tuner
