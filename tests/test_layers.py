@@ -9,6 +9,7 @@ import sys
 import pytest
 
 HEAVY = {"tvm", "tvm_ffi", "torch", "xgboost", "sklearn", "matplotlib", "numba", "ortools", "networkx"}
+HEAVY |= {"kernel_tuner", "pytest"}
 
 
 def loaded(code: str) -> set[str]:
@@ -27,8 +28,10 @@ def loaded(code: str) -> set[str]:
         "chameleon",
         "tuners",
         "chameleon.search",
+        "chameleon.testing",
         "tuners.landscape",
         "tuners.replay",
+        "tuners.kernel_tuner",
         "chameleon.report",
         "chameleon.manifest",
         "chameleon.serenity.order.schedule",

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,15 +167,16 @@ def named_landscape(
             raise LandscapeError(
                 f"{path}: every configuration needs a value for each of {list(names)}; one lacks {error}"
             ) from error
-        values = _ordered([*frozen(order.get(name) or ()), *column], set(column))
+        values = ordered_values([*frozen(order.get(name) or ()), *column], set(column))
         knobs.append(option(name, values))
         columns.append([{v: i for i, v in enumerate(values)}[x] for x in column])
     return assemble(path, knobs, [list(row) for row in zip(*columns, strict=True)], entries, objective)
 
 
-def _ordered(recorded: Iterable[Any], occurring: set[Any]) -> list[Any]:
+def ordered_values(recorded: Iterable[Any], occurring: set[Any]) -> list[Any]:
+    """The values that occur, each once: numbers rising, anything else in the order in which it is recorded."""
     values = [v for v in dict.fromkeys(recorded) if v in occurring]
-    numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+    numeric = all(isinstance(v, Real) and not isinstance(v, bool) for v in values)
     return sorted(values) if numeric else values
 
 

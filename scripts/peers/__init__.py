@@ -1,1 +1,1 @@
-"""Measures how much memory other runtimes (the peers) need for the same networks, each in its own environment."""
+"""Measures the peers: how much memory other runtimes need for the same networks, and how other tuners search."""

@@ -18,7 +18,7 @@ LINK = re.compile(r"\[[^\]]+\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
 LINE_LENGTH = 119
 WRITTEN = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "results" / "README.md"]
 APP: Any = typer.main.get_command(app)
-NOT_IN_THE_FIGURE = {"deploy", "doctor", "presets"}
+NOT_IN_THE_FIGURE = {"deploy", "doctor", "presets", "testing"}
 
 
 def name_of(path: Path) -> str:

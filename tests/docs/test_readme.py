@@ -24,6 +24,7 @@ ELSEWHERE = {
     'pip install -e ".[all]"': "what the Makefile does to make the environment of this test",
     "pip install -e .": "tests/test_install.py: the core needs no TVM; tests/test_wheel.py installs it",
     'pip install -e ".[autotvm]"': "what the Makefile does to make the environment of tests/autotvm",
+    'pip install -e ".[kernel-tuner]"': "what the Makefile does to make the environment of this test",
     "python -m pytest tests/search/test_sampling.py": "what runs this test, on one file",
     "python -m pytest tests/search -k sampling": "the same, on some tests",
     "chameleon tune resnet18 --config quick": "tests/jobs/test_config.py reads the preset; it would take minutes here",
@@ -124,6 +125,14 @@ def test_the_python_block(tmp_path: Path) -> None:
 def test_python_without_tvm(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     execute(page, "", {})
+
+
+@pytest.mark.slow
+@pytest.mark.needs("kernel_tuner")
+@pytest.mark.parametrize("page", pages_with_python(needs="kernel_tuner"))
+def test_python_with_kernel_tuner(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert len(execute(page, "kernel_tuner", {})["results"]) == 20
 
 
 @pytest.mark.tvm

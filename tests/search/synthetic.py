@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
-from chameleon.search import Digits, KnobSpace, Status, Trial, location, option, split
+from chameleon.search import Digits, KnobSpace, location, option, split
+from chameleon.testing.landscapes import Cost, bowl, constrained, listed, measure, sketched
 
-Cost = Callable[[Digits], NDArray[np.float64]]
+__all__ = ["bowl", "constrained", "listed", "measure", "sketched", "tiled_matmul"]
 
 
 def tiled_matmul() -> tuple[KnobSpace, Cost]:
@@ -45,38 +44,3 @@ def _matmul_seconds(space: KnobSpace, configs: Digits) -> NDArray[np.float64]:
     return 1e-3 * np.exp(
         registers + tile + chunks + lanes + body + 0.2 * (1 - configs[:, 6]) + 0.1 * np.abs(configs[:, 7] - 1)
     )
-
-
-def measure(configs: Digits, cost: Cost) -> list[Trial]:
-    """Trials of `configs`; a cost that is not finite is a failure."""
-    return [
-        Trial(tuple(c), Status.OK, float(s))
-        if np.isfinite(s)
-        else Trial(tuple(c), Status.RUN_ERROR, message="it crashed")
-        for c, s in zip(configs.tolist(), cost(configs), strict=True)
-    ]
-
-
-def bowl(space: KnobSpace, centre: NDArray[np.int64]) -> Cost:
-    """Distance from `centre` in digits, over all knobs."""
-    return lambda configs: 1e-3 * (1 + np.abs(configs - centre).sum(axis=1))
-
-
-def sketched() -> KnobSpace:
-    """Three sketches that share some knobs."""
-    return KnobSpace(
-        [option("sketch", [0, 1, 2]), split("a", 12, 2), option("b", [0, 1, 2, 3]), split("c", 8, 3)],
-        sketches=[(0, 1), (0, 1, 2), (0, 3)],
-    )
-
-
-def listed() -> KnobSpace:
-    """A space of which only every third configuration exists."""
-    full = KnobSpace([option("x", list(range(6))), option("y", [1, 2, 4, 8]), option("z", ["p", "q", "r"])])
-    return KnobSpace(full.knobs, listed=full.rows(0, full.size)[::3])
-
-
-def constrained() -> KnobSpace:
-    """A free predicate forbids two thirds."""
-    knobs = [option("x", list(range(6))), option("y", list(range(6))), split("s", 8, 2)]
-    return KnobSpace(knobs, valid=lambda configs: (configs[:, 0] + configs[:, 1]) % 3 == 0)

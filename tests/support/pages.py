@@ -17,6 +17,7 @@ PAGES += sorted(set(ROOT.glob("docs/**/*.md")) - set(PAGES))
 """In the order in which they are read: a command of a later page may need what one of an earlier page made."""
 
 WITH_AUTOTVM = "autotvm"
+WITH_KERNEL_TUNER = "kernel_tuner"
 WITH_TVM = ("tvm", "meta_schedule", "chameleon.measure", "chameleon.memory")
 
 
@@ -30,9 +31,12 @@ class Block:
 
     @property
     def needs(self) -> str:
-        """Which TVM its Python imports: `autotvm`, `tvm` or none."""
-        if self.language != "python" or WITH_AUTOTVM in self.text:
-            return WITH_AUTOTVM * (self.language == "python")
+        """Which host its Python imports: `autotvm`, `kernel_tuner`, `tvm` or none."""
+        if self.language != "python":
+            return ""
+        for name in (WITH_AUTOTVM, WITH_KERNEL_TUNER):
+            if name in self.text:
+                return name
         return "tvm" * any(name in self.text for name in WITH_TVM)
 
 
@@ -43,7 +47,7 @@ def blocks_in(page: str, content: str) -> list[Block]:
 
 
 def blocks(language: str = "", page: str = "", needs: str | None = None) -> list[Block]:
-    """The blocks of all pages, or of one, in one language, or all, that need this TVM, or any."""
+    """The blocks of all pages, or of one, in one language, or all, that need this host, or any."""
     found = [b for path in PAGES for b in blocks_in(path.relative_to(ROOT).as_posix(), path.read_text())]
     return [
         b
@@ -60,12 +64,12 @@ def commands(page: str = "") -> list[str]:
 
 
 def pages_with_python(needs: str) -> list[str]:
-    """The pages that have Python for this TVM, besides the README, whose blocks have tests of their own."""
+    """The pages that have Python for this host, besides the README, whose blocks have tests of their own."""
     return [p for p in dict.fromkeys(b.page for b in blocks("python", needs=needs)) if p != "README.md"]
 
 
 def execute(page: str, needs: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Run the page's Python that needs this TVM, one block after the other in one namespace, which is returned."""
+    """Run the page's Python that needs this host, one block after the other in one namespace, which is returned."""
     scope = dict(given)
     for block in blocks("python", page, needs):
         exec(compile(block.text, page, "exec"), scope)  # the project's own page
