@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from chameleon.search.genetic import Genetic, GeneticConfig
 from chameleon.search.history import History
 from chameleon.search.learner import Learner
 from chameleon.search.moves import Moves, ranked, unique_rows
-from chameleon.search.ranges import AtLeastZero, Count, Share, Whole, Within, check_ranges
+from chameleon.search.ranges import AtLeastZero, Count, Share, Whole, check_ranges
 from chameleon.search.space import Digits, KnobSpace
 
 Floats = NDArray[np.float64]
@@ -184,9 +184,9 @@ class PlannerConfig:
 
     # When to plan, and how much
     first: Count = 16  # trials measured before the cost model is trusted (paper: 64)
-    least: Count = 8  # smallest batch; also the step from one number of clusters to the next
-    most: Count = 64  # largest batch
-    growth: Count = 4  # between these two, a batch has at most measured trials / growth (paper: no such bound)
+    least: Count = 8  # smallest batch; every batch is a multiple of it
+    most: Count = 16  # largest batch (paper: as many clusters as pay, by the knee of the loss: 8 to 64)
+    growth: Count = 4  # between these two, a batch has measured trials / growth (paper: no such bound)
     # What is thought of
     around: Whole = 3  # the neighbours of this many best measured configurations are candidates as well (paper: none)
     candidates: Count = 256  # how many of the best-scored candidates are looked at (paper: all)
@@ -197,8 +197,6 @@ class PlannerConfig:
     # What is picked
     select: Literal["clusters", "top"] = "clusters"  # one candidate for each cluster, or simply the best
     largest: Count | None = None  # cluster by this many knobs, those with most values (paper: 2); None: by all
-    # stop at the first number of clusters whose loss is no better than the loss before it, divided by this
-    knee: Annotated[float, Within(1)] = 2.5
     epsilon: Share = 0.0  # share of the picks that random configurations replace
     synthesis: bool = True  # the mode of a cluster replaces a pick that scores lower (paper: one that is invalid)
 
@@ -244,7 +242,7 @@ class ModelPlanner:
             made = sampling.synthesise(picks, groups, np.ones(len(picks), dtype=bool), self._space, view.known)
             picks = np.where((self._score(history, made) > scores[chosen])[:, None], made, picks)
         if config.epsilon:
-            n = self._batch(view) if config.select == "top" else len(picks)
+            n = self._batch(view)
             picks = sampling.epsilon_greedy(picks, n, config.epsilon, view.draw(n), view.rng)
         return picks
 
@@ -273,9 +271,8 @@ class ModelPlanner:
 
         But never fewer than `least`: a host that asks for one at a time gets so many from one plan.
         """
-        config = self._config
-        most = max(config.least, min(config.most, view.wanted))
-        return int(np.clip(view.history.measured // config.growth, config.least, most))
+        least, most = self._config.least, min(self._config.most, view.wanted)
+        return max(min(view.history.measured // self._config.growth, most) // least, 1) * least
 
     def _chosen(self, view: View, candidates: Digits, scores: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The positions of the picks, and the group of every candidate (without clusters all are one group)."""
@@ -283,8 +280,7 @@ class ModelPlanner:
         if config.select == "top":
             return np.argsort(-scores, kind="stable")[:batch], np.zeros(len(candidates), dtype=np.int64)
         points = sampling.normalised(self._space.features(candidates, self._clustered))
-        sizes = range(config.least, batch + 1, config.least)
-        labels = sampling.clusters(points, sizes, config.knee, int(view.rng.integers(1 << 31)))
+        labels = sampling.clusters(points, batch, int(view.rng.integers(1 << 31)))
         return sampling.snap(labels, scores), labels
 
     def state(self) -> dict[str, Any]:

@@ -13,17 +13,6 @@ from chameleon.search.space import Digits, KnobSpace
 Floats = NDArray[np.float64]
 
 
-def knee(losses: Sequence[float], ratio: float) -> int:
-    """The position in `losses` from which more clusters help too little.
-
-    It is the first one with `loss >= previous / ratio`, or else the last.
-    """
-    for i in range(1, len(losses)):
-        if losses[i] >= losses[i - 1] / ratio:
-            return i
-    return len(losses) - 1
-
-
 def normalised(features: NDArray[np.float32]) -> Floats:
     """Scales the columns of `[n, f]` to mean 0 and deviation 1; constant columns and inactive knobs (NaN) become 0."""
     x = features.astype(np.float64)
@@ -35,23 +24,15 @@ def normalised(features: NDArray[np.float32]) -> Floats:
     return centred / np.where(deviation > 1e-9, deviation, 1.0)
 
 
-def clusters(points: Floats, sizes: Sequence[int], ratio: float, seed: int) -> NDArray[np.int64]:
-    """The cluster of each of `points` `[n, f]`, `[n]`, by k-means; the knee rule chooses k among `sizes`."""
+def clusters(points: Floats, k: int, seed: int) -> NDArray[np.int64]:
+    """The cluster of each of `points` `[n, f]`, `[n]`, by k-means; fewer than `k` where fewer points differ."""
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
-    distinct = len(np.unique(points, axis=0))
-    sizes = [k for k in sizes if k <= distinct] or [distinct]
-    losses: list[float] = []
-    labels: list[NDArray[np.int64]] = []
+    k = min(k, len(np.unique(points, axis=0)))
     with threadpool_limits(limits=1):
-        for k in sizes:
-            fitted = KMeans(k, init="k-means++", n_init="auto", random_state=seed, max_iter=50).fit(points)
-            labels.append(np.asarray(fitted.labels_, dtype=np.int64))
-            losses.append(float(distances(points, labels[-1]).sum()))
-            if len(losses) > 1 and losses[-1] >= losses[-2] / ratio:
-                break
-    return labels[knee(losses, ratio)]
+        fitted = KMeans(k, init="k-means++", n_init="auto", random_state=seed, max_iter=50).fit(points)
+    return np.asarray(fitted.labels_, dtype=np.int64)
 
 
 def snap(labels: NDArray[np.int64], scores: Floats) -> NDArray[np.int64]:
@@ -62,12 +43,6 @@ def snap(labels: NDArray[np.int64], scores: Floats) -> NDArray[np.int64]:
     order = np.argsort(-scores, kind="stable")
     _, first = np.unique(labels[order], return_index=True)
     return order[np.sort(first)]
-
-
-def distances(points: Floats, labels: NDArray[np.int64]) -> Floats:
-    """Squared distance of each of `points` `[n, f]` from the centroid of its cluster, `[n]`."""
-    centroids = np.array([points[labels == label].mean(axis=0) for label in range(labels.max() + 1)])
-    return ((points - centroids[labels]) ** 2).sum(axis=1)
 
 
 def mode(configs: Digits) -> Digits:

@@ -218,9 +218,9 @@ def test_chameleon_is_far_ahead_of_random_on_a_large_tiling_space() -> None:
     assert np.mean(ours) < 0.7 * np.mean(random)
 
 
-@pytest.mark.parametrize(("wanted", "largest"), [(8, 8), (200, 32)])
+@pytest.mark.parametrize(("wanted", "largest"), [(8, 8), (200, 16)])
 def test_plans_are_no_larger_than_the_host_can_use_at_once(wanted: int, largest: int) -> None:
-    """The plan after 130 trials: a quarter of them where the host asks for many, the least where it asks for few."""
+    """The plan after 130 trials: the most where the host asks for many, the least where it asks for few."""
     rng = np.random.default_rng(0)
     searcher = make_searcher("release", GRID, rng, explorer={"walkers": 32, "steps": 12, "rollouts": 1})
     rows = GRID.rows(0, GRID.size)[rng.permutation(GRID.size)[:130]]

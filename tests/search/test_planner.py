@@ -67,9 +67,17 @@ def test_the_top_are_those_with_the_highest_scores(optimism: float) -> None:
 
 @pytest.mark.parametrize(("trials", "wanted"), [(16, 99), (40, 99), (80, 99), (80, 12), (80, 1), (400, 99)])
 def test_the_size_of_a_batch_by_its_definition(trials: int, wanted: int) -> None:
-    config = PlannerConfig(select="top", least=5, most=32, growth=4)
-    expected = min(max(trials // 4, 5), 32, max(wanted, 5))
-    assert len(planned(config, wanted, trials)[0]) == expected
+    """The largest multiple of the least batch that is allowed, or the least batch."""
+    allowed = [n for n in (5, 10, 15, 20, 25, 30) if n <= min(trials / 4, wanted)]
+    for select in ("top", "clusters"):
+        config = PlannerConfig(select=select, least=5, most=32, growth=4)
+        assert len(planned(config, wanted, trials)[0]) == max([5, *allowed])
+
+
+def test_the_default_batches() -> None:
+    """8 until there are 64 trials, then 16: what the knee of the loss always gave before it was taken out."""
+    for trials, wanted, size in ((16, 16, 8), (63, 16, 8), (64, 16, 16), (64, 15, 8), (400, 64, 16)):
+        assert len(planned(PlannerConfig(), wanted, trials)[0]) == size
 
 
 def test_clusters_are_represented_by_their_best_and_spread_wider_than_the_top() -> None:
