@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ Floats = NDArray[np.float32]
 class AgentConfig:
     """The agent's settings. Where ours differ from the paper's, a comment says so: (paper: ...)."""
 
+    policy: Literal["learned", "uniform"] = "learned"  # uniform: no nets, each move of a knob is as likely as another
     walkers: Count = 64  # walkers that step together (paper: 128 episodes)
     steps: Count = 24  # steps of a rollout (paper: at most 500)
     elite: Share = 0.5  # share of the walkers that start at the best measured configurations (paper: none)
@@ -229,10 +230,42 @@ class Policy:
                 step.fill_(adam["step"])
 
 
+class UniformPolicy:
+    """What an untrained policy does, and nothing more: the baseline that says what learning is worth."""
+
+    def __init__(self, n_actions: NDArray[np.int64], config: AgentConfig) -> None:
+        self._n_moves = n_actions - 1
+        self._rate = _rate(n_actions, config.changes)
+
+    def values(self, observations: Floats) -> Floats:
+        return np.zeros(len(observations), dtype=np.float32)
+
+    def act(
+        self, observations: Floats, active: NDArray[np.bool_], rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], Floats]:
+        """Random actions `[n, n_knobs]`; their log-probabilities `[n]` are not needed and 0."""
+        moves = active & (self._n_moves > 0) & (rng.random(active.shape) < self._rate)
+        actions = np.where(moves, 1 + rng.integers(np.maximum(self._n_moves, 1), size=active.shape), 0)
+        return actions, np.zeros(len(active), dtype=np.float32)
+
+    def update(self, rollout: Rollout, rewards: Floats, rng: np.random.Generator) -> None:
+        """It does not learn."""
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing is kept."""
+
+
+def _rate(n_actions: NDArray[np.int64], changes: float) -> float:
+    """The share of the knobs that an untrained walker changes in a step."""
+    return min(changes / max(int((n_actions > 1).sum()), 1), 2 / 3)
+
+
 def _lazy_bias(n_actions: NDArray[np.int64], width: int, changes: float) -> Floats:
     """First biases of the logits `[n_knobs, width]`: with them an untrained walker changes `changes` knobs a step."""
-    movable = max(int((n_actions > 1).sum()), 1)
-    stay = 1 - min(changes / movable, 2 / 3)
+    stay = 1 - _rate(n_actions, changes)
     bias = np.zeros((len(n_actions), width), dtype=np.float32)
     bias[:, 0] = np.log(stay / (1 - stay) * np.maximum(n_actions - 1, 1))
     return bias
@@ -265,7 +298,12 @@ class Agent:
         self._config = config
         self._moves = Moves(space)
         self._observe = Observer(space)
-        self._policy = Policy(self._observe.width, self._moves.n_actions, config, rng)
+        actions = self._moves.n_actions
+        self._policy = (
+            Policy(self._observe.width, actions, config, rng)
+            if config.policy == "learned"
+            else UniformPolicy(actions, config)
+        )
 
     def explore(
         self, score: Score, starts: Digits, known: set[bytes], rng: np.random.Generator

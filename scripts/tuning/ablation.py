@@ -3,8 +3,8 @@
 
     python -m scripts.tuning.ablation results/landscapes/*.jsonl.gz more/*.json.gz --seeds 20
 
-This needs no TVM. Each variant differs from `chameleon` in one thing. Only the combinations of explorer, sampler and
-synthesis differ in more.
+This needs no TVM. Each variant differs from `chameleon` in one setting, or in the explorer. Whole searchers are
+compared by `scripts/tuning/replay_benchmark.py`.
 
 The score is the fraction of the best on record that was found after a number of trials. The table has its mean over
 landscapes and seeds, and the difference to `chameleon`. Both come with 95 % bootstrap intervals over seeds. The
@@ -47,46 +47,53 @@ app = typer.Typer(add_completion=False)
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to search.
+    """`chameleon` with one change.
 
     Attributes:
-        searcher: the searcher's name.
-        options: the searcher's settings by component.
+        options: settings by component; one setting, or another explorer.
         features: what the model and the sampler see of a knob's value, see `described`.
     """
 
     group: str
-    searcher: str = REFERENCE
     options: Mapping[str, Any] = field(default_factory=dict)
     features: str = "meaning"
 
 
-ANNEALER = AnnealingConfig(steps=125, keep=256)  # as the searcher `annealing+adaptive` has it
+def planner(group: str, **setting: Any) -> Variant:
+    return Variant(group, {"planner": setting})
+
+
+def agent(**setting: Any) -> Variant:
+    return Variant("explorer", {"explorer": setting})
+
+
 VARIANTS: Mapping[str, Variant] = {
-    REFERENCE: Variant("parts"),
-    "agent, sampler, no synthesis": Variant("parts", "release"),
-    "agent, no sampler": Variant("parts", "agent"),
-    "annealing, sampler, synthesis": Variant("parts", options={"explorer": ANNEALER}),
-    "annealing, sampler, no synthesis": Variant("parts", "annealing+adaptive"),
-    "annealing, no sampler": Variant("parts", "annealing"),
-    "random": Variant("parts", "random"),
-    "knee 1.0: always the most clusters": Variant("knee", options={"sampler": {"knee": 1.0}}),
-    "knee 1.25": Variant("knee", options={"sampler": {"knee": 1.25}}),
-    "knee 1.5": Variant("knee", options={"sampler": {"knee": 1.5}}),
-    "knee 5": Variant("knee", options={"sampler": {"knee": 5.0}}),
-    "clusters of the 2 largest knobs": Variant("clustering", options={"sampler": {"largest": 2}}),
-    "clusters of the largest knob": Variant("clustering", options={"sampler": {"largest": 1}}),
+    REFERENCE: Variant(REFERENCE),
+    "annealing": Variant("explorer", {"explorer": AnnealingConfig(steps=125, keep=256)}),
+    "frozen policy": agent(learning_rate=0.0),
+    "uniform walk": agent(policy="uniform"),
+    "no walker starts at the best": agent(elite=0.0),
+    "no pool of random starts": agent(pool=64),
+    "one rollout": agent(rollouts=1),
+    "the top, no clusters": planner("selection", select="top"),
+    "a twentieth random": planner("selection", epsilon=0.05),
+    "clusters of the 2 largest knobs": planner("selection", largest=2),
+    "no synthesis": planner("synthesis", synthesis=False),
+    "optimism 0": planner("score", optimism=0.0),
+    "no success model": planner("score", success=False),
+    "one model, so no spread": Variant("score", {"model": {"members": 1}}),
+    "no neighbours of the best": planner("candidates", around=0),
+    "64 candidates": planner("candidates", candidates=64),
+    "first 8 trials random": planner("batches", first=8),
+    "first 32 trials random": planner("batches", first=32),
+    "first 64 trials random": planner("batches", first=64),
+    "batches of at most 8": planner("batches", most=8),
+    "batches of at most 64": planner("batches", most=64),
+    "batches grow at once": planner("batches", growth=1),
     "splits without running products": Variant("features", features="no products"),
     "options without powers of two": Variant("features", features="no powers"),
     "positions only": Variant("features", features="position"),
     "one-hot": Variant("features", features="one-hot"),
-    "one model, no spread": Variant("model", options={"model": {"members": 1}, "sampler": {"optimism": 0.0}}),
-    "optimism 0": Variant("model", options={"sampler": {"optimism": 0.0}}),
-    "no neighbours of the best": Variant("candidates", options={"sampler": {"around": 0}}),
-    "no pool of random starts": Variant("candidates", options={"explorer": {"pool": 64}}),
-    "first 8 trials random": Variant("batches", options={"sampler": {"first": 8}}),
-    "first 32 trials random": Variant("batches", options={"sampler": {"first": 32}}),
-    "batches of 8": Variant("batches", options={"sampler": {"most": 8}}),
 }
 
 
@@ -134,9 +141,8 @@ def run_one(payload: tuple[Any, ...]) -> dict[str, Any]:
     request = Request(*payload)
     variant = VARIANTS[request.variant]
     landscape = prepared(request.path, variant.features)
-    run = replay(
-        landscape, variant.searcher, trials=request.trials, seed=request.seed, batch=request.batch, **variant.options
-    )
+    budget = {"trials": request.trials, "seed": request.seed, "batch": request.batch}
+    run = replay(landscape, REFERENCE, **budget, **variant.options)
     fractions = [round(run.fraction_at(n), 5) for n in range(1, request.trials + 1)]
     key = {"variant": request.variant, "landscape": landscape.name, "seed": request.seed}
     return {**key, "fractions": fractions, "engine_s": round(run.engine_s, 3)}
@@ -207,7 +213,10 @@ def chosen_variants(groups: str) -> list[str]:
 def main(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recorded landscapes.")],
     groups: Annotated[
-        str, typer.Option(help="Some of parts, knee, clustering, features, model, candidates, batches. Default: all.")
+        str,
+        typer.Option(
+            help="Some of explorer, selection, synthesis, score, candidates, batches, features. Default: all."
+        ),
     ] = "",
     trials: Annotated[int, typer.Option(min=1, help="Measurements of each run.")] = 220,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each variant on each landscape, seeded 0, 1, 2...")] = 20,

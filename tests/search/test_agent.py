@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from chameleon.search import KnobSpace, option, split
-from chameleon.search.agent import Agent, AgentConfig, Policy, Rollout, gae, one_thread
+from chameleon.search.agent import Agent, AgentConfig, Policy, Rollout, UniformPolicy, gae, one_thread
 from chameleon.search.moves import Moves
 from tests.search.synthetic import sketched, tiled_matmul
 
@@ -68,6 +68,38 @@ def test_an_untrained_walker_changes_as_many_knobs_as_configured(changes: float)
     seen = np.random.default_rng(1).normal(size=(4000, 3)).astype(np.float32)
     actions, _ = policy.act(seen, np.ones((4000, 5), dtype=bool), np.random.default_rng(2))
     assert (actions > 0).sum(axis=1).mean() == pytest.approx(changes, rel=0.15)
+
+
+@pytest.mark.parametrize("changes", [0.5, 1.5])
+def test_the_uniform_policy_moves_like_the_untrained_one(changes: float) -> None:
+    """Every action of every knob is taken as often, by chi-square of the uniform one's counts."""
+    n_actions, rng = np.array([1, 3, 13, 25, 3]), np.random.default_rng(0)
+    active = np.tile([[True] * 5, [True, True, False, True, True]], (10000, 1))
+    actions, _ = UniformPolicy(n_actions, AgentConfig(changes=changes)).act(np.ones((20000, 1)), active, rng)
+    assert (actions[1::2, 2] == 0).all()
+    assert (actions[:, 0] == 0).all()
+    for knob in (1, 2, 3, 4):
+        n, rows = n_actions[knob], actions[active[:, knob], knob]
+        expected = np.full(n, changes / 4 / (n - 1)) * len(rows)
+        expected[0] = (1 - changes / 4) * len(rows)
+        counts = np.bincount(rows, minlength=n)
+        assert len(counts) == n
+        chi2 = ((counts - expected) ** 2 / expected).sum()
+        assert chi2 < (n - 1) + 5 * np.sqrt(2 * (n - 1))
+
+
+def test_with_the_uniform_policy_nothing_is_learnt_and_a_learning_rate_of_zero_freezes_the_policy() -> None:
+    space = KnobSpace([split("a", 64, 3), option("b", [1, 2, 3])])
+    starts = space.sample(8, np.random.default_rng(0))
+    for config, same in (({"policy": "uniform"}, True), ({"learning_rate": 0.0}, True), ({}, False)):
+        agent = Agent(space, AgentConfig(walkers=8, steps=5, **config), np.random.default_rng(1))
+        before = agent.state()["policy"].get("weights", [])
+        first = agent.rollout(starts, np.random.default_rng(2)).visited
+        agent.explore(lambda c: c.sum(axis=1) / 10, starts, set(), np.random.default_rng(3))
+        after = agent.state()["policy"].get("weights", [])
+        assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True)) == same
+        again = agent.rollout(starts, np.random.default_rng(2)).visited
+        assert np.array_equal(first, again) or not same
 
 
 def walk(space: KnobSpace, steps: int, seed: int, score) -> float:
