@@ -191,7 +191,7 @@ def open_session(tasks: Sequence[Task], target: Target, records: Records, config
     which TVM fails to make a design space is left out as well: it keeps its default schedule.
     """
     rngs = [np.random.default_rng(s) for s in np.random.SeedSequence(config.seed).spawn(len(tasks))]
-    share = None if config.trials is None else config.trials / len(tasks)
+    share = None if config.trials is None else config.trials / max(len(tasks), 1)
     tuners, untunable = [], {}
     for task, rng in zip(tasks, rngs, strict=True):
         try:

@@ -82,6 +82,8 @@ def _replaceable(buffer: Buffer, output: Buffer, blocks: Sequence[SBlock]) -> bo
     block = readers[0]
     if any(int(v.iter_type) != DATA_PARALLEL for v in block.iter_vars) or len(block.writes) != 1:
         return False
+    if block.init is not None:  # a reduction of one element still writes its first value before it reads
+        return False
     (written,) = block.writes
     return all(_same_element(read, written) for read in block.reads if read.source.same_as(buffer))
 

@@ -273,3 +273,11 @@ def test_calls_of_other_kernels_are_steps_as_well() -> None:
     assert all("rolling" in op for op in work)
     tensor = 32 * 32 * 16 * 4
     assert plan.schedule.peak_bytes == tensor + tensor // 4  # while the pooling runs
+
+
+@pytest.mark.parametrize("reduce", [relax.op.max, relax.op.sum])
+def test_a_reduction_of_one_element_writes_before_it_reads(reduce: Callable[..., relax.Expr]) -> None:
+    """Its first value (0, or the lowest number) would overwrite the only element."""
+    func = kernel((2, 8), lambda _, x: reduce(relax.op.expand_dims(x, 0), axis=[0]))
+    assert in_place_inputs(func, 1) == []
+    assert in_place_inputs(kernel((2, 8), lambda _, x: relax.op.nn.relu(x)), 1) == [0]
