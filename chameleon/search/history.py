@@ -110,11 +110,6 @@ class History:
         """Which trials ended `OK`, `[n]`."""
         return np.array([t.status is Status.OK for t in self.trials], dtype=bool)
 
-    def best_configs(self, n: int) -> Digits:
-        """The `n` best configurations, best first, `[m <= n, n_knobs]`; only such as succeeded."""
-        order = np.argsort(-self.throughput(), kind="stable")
-        return self.configs[order[self.succeeded[order]][:n]]
-
     @property
     def refused(self) -> NDArray[np.bool_]:
         """Which trials were refused before anything was built, `[n]`."""

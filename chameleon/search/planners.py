@@ -68,18 +68,21 @@ class View:
     def starts(self, elite: int, n: int) -> Digits:
         """Valid configurations to explore from, `[elite + n, n_knobs]`.
 
-        The first are the best that succeeded, `elite` of them: at most 16 different, repeated in turn. Where fewer
-        than 16 succeeded, none is repeated more often than it would be among 16. Random ones follow.
+        The first `elite` are the best measured ones (at most 16 different, repeated in turn), failures among them where
+        fewer than 16 succeeded; random ones follow.
         """
-        best = self.history.best_configs(16)
-        each = -(-elite // 16)
-        best = np.tile(best, (each, 1))[:elite]
+        measured = self.ranked(len(self.history))
+        best = measured[np.arange(elite) % min(elite, len(measured), 16)] if elite and len(measured) else measured[:0]
         fresh = self.space.sample(4 * n, self.rng)
-        rows = np.vstack([best, fresh, self.history.configs])
+        rows = np.vstack([best, fresh, measured])
         rows = rows[self.space.is_valid(rows)]
         if not len(rows):
             rows = self.draw(n)
         return rows[np.arange(elite + n) % len(rows)]
+
+    def ranked(self, n: int) -> Digits:
+        """The first `n` measured configurations, those with the highest throughput first, `[m <= n, n_knobs]`."""
+        return self.history.configs[np.argsort(-self.history.throughput(), kind="stable")[:n]]
 
 
 class Planner(Protocol):
@@ -251,7 +254,7 @@ class ModelPlanner:
         history, config = view.history, self._config
         starts = view.starts(self._explorer.elite, self._explorer.starts)
         candidates, scores = self._explorer.explore(lambda c: self._score(history, c), starts, view.known, view.rng)
-        near = self._moves.around(history.best_configs(config.around), view.rng)
+        near = self._moves.around(view.ranked(config.around), view.rng)
         if len(near):
             every = np.vstack([candidates, near])
             candidates, scores = ranked(every, np.concatenate([scores, self._score(history, near)]), view.known)

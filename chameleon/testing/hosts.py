@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
 
-from chameleon.search.searcher import SEARCHERS, UnknownSearcherError
+from chameleon.search.recipes import SEARCHERS, UnknownSearcherError
 from chameleon.search.space import KnobSpace
 from chameleon.testing.report import ContractError, expect
 

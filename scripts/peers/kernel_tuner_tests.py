@@ -64,8 +64,9 @@ def pytest_configure() -> None:
     """Adds our searchers to the names, and puts ours in the place of the strategies that tests name."""
     from kernel_tuner.interface import strategy_map
 
-    strategy_map.update({name: InPlace(name) for name in SEARCHERS})
-    strategy_map.update({name: InPlace("chameleon") for name in NAMED})
+    known: dict[str, Any] = strategy_map
+    known.update({name: InPlace(name) for name in SEARCHERS})
+    known.update({name: InPlace("chameleon") for name in NAMED})
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

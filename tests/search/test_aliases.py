@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chameleon.search import SEARCHERS, Digits, KnobSpace, Searcher, make_searcher, option, split
+from chameleon.testing.landscapes import SPACES, everything
 from tests.search.synthetic import bowl, measure
-from tests.search.test_contract import SMALL, SPACES, everything, make
+from tests.search.test_contract import SMALL, make
 
 KNOBS = [split("s", 12, 2), option("o", [0, 4, 16]), option("place", range(4)), option("p", ["a", "b"])]
 SPACE = KnobSpace(KNOBS)

@@ -46,7 +46,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-def make(name: str, space: KnobSpace, rng: np.random.Generator) -> Searcher:
+def make(name: str, space: KnobSpace, rng: np.random.Generator | int = 0) -> Searcher:
     return make_searcher(name, space, rng, **SMALL.get(name, {}))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import pytest
 
@@ -14,7 +12,6 @@ from chameleon.search.genetic import Genetic, GeneticConfig
 from chameleon.search.history import History, Prior
 from chameleon.search.learner import Learner
 from chameleon.search.moves import Moves
-from chameleon.search.planners import View
 from tests.search.synthetic import Cost, measure, tiled_matmul
 
 GRID = KnobSpace([option(n, list(range(8))) for n in "abc"])
@@ -98,43 +95,6 @@ def test_a_learner_that_followed_the_history_predicts_like_a_new_one(newest: str
     fresh = Learner(GRID, config, 0)
     for one, other in zip(followed.predict(history, rows), fresh.predict(history, rows), strict=True):
         np.testing.assert_array_equal(one, other)
-
-
-@pytest.mark.parametrize(
-    ("succeeded", "elite"), [(0, 32), (1, 32), (5, 32), (5, 6), (5, 3), (16, 32), (40, 32), (40, 20)]
-)
-def test_walks_start_at_the_best_that_succeeded_and_never_at_a_failure(succeeded: int, elite: int) -> None:
-    rng = np.random.default_rng(0)
-    rows = rng.permutation(GRID.rows(0, GRID.size))[:60]
-    history = History(GRID)
-    history.add(
-        [
-            Trial(tuple(row), Status.OK, 1.0 + i) if i < succeeded else Trial(tuple(row), Status.TIMEOUT)
-            for i, row in enumerate(rows)
-        ]
-    )
-    starts = [tuple(row) for row in View(GRID, history, set(), rng, 8).starts(elite, 100).tolist()]
-    assert len(starts) == elite + 100
-    best = [tuple(row) for row in rows[: min(succeeded, 16, elite)].tolist()]
-    most = -(-elite // 16)
-    expected = min(elite, most * len(best))  # from 16 successes on, all `elite`
-    assert starts[:expected] == (best * most)[:expected]
-    counts = Counter(starts[:expected])
-    assert set(counts) == set(best)
-    assert max(counts.values(), default=0) <= most
-
-
-def test_the_best_configurations_by_brute_force() -> None:
-    rng = np.random.default_rng(3)
-    trials = [
-        Trial(tuple(row), Status.OK, float(rng.integers(1, 9))) if rng.random() < 0.5 else Trial(tuple(row), "timeout")
-        for row in rng.permutation(GRID.rows(0, GRID.size))[:50]
-    ]
-    history = History(GRID)
-    history.add(trials)
-    ranked = sorted((t for t in trials if t.seconds), key=lambda t: t.seconds or 0.0)
-    for n in (0, 1, 7, 50):
-        assert [tuple(row) for row in history.best_configs(n).tolist()] == [t.config for t in ranked[:n]]
 
 
 def test_the_second_look_sees_what_knobs_do_not_tell() -> None:

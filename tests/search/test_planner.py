@@ -16,8 +16,9 @@ from chameleon.search.history import History
 from chameleon.search.learner import Learner
 from chameleon.search.planners import AUTOTVM, ModelPlanner, PlannerConfig, View
 from chameleon.search.space import Digits
+from chameleon.testing.landscapes import everything
 from tests.search.synthetic import bowl, measure, sketched
-from tests.search.test_contract import SMALL, everything
+from tests.search.test_contract import SMALL
 
 GRID = KnobSpace([option(n, range(8)) for n in "abc"])
 COST = bowl(GRID, np.array([5, 2, 6]))

@@ -61,6 +61,7 @@ def test_searches_where_hardly_any_draw_is_valid(name: str, space: KnobSpace) ->
     assert len(seen) == 48
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["genetic", "random"])
 def test_exhausted_is_said_only_when_it_is_certain(name: str) -> None:
     """All 24 permutations of a space that can be listed, and all 4 of one that cannot."""
@@ -79,6 +80,7 @@ def _four_of_many() -> KnobSpace:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SEARCHERS))
 def test_as_many_are_handed_out_as_were_asked_for(name: str) -> None:
     searcher = make_searcher(name, KnobSpace([split("a", 64, 3), split("b", 64, 3), option("o", [1, 2, 3])]), 0)
@@ -188,6 +190,7 @@ def hill(rows: Digits) -> np.ndarray:
     return -np.square(rows - 9).sum(axis=1).astype(float)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["annealing", "chameleon", "genetic"])
 def test_a_score_is_made_large(name: str) -> None:
     """Better than random search does, with failures on the way; and a restored search goes on alike."""

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from chameleon.search import SEARCHERS, ChameleonSearcher, Searcher, StateError, make_searcher
+from chameleon.testing.landscapes import SPACES
 from tests.search.synthetic import bowl, measure
-from tests.search.test_contract import SMALL, SPACES, make
+from tests.search.test_contract import SMALL, make
 
 SPACE = SPACES["plain"]()
 COST = bowl(SPACE, np.array([3, 1, 1]))

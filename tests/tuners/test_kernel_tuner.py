@@ -94,6 +94,7 @@ def proposals(cache: Path, results: Results) -> list[tuple[Any, ...]]:
     return [tuple(result[n] for n in names) for result in results]
 
 
+@pytest.mark.slow
 @needs_kernel_tuner
 @pytest.mark.parametrize("name", SEARCHERS)
 def test_every_searcher_measures_each_configuration_of_the_space_once(name: str, tiny: Path) -> None:
@@ -106,6 +107,7 @@ def test_every_searcher_measures_each_configuration_of_the_space_once(name: str,
     )
 
 
+@pytest.mark.slow
 @needs_kernel_tuner
 @pytest.mark.parametrize("name", SEARCHERS)
 def test_it_searches_as_a_replay_of_the_same_recording_does(name: str, failing: Path) -> None:
@@ -124,6 +126,7 @@ def test_it_keeps_the_contract_of_hosts(name: str, failing: Path) -> None:
     check_host(run, [name], trials=37)
 
 
+@pytest.mark.slow
 @needs_kernel_tuner
 def test_the_search_learns_from_what_kernel_tuner_measures(failing: Path) -> None:
     """What it measures is better, in the mean, than what random search does; failures count as nothing."""
@@ -134,6 +137,7 @@ def test_the_search_learns_from_what_kernel_tuner_measures(failing: Path) -> Non
         assert landscape.fraction(np.array(seconds)).mean() > 1.2 * landscape.fraction(landscape.values).mean()
 
 
+@pytest.mark.slow
 @needs_kernel_tuner
 @pytest.mark.parametrize("name", ["chameleon", "genetic", "random"])
 def test_the_same_seed_gives_the_same_proposals_and_another_seed_others(name: str, tiny: Path) -> None:
@@ -179,6 +183,7 @@ def test_a_space_in_which_everything_fails(name: str, tiny: Path, tmp_path: Path
     assert strategy.failures == {"CompilationFailedConfig": 60}
 
 
+@pytest.mark.slow
 @needs_kernel_tuner
 @pytest.mark.parametrize("name", ["annealing", "genetic"])
 def test_a_rate_is_maximised(name: str, tiny: Path, tmp_path: Path) -> None:
@@ -340,6 +345,7 @@ def test_measuring_goes_on_from_the_cache(tmp_path: Path) -> None:
     assert stamps == [e["timestamp"] for e in json.loads(cache.read_text())["cache"].values()][:3]
 
 
+@pytest.mark.slow
 @needs_kernel_tuner
 @needs_compiler
 def test_the_time_limit_ends_the_search(tmp_path: Path) -> None:
