@@ -68,8 +68,8 @@ class View:
     def starts(self, elite: int, n: int) -> Digits:
         """Valid configurations to explore from, `[elite + n, n_knobs]`.
 
-        The first `elite` are the best measured ones (at most 16 different, repeated in turn), failures among them where
-        fewer than 16 succeeded; random ones follow.
+        The first `elite` are the best measured ones (at most 16 different, repeated in turn); random ones follow.
+        Failures are among the first where fewer than 16 succeeded.
         """
         measured = self.ranked(len(self.history))
         best = measured[np.arange(elite) % min(elite, len(measured), 16)] if elite and len(measured) else measured[:0]
