@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,14 @@ STEPS = {
     "moving windows": (placed_concats, "windowed"),
     "rolling calls": (plan, "roll_where_it_pays"),
 }
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_remembered() -> Iterator[None]:
+    """Schedules are remembered: those from before would hide a step that fails, those from here would stay."""
+    defaults._scheduled_once.cache_clear()
+    yield
+    defaults._scheduled_once.cache_clear()
 
 
 def fails(*_: object, **__: object) -> None:
