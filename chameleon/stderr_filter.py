@@ -18,8 +18,9 @@ import threading
 from collections.abc import Iterator
 from typing import TextIO
 
-KNOWN = re.compile(rb"Warning: (Unknown schedule rule|Fast mode segfaults)")
-_BEGINS_A_NOTE = re.compile(rb"\[\d")
+KNOWN = re.compile(rb"Warning: (Unknown schedule rule|Fast mode segfaults)|^ +s_tir\.meta_schedule\.[\w.]+$")
+"""A known note; the first one has a second line, the name of the rule that is not there."""
+_BEGINS_A_NOTE = re.compile(rb"\[\d| +s_tir")
 
 
 @contextlib.contextmanager
