@@ -179,7 +179,8 @@ def _with_folder(spec: JobSpec) -> tuple[JobSpec, Path]:
         if (spec.records or folder / "trials.jsonl").exists():
             return spec, folder
     others = sorted(str(p.parent) for p in Path("runs").glob("*/trials.jsonl") if _is_of(p.parent, spec.model))
-    load_model(spec.model, input_shape=spec.input_shape, dims=spec.dims)  # a model that no run can have is told first
+    if not others:  # a model that no run can have is told first
+        load_model(spec.model, input_shape=spec.input_shape, dims=spec.dims)
     raise ChameleonError(
         f"no records at {spec.records or folders[0] / 'trials.jsonl'}; run `chameleon tune {spec.model}` first "
         f"or give its --out{': ' + ', '.join(others) if others else ''}"
