@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from chameleon.cores import usable_cores
 from chameleon.errors import ChameleonError
 from chameleon.search import Digits, Status, Trial, make_searcher
+from chameleon.search.agent import one_thread
 from tuners.landscape import Landscape, LandscapeError, LandscapeWarning, load_landscape, save_landscape
 
 __all__ = [
@@ -188,16 +189,12 @@ def replay_all(
 def _one_after_the_other(
     tasks: Sequence[tuple[Landscape, str, int]], trials: int, done: Callable[[], None]
 ) -> list[ReplayRun]:
-    torch, threadpoolctl = _load_engine()
-    threads, runs = torch.get_num_threads(), []
-    torch.set_num_threads(1)
-    try:
-        with threadpoolctl.threadpool_limits(1):
-            for landscape, name, seed in tasks:
-                runs.append(replay(landscape, name, trials=trials, seed=seed))
-                done()
-    finally:
-        torch.set_num_threads(threads)
+    _, threadpoolctl = _load_engine()
+    runs = []
+    with one_thread(), threadpoolctl.threadpool_limits(1):
+        for landscape, name, seed in tasks:
+            runs.append(replay(landscape, name, trials=trials, seed=seed))
+            done()
     return runs
 
 

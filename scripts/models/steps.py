@@ -13,22 +13,21 @@ The steps are those that people take: import, tune, compile, compile for little 
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from chameleon.cli import guarded
 from chameleon.cli import main as chameleon
 from chameleon.errors import ChameleonError
+from scripts.common.capture import captured, text_of
 from scripts.models.cases import STEPS, Case, read_cases
 from scripts.models.reference import Reference, reference, tolerance, wrong
 
@@ -134,7 +133,7 @@ def _imported(path: Path, case: Case, known: Reference) -> tuple[Status, str]:
 
     from chameleon.models.load import load_model
 
-    with _captured():
+    with captured(1, 2):
         try:
             model = load_model(str(path), input_shape=known.open_shapes or None)
         except ChameleonError as error:
@@ -149,9 +148,9 @@ def _imported(path: Path, case: Case, known: Reference) -> tuple[Status, str]:
 
 def _called(arguments: Sequence[str], check: Callable[[str], str]) -> tuple[Status, str]:
     """Call the command line in this process and judge how it ended."""
-    with _captured() as said:
+    with captured(1, 2) as said:
         code = chameleon([*arguments])
-        text = _text(said)
+        text = text_of(said)
     if "Traceback" in text:
         return "traceback", _last_line(text)
     if code:
@@ -179,29 +178,6 @@ def _timed(step: Callable[[], tuple[Status, str]]) -> Outcome:
         text = [line for line in str(error).splitlines() if line.strip()][:1]  # TVM's go on with a whole program
         status, reason = "traceback", f"{type(error).__name__}: {' '.join(text)[:300]}"
     return Outcome(status, " ".join(reason.split()), round(time.perf_counter() - started, 2))
-
-
-@contextmanager
-def _captured() -> Iterator[IO[str]]:
-    """Collect what is written to the standard streams, also by libraries and by processes that are started."""
-    with tempfile.TemporaryFile("w+", errors="replace") as stream:
-        saved = {number: os.dup(number) for number in (1, 2)}
-        try:
-            for number in saved:
-                os.dup2(stream.fileno(), number)
-            with redirect_stdout(stream), redirect_stderr(stream):
-                yield stream
-        finally:
-            stream.flush()
-            for number, copy in saved.items():
-                os.dup2(copy, number)
-                os.close(copy)
-
-
-def _text(stream: IO[str]) -> str:
-    stream.flush()
-    stream.seek(0)
-    return stream.read()
 
 
 def _last_line(text: str) -> str:

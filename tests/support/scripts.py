@@ -6,13 +6,12 @@ import importlib
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, chdir
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from chameleon.cli import guarded
+from scripts.common.capture import captured, text_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,31 +25,10 @@ def run_module(module: str, *arguments: Any, cwd: Path | None = None) -> subproc
     app = importlib.import_module(module).app
     with ExitStack() as stack:
         stack.enter_context(chdir(cwd or ROOT))
-        out, err = (stack.enter_context(_collected(number)) for number in (1, 2))
+        out, err = (stack.enter_context(captured(number)) for number in (1, 2))
         code = guarded(app, command[1:])
-        said = [_text(stream) for stream in (out, err)]
+        said = [text_of(stream) for stream in (out, err)]
     return subprocess.CompletedProcess(command, code, *said)
-
-
-@contextmanager
-def _collected(number: int) -> Iterator[IO[str]]:
-    """Collect what is written to a standard stream, also by libraries and by processes that are started."""
-    redirect = redirect_stdout if number == 1 else redirect_stderr
-    with tempfile.TemporaryFile("w+", errors="replace") as stream:
-        saved = os.dup(number)
-        try:
-            os.dup2(stream.fileno(), number)
-            with redirect(stream):
-                yield stream
-        finally:
-            os.dup2(saved, number)
-            os.close(saved)
-
-
-def _text(stream: IO[str]) -> str:
-    stream.flush()
-    stream.seek(0)
-    return stream.read()
 
 
 def run_process(module: str, *arguments: Any, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
