@@ -17,17 +17,18 @@ This module is also the plug-in for pytest that does it.
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tarfile
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+import typer
 
+from chameleon.cli import guarded
 from chameleon.search import SEARCHERS
 from tuners.kernel_tuner import OPTIONS, ChameleonStrategy
 
@@ -44,6 +45,7 @@ NOT_OURS = {
     "test_OptAlgWrapper_T1": "it makes the optimiser of its own file; our tests do it with ours",
 }
 """Tests that cannot be run with ours, and why."""
+app = typer.Typer(add_completion=False)
 
 
 class InPlace:
@@ -108,17 +110,20 @@ def fetch(folder: Path) -> Path:
     return found
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Kernel Tuner's own tests of strategies, with ours.")
-    parser.add_argument("source", nargs="?", type=Path, metavar="FOLDER", help="its source (default: fetch it)")
-    given = parser.parse_args()
+@app.command()
+def main(
+    source: Annotated[
+        Path | None, typer.Argument(metavar="FOLDER", exists=True, help="Its source (default: fetch it).")
+    ] = None,
+) -> None:
+    """Run Kernel Tuner's own tests of its strategies, with ours in the place of theirs."""
     with tempfile.TemporaryDirectory(prefix="chameleon-") as folder:
-        source = (given.source or fetch(Path(folder))).resolve()
+        source = (source or fetch(Path(folder))).resolve()
         files = [str(source / name) for name in FILES if (source / name).exists()]
         options = ["-p", "scripts.peers.kernel_tuner_tests", "-p", "no:cacheprovider", "-ra", "--rootdir", str(source)]
         command = [sys.executable, "-m", "pytest", "-c", "/dev/null", *options, *files]
-        return subprocess.run(command, check=False).returncode
+        raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(app, sys.argv[1:]))
