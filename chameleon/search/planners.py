@@ -193,7 +193,7 @@ class PlannerConfig:
     # What is thought of
     around: Whole = 3  # the neighbours of this many best measured configurations are candidates as well (paper: none)
     candidates: Count = 256  # how many of the best-scored candidates are looked at (paper: all)
-    finalists: Count = 64  # how many of them get a second look with the host's features, where the host has any
+    finalists: Count = 2  # so many for each pick get a second look with the host's features, where the host has any
     # How it is scored
     optimism: AtLeastZero = 1.5  # score = mean + optimism * spread (paper: the mean)
     success: bool = True  # the score is scaled by the chance that the configuration works at all (paper: not)
@@ -243,7 +243,8 @@ class ModelPlanner:
         if config.synthesis:
             groups = [candidates[labels == labels[i]] for i in chosen]
             made = sampling.synthesise(picks, groups, np.ones(len(picks), dtype=bool), self._space, view.known)
-            picks = np.where((self._score(history, made) > scores[chosen])[:, None], made, picks)
+            better = self._score(history, made, self._learner.has_second_look) > scores[chosen]
+            picks = np.where(better[:, None], made, picks)
         if config.epsilon:
             n = self._batch(view)
             picks = sampling.epsilon_greedy(picks, n, config.epsilon, view.draw(n), view.rng)
@@ -261,12 +262,12 @@ class ModelPlanner:
         kept = slice(max(config.candidates, self._batch(view)))
         candidates, scores = candidates[kept], scores[kept]
         if self._learner.has_second_look and len(candidates):
-            candidates = candidates[: config.finalists]
-            scores = self._learner.second_look(history, candidates)
+            candidates = candidates[: config.finalists * self._batch(view)]
+            scores = self._score(history, candidates, rich=True)
         return candidates, scores
 
-    def _score(self, history: History, configs: Digits) -> Floats:
-        mean, spread = self._learner.predict(history, configs, self._config.success)
+    def _score(self, history: History, configs: Digits, rich: bool = False) -> Floats:
+        mean, spread = self._learner.predict(history, configs, self._config.success, rich)
         return mean + self._config.optimism * spread
 
     def _batch(self, view: View) -> int:

@@ -15,7 +15,7 @@ from chameleon.search.agent import AgentConfig
 from chameleon.search.annealing import AnnealingConfig
 from chameleon.search.cost_model import CostModelConfig
 from chameleon.search.genetic import GeneticConfig
-from chameleon.search.learner import Featurize, Learner
+from chameleon.search.learner import Learner
 from chameleon.search.planners import (
     AUTOTVM,
     GeneticPlanner,
@@ -26,6 +26,7 @@ from chameleon.search.planners import (
     RandomPlanner,
     explorer,
 )
+from chameleon.search.program_features import Featurize
 from chameleon.search.searcher import Searcher
 from chameleon.search.space import KnobSpace
 
@@ -110,7 +111,7 @@ def make_searcher(
         name: one of `SEARCHERS`.
         rng: the only source of randomness: a generator, or the seed of one.
         featurize: gives the host's features `[n, f]` of configurations `[n, n_knobs]`, for a second look at the
-            finalists.
+            finalists; a row of NaN where there is no program.
         options: for a component, its settings, such as `explorer={"walkers": 128}`, or its configuration.
 
     Raises:
