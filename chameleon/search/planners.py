@@ -238,7 +238,10 @@ class ModelPlanner:
         candidates, scores = self._candidates(view)
         if not len(candidates):
             return view.draw(config.least)
-        chosen, labels = self._chosen(view, candidates, scores)
+        labels = self._groups(view, candidates)
+        if self._learner.has_second_look:
+            scores = self._second_look(view, candidates, scores, labels)
+        chosen = self._chosen(view, scores, labels)
         picks = candidates[chosen]
         if config.synthesis:
             groups = [candidates[labels == labels[i]] for i in chosen]
@@ -260,11 +263,17 @@ class ModelPlanner:
             every = np.vstack([candidates, near])
             candidates, scores = ranked(every, np.concatenate([scores, self._score(history, near)]), view.known)
         kept = slice(max(config.candidates, self._batch(view)))
-        candidates, scores = candidates[kept], scores[kept]
-        if self._learner.has_second_look and len(candidates):
-            candidates = candidates[: config.finalists * self._batch(view)]
-            scores = self._score(history, candidates, rich=True)
-        return candidates, scores
+        return candidates[kept], scores[kept]
+
+    def _second_look(self, view: View, candidates: Digits, scores: Floats, labels: NDArray[np.int64]) -> Floats:
+        """The second scores of the finalists, which are the best of each group; -inf for all others, `[m]`."""
+        groups = np.unique(labels)
+        each = -(-self._config.finalists * self._batch(view) // len(groups))
+        order = np.argsort(-scores, kind="stable")
+        finalists = np.concatenate([order[labels[order] == group][:each] for group in groups])
+        second = np.full(len(candidates), -np.inf)
+        second[finalists] = self._score(view.history, candidates[finalists], rich=True)
+        return second
 
     def _score(self, history: History, configs: Digits, rich: bool = False) -> Floats:
         mean, spread = self._learner.predict(history, configs, self._config.success, rich)
@@ -278,14 +287,18 @@ class ModelPlanner:
         least, most = self._config.least, min(self._config.most, view.wanted)
         return max(min(view.history.measured // self._config.growth, most) // least, 1) * least
 
-    def _chosen(self, view: View, candidates: Digits, scores: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The positions of the picks, and the group of every candidate (without clusters all are one group)."""
-        config, batch = self._config, self._batch(view)
-        if config.select == "top":
-            return np.argsort(-scores, kind="stable")[:batch], np.zeros(len(candidates), dtype=np.int64)
+    def _groups(self, view: View, candidates: Digits) -> NDArray[np.int64]:
+        """The group of every candidate: its cluster; without clusters all are one group."""
+        if self._config.select == "top":
+            return np.zeros(len(candidates), dtype=np.int64)
         points = sampling.normalised(self._space.features(candidates, self._clustered))
-        labels = sampling.clusters(points, batch, int(view.rng.integers(1 << 31)))
-        return sampling.snap(labels, scores), labels
+        return sampling.clusters(points, self._batch(view), int(view.rng.integers(1 << 31)))
+
+    def _chosen(self, view: View, scores: Floats, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The positions of the picks."""
+        if self._config.select == "top":
+            return np.argsort(-scores, kind="stable")[: self._batch(view)]
+        return sampling.snap(labels, scores)
 
     def state(self) -> dict[str, Any]:
         return {"learner": self._learner.state(), "explorer": self._explorer.state()}
