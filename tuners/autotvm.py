@@ -15,16 +15,17 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from chameleon.errors import ChameleonError
+from chameleon.errors import ChameleonError, unknown
 from chameleon.search import Digits, Searcher, Status, Trial, make_searcher
 from tuners.autotvm_options import records_of, translated
-from tuners.autotvm_results import Outages, Outcome, measured_pair, message_of, outcome_of
+from tuners.autotvm_results import Outages, Outcome, measured_pair, outcome_of
 from tuners.autotvm_state import read_state, write_state
 from tuners.config_space import ConfigKnobs
+from tuners.template_features import Kind, TemplateFeatures, instantiated
 from tuners.transfer import Config, Record, beliefs, past_of, starting_points
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,8 @@ class SearcherTuner(Tuner):
         searcher: a name from `chameleon.search.SEARCHERS`.
         seed: of all randomness; the same seed and the same measured times give the same search.
         max_refusals: how many configurations the template may refuse in a row, at no cost, before the tuner gives up.
+        program_features: `itervar` or `curve`: these features of AutoTVM are computed for the finalists, and the cost
+            model takes a second look at them (`tuners.template_features`). None: it sees only the knobs.
         options: settings of the searcher by component, such as `explorer={"walkers": 128}`. Options of AutoTVM's
             tuners (`loss_type`, `plan_size`, ...) are taken as well; the log names those without a meaning here.
 
@@ -82,16 +85,26 @@ class SearcherTuner(Tuner):
     """
 
     def __init__(
-        self, task: Any, searcher: str = "chameleon", *, seed: int = 0, max_refusals: int = 2000, **options: Any
+        self,
+        task: Any,
+        searcher: str = "chameleon",
+        *,
+        seed: int = 0,
+        max_refusals: int = 2000,
+        program_features: Kind | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(task)
         if max_refusals < 1:
             raise ValueError(f"max_refusals must be at least 1, got {max_refusals}")
+        if program_features not in (None, *get_args(Kind)):
+            raise unknown("program_features", str(program_features), get_args(Kind))
         self._knobs = ConfigKnobs(task.config_space)
+        self._programs = TemplateFeatures(task, self._knobs, program_features) if program_features else None
         options = translated(task.name, searcher, options)
         self._name, self._max_refusals = searcher, max_refusals
         self._make: Callable[[], Searcher] = lambda: make_searcher(
-            searcher, self._knobs.space, np.random.default_rng(seed), **options
+            searcher, self._knobs.space, np.random.default_rng(seed), featurize=self._programs, **options
         )
         self._start()
 
@@ -272,18 +285,8 @@ class SearcherTuner(Tuner):
             self.best_measure_pair = measured_pair(self.task, self.best_config, best.seconds)
 
     def _refusal(self, row: Digits) -> str | None:
-        """Why the template refuses a configuration; None if it does not.
-
-        Instantiating the template tells this in milliseconds. AutoTVM would find out in the builder, at the price of a
-        trial. Any other error that happens here is left to the builder.
-        """
-        config = self._knobs.config(row)
-        try:
-            with self.task.target:
-                self.task.instantiate(config)
-        except Exception as error:  # a template may raise anything; only AutoTVM's own error is a refusal
-            return message_of(error) if type(error).__name__ == "InstantiationError" else None
-        return None if config.valid() else "; ".join(dict.fromkeys(str(e) for e in config.errors))
+        """Why the template refuses a configuration, at the cost of instantiating it; None if it does not."""
+        return self._programs.refusal(row) if self._programs else instantiated(self.task, self._knobs, row)[1]
 
     def _tell(self, trials: Sequence[Trial]) -> None:
         """Tells the searcher each configuration once, even if it was measured twice."""
@@ -323,7 +326,7 @@ class ChameleonTuner(SearcherTuner):
         task: an `autotvm.task.Task`.
         seed: of all randomness.
         max_refusals: as for `SearcherTuner`.
-        options: settings by component: `explorer`, `planner` and `model`.
+        options: `program_features`, and settings by component: `explorer`, `planner` and `model`.
     """
 
     def __init__(self, task: Any, *, seed: int = 0, max_refusals: int = 2000, **options: Any) -> None:
@@ -345,7 +348,7 @@ class AnnealingTuner(SearcherTuner):
         adaptive: choose by adaptive sampling, instead of the best predictions (epsilon-greedy).
         seed: of all randomness.
         max_refusals: as for `SearcherTuner`.
-        options: settings by component: `explorer`, `planner` and `model`.
+        options: `program_features`, and settings by component: `explorer`, `planner` and `model`.
     """
 
     def __init__(

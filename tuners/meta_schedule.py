@@ -26,6 +26,7 @@ from chameleon.kernels.intrinsics import import_intrinsics
 from chameleon.search import EarlyStopping, KnobSpace, Status, Trial, make_searcher, option
 from tuners.outcomes import FAILED_S, environment_cause, measured_trial
 from tuners.proposals import Config, Proposals
+from tuners.store_features import StoreFeatures
 from tuners.trace_space import TraceSpace
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ class ChameleonStrategy(PySearchStrategy):
         seed: of all randomness of the search; the same seed and the same measured times give the same search.
         max_refusals: a task is given up after TVM has refused this many configurations in a row; refusals are free.
         early_stopping: stop a task after this many trials without a better one; None: use up the budget.
+        program_features: whether the cost model takes a second look at the finalists, with MetaSchedule's own features
+            of their programs (`tuners.store_features`).
         options: settings of the searcher by component, such as `explorer={"walkers": 128}`.
 
     Attributes:
@@ -83,6 +86,7 @@ class ChameleonStrategy(PySearchStrategy):
         *,
         max_refusals: int = 2000,
         early_stopping: int | None = None,
+        program_features: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -98,10 +102,12 @@ class ChameleonStrategy(PySearchStrategy):
             "seed": seed,
             "max_refusals": max_refusals,
             "early_stopping": early_stopping,
+            "program_features": program_features,
             **options,
         }
         self._searcher, self._options = searcher, options
         self._max_refusals, self._early_stopping = max_refusals, early_stopping
+        self._program_features = program_features
         self._seeds = np.random.SeedSequence(seed)
         self.failures: Counter[str] = Counter()
         self.faults: list[str] = []
@@ -123,7 +129,7 @@ class ChameleonStrategy(PySearchStrategy):
         if context.mod is None or generator is None:
             raise ValueError("the search needs a TuneContext with `mod` and `space_generator`; got one without")
         self._mod, self._task_name, self._postprocs = context.mod, context.task_name, tuple(generator.postprocs or ())
-        self._target = str(context.target)
+        self._target = context.target
 
     def pre_tuning(
         self,
@@ -140,9 +146,12 @@ class ChameleonStrategy(PySearchStrategy):
                 f"this strategy {state}: give every TuneContext a strategy of its own (`strategy.clone()`)"
             )
         traces = TraceSpace.from_design_spaces(self._mod, design_spaces, self._postprocs)
-        searcher = make_searcher(self._searcher, traces.space, np.random.default_rng(self._seeds), **self._options)
-        proposals = Proposals(traces, searcher, self._max_refusals)
-        history = [] if database is None else _history(database, self._mod, self._target, traces)
+        programs = StoreFeatures(traces, self._target) if self._program_features else None
+        searcher = make_searcher(
+            self._searcher, traces.space, np.random.default_rng(self._seeds), featurize=programs, **self._options
+        )
+        proposals = Proposals(traces, searcher, self._max_refusals, programs)
+        history = [] if database is None else _history(database, self._mod, str(self._target), traces)
         proposals.tell(history)
         stopping = EarlyStopping(self._early_stopping, best=searcher.best) if self._early_stopping else None
         self._run = _Run(traces, proposals, int(max_trials), int(num_trials_per_iter), stopping)

@@ -9,6 +9,7 @@ import numpy as np
 from tvm.s_tir import Schedule
 
 from chameleon.search import Searcher, Status, Trial
+from tuners.store_features import StoreFeatures
 from tuners.trace_space import Refused, TraceSpace
 
 Config = tuple[int, ...]
@@ -24,9 +25,16 @@ class Proposals:
 
     Args:
         max_refusals: how many configurations in a row may give nothing to measure before `next` gives up.
+        programs: the searcher's features of programs, if it has them; schedules made for them are not made again.
     """
 
-    def __init__(self, traces: TraceSpace, searcher: Searcher, max_refusals: int = 2000) -> None:
+    def __init__(
+        self,
+        traces: TraceSpace,
+        searcher: Searcher,
+        max_refusals: int = 2000,
+        programs: StoreFeatures | None = None,
+    ) -> None:
         if max_refusals < 1:
             raise ValueError(f"max_refusals must be at least 1, got {max_refusals}")
         self.refusals: Counter[str] = Counter()
@@ -34,6 +42,7 @@ class Proposals:
         self._traces = traces
         self._searcher = searcher
         self._max_refusals = max_refusals
+        self._programs = programs
         self._seen: set[Config] = set()  # canonical digits of the schedules that were proposed, refused or told
 
     def next(self, n: int) -> list[tuple[Config, Schedule]]:
@@ -69,14 +78,16 @@ class Proposals:
         """The schedule of a configuration, or None if it is refused or came before."""
         canonical = config
         try:
-            schedule, digits = self._traces.replay(config)
+            finished = self._programs.take(config) if self._programs else None
+            schedule, digits = finished or self._traces.replay(config)
             canonical = tuple(int(d) for d in digits)
             if canonical != config:
                 self._searcher.tell_aliases(np.array([config]))
             if canonical in self._seen:
                 self.repeats += 1
                 return None
-            self._traces.post_process(schedule, digits)
+            if finished is None:
+                self._traces.post_process(schedule, digits)
         except Refused as refusal:
             self.refusals[str(refusal)] += 1
             self.tell([Trial(canonical, Status.INVALID, message=str(refusal))])
