@@ -97,31 +97,6 @@ def test_a_learner_that_followed_the_history_predicts_like_a_new_one(newest: str
         np.testing.assert_array_equal(one, other)
 
 
-def test_the_second_look_sees_what_knobs_do_not_tell() -> None:
-    rng = np.random.default_rng(0)
-    hidden = rng.random(GRID.size)
-    calls: list[int] = []
-
-    def featurize(configs: np.ndarray) -> np.ndarray:
-        calls.append(len(configs))
-        return np.array([[hidden[GRID.index(c)]] for c in configs])
-
-    rows = GRID.rows(0, GRID.size)
-    history = told(GRID, rows[:200], lambda c: 1.0 / (0.1 + np.array([hidden[GRID.index(x)] for x in c])))
-    learner = Learner(GRID, CostModelConfig(), 0, featurize)
-    predicted = learner.second_look(history, rows[200:])
-    assert np.corrcoef(predicted, hidden[200:])[0, 1] > 0.9
-    assert sum(calls) == GRID.size
-    learner.second_look(history, rows[200:])
-    assert sum(calls) == GRID.size  # each configuration once
-
-    searcher = make_searcher("chameleon", GRID, rng, featurize=featurize, explorer={"walkers": 16, "steps": 8})
-    while searcher.best is None or searcher.best.seconds is None or len(searcher.state()["trials"]) < 80:
-        configs = searcher.ask(16)
-        searcher.tell(measure(configs, lambda c: 1.0 / (0.1 + np.array([hidden[GRID.index(x)] for x in c]))))
-    assert sum(calls) > GRID.size
-
-
 def test_many_trials_are_thinned_to_the_best_and_the_newest() -> None:
     rng = np.random.default_rng(0)
     history = told(GRID, rng.permutation(GRID.rows(0, GRID.size)), lambda c: 1.0 + c.sum(axis=1))
