@@ -193,7 +193,7 @@ class PlannerConfig:
     # What is thought of
     around: Whole = 3  # the neighbours of this many best measured configurations are candidates as well (paper: none)
     candidates: Count = 256  # how many of the best-scored candidates are looked at (paper: all)
-    finalists: Count = 2  # so many for each pick get a second look with the host's features, where the host has any
+    finalists: Count = 3  # so many for each pick get a second look with the host's features, where the host has any
     # How it is scored
     optimism: AtLeastZero = 1.5  # score = mean + optimism * spread (paper: the mean)
     success: bool = True  # the score is scaled by the chance that the configuration works at all (paper: not)
