@@ -266,7 +266,9 @@ def finished_report(out: Path, config: TuneConfig) -> TuneReport | None:
 
 
 def recorded_tuners(job: Opened, spec: JobSpec) -> list[TaskTuner]:
-    """The tasks of a run with the schedules in its records, also while a run writes to them.
+    """The tasks of a run that have trials on record, with these; also while a run writes to the records.
+
+    No search space is made for the other tasks: they keep their default schedules.
 
     Raises:
         ChameleonError: if there are no records.
@@ -275,7 +277,8 @@ def recorded_tuners(job: Opened, spec: JobSpec) -> list[TaskTuner]:
     if not path.exists():
         raise ChameleonError(f"no records at {path}; run `chameleon tune {spec.model}` first or give its --out")
     with Records(path, str(job.target), read_only=True) as records:
-        return open_session(job.tasks, job.target, records, TuneConfig(searcher="random"), job.model.name).tasks
+        tasks = [t for t in job.tasks if t.key in records.tasks and records.tasks[t.key].events]
+        return open_session(tasks, job.target, records, TuneConfig(searcher="random"), job.model.name).tasks
 
 
 def recorded_database(job: Opened, spec: JobSpec) -> ms.database.Database:

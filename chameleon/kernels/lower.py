@@ -19,7 +19,7 @@ from chameleon.ir import has_call
 from chameleon.kernels.axes import with_positive_axes
 from chameleon.models.errors import first_line
 from chameleon.models.load import Model, ModelError
-from chameleon.models.simplify import fold_transposes
+from chameleon.models.simplify import fold_exactly
 
 _log = logging.getLogger(__name__)
 
@@ -140,14 +140,14 @@ def to_target_layout(mod: IRModule, target: Target) -> IRModule:
     them. The whole network keeps its layout where it has no convolutions, or where TVM cannot move it.
     """
     if target.kind.name != "llvm" or not has_call(mod, "relax.nn.conv2d"):
-        return fold_transposes(mod) if target.kind.name == "llvm" else mod
+        return fold_exactly(mod) if target.kind.name == "llvm" else mod
     wanted = {"relax.nn.conv2d": ["NHWC", "HWIO"], "relax.nn.conv2d_transpose": ["NCHW", "IOHW"]}
     try:
-        moved = fold_transposes(relax.transform.ConvertLayout(wanted)(with_positive_axes(mod)))
+        moved = fold_exactly(relax.transform.ConvertLayout(wanted)(with_positive_axes(mod)))
     except Exception as error:  # from TVM's checks to std::bad_alloc
         _log.warning("the network keeps its layout, because TVM cannot move it: %s", first_line(error))
-        return fold_transposes(mod)
+        return fold_exactly(mod)
     if structural_equal(moved["main"].ret_ty, mod["main"].ret_ty):
         return moved
     _log.warning("the network keeps its layout, because TVM gives it other outputs when it moves it")
-    return fold_transposes(mod)
+    return fold_exactly(mod)

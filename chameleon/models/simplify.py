@@ -8,6 +8,7 @@ Batch norms are folded into convolutions, dropouts are removed, and constants ar
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from tvm import relax
 from tvm.ir import Call, GenericConst, IRModule
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from chameleon.ir import is_call
+from chameleon.ir import is_call, static_dims, static_shape
 
 
 def inference_form(mod: IRModule) -> IRModule:
@@ -29,23 +30,67 @@ def inference_form(mod: IRModule) -> IRModule:
     """
     fold = relax.transform.FoldConstant()
     clean = [relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination()]
-    mod = tvm.transform.Sequential([fold, *clean])(mod)
+    mod = tvm.transform.Sequential([fold, *clean])(fold_exactly(mod))
     mod = _fold_batch_norms(mod)
     return tvm.transform.Sequential([relax.transform.DecomposeOpsForInference(), fold, *clean])(mod)
 
 
-def fold_transposes(mod: IRModule) -> IRModule:
-    """Compute transposes of constants, with numpy: `FoldConstant` would compile a kernel for each shape."""
-    return relax.transform.CanonicalizeBindings()(_with_main(mod, _Transposer(mod).visit_expr(mod["main"])))
+def fold_exactly(mod: IRModule) -> IRModule:
+    """Compute with numpy what needs no rounding: the shapes and indices of an ONNX file, and moved weights.
+
+    `FoldConstant` would compile a kernel for each operator.
+    """
+    main = _ExactFolder(mod).visit_expr(mod["main"])
+    return relax.transform.CanonicalizeBindings()(_with_main(mod, main))
 
 
 @mutator
-class _Transposer(PyExprMutator):
+class _ExactFolder(PyExprMutator):
     def visit_call_(self, op: Call) -> relax.Expr:
-        if not (is_call(op, "relax.permute_dims") and isinstance(op.args[0], GenericConst)):
-            return super().visit_call_(op)
-        axes = None if op.attrs.axes is None else [int(a) for a in op.attrs.axes]
-        return relax.const(np.ascontiguousarray(op.args[0].value.numpy().transpose(axes)))
+        call = super().visit_call_(op)
+        if is_call(call, "relax.shape_to_tensor"):
+            dims = static_dims(getattr(call.args[0].ty, "values", None))
+            return call if dims is None else relax.const(np.array(dims, dtype="int64"), "int64")
+        shape = static_shape(call.ty)
+        if shape is None or not is_call(call, _EXACT):
+            return call
+        operands = [self._value(a) for a in call.args if not isinstance(a.ty, relax.ShapeType)]
+        if any(x is None for x in operands):
+            return call
+        found = _EXACT[call.op.name](call.attrs, *operands)
+        if found is None or str(found.dtype) != str(call.ty.dtype):
+            return call
+        return relax.const(np.ascontiguousarray(found).reshape(shape), str(found.dtype))
+
+    def _value(self, operand: relax.Expr) -> NDArray[Any] | None:
+        value = self.lookup_binding(operand) if isinstance(operand, relax.Var) else operand
+        return value.value.numpy() if isinstance(value, GenericConst) else None
+
+
+def _of_integers(function: Callable[..., NDArray[Any]]) -> Callable[..., NDArray[Any] | None]:
+    return lambda _, *operands: function(*operands) if all(x.dtype.kind in "ib" for x in operands) else None
+
+
+def _permuted(attrs: Any, x: NDArray[Any]) -> NDArray[Any]:
+    return x.transpose(None if attrs.axes is None else [int(a) for a in attrs.axes])
+
+
+def _taken(attrs: Any, x: NDArray[Any], indices: NDArray[Any]) -> NDArray[Any] | None:
+    axis = 0 if attrs.axis is None else int(attrs.axis)
+    if x.dtype.kind not in "ib" or x.ndim == 0 or not ((indices >= 0) & (indices < x.shape[axis])).all():
+        return None
+    return x.take(indices, axis)
+
+
+_EXACT: dict[str, Callable[..., NDArray[Any] | None]] = {
+    "relax.add": _of_integers(np.add),
+    "relax.less": _of_integers(np.less),
+    "relax.permute_dims": _permuted,
+    "relax.reshape": lambda _, x: x,  # all results take the shape that the operator's has
+    "relax.take": _taken,
+    "relax.where": _of_integers(np.where),
+}
+"""By operator, a function of its attributes and operands; it returns None for operands that are left to TVM."""
 
 
 def _fold_batch_norms(mod: IRModule) -> IRModule:
