@@ -61,6 +61,18 @@ def serve(tracker: Tracker) -> Iterator[Serve]:
         server.terminate()
 
 
+def wait_until_registered(tracker: Tracker) -> None:
+    """A server registers in the background, some time after it has started."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        session = rpc.connect_tracker("127.0.0.1", tracker.port)
+        found = session.summary()["server_info"]
+        session.close()
+        if found:
+            return
+        time.sleep(0.2)
+
+
 def kill(server: rpc.Server) -> None:
     """The device loses its power."""
     process = psutil.Process(server.proc._proc.pid)
@@ -140,6 +152,7 @@ def test_without_a_tracker_the_reason_says_so(artifacts: list[str]) -> None:
 
 def test_a_tracker_is_asked_for_the_device_before_anything_else(tracker: Tracker, serve: Serve) -> None:
     serve()
+    wait_until_registered(tracker)
     address = f"127.0.0.1:{tracker.port}"
     check_tracker(address, KEY)
     with pytest.raises(EnvironmentFault, match=f"no device with the key 'other': there are {KEY}"):
