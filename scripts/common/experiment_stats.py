@@ -1,4 +1,4 @@
-"""Statistics of the experiments: when a run came near to the best, and how sure a mean over seeds is."""
+"""Statistics of the experiments: when a run came near to the best, how good a prediction is, how sure a mean is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 Floats = NDArray[np.float64]
 
@@ -97,3 +98,24 @@ def mean_of_means(groups: Sequence[Floats]) -> float:
 def geomean_of_means(groups: Sequence[Floats]) -> float:
     """The geometric mean over tasks of the mean over seeds."""
     return float(np.exp(np.mean([np.log(group.mean()) for group in groups])))
+
+
+def rank_correlation(predicted: Floats, measured: Floats) -> float:
+    """Spearman's correlation of two arrays `[n]`; 0 for a constant prediction, which ranks nothing."""
+    return float(np.nan_to_num(spearmanr(predicted, measured)[0])) if np.ptp(predicted) > 0 else 0.0  # type: ignore[arg-type]
+
+
+def prediction_scores(predicted: Floats, throughput: Floats, top: int) -> dict[str, float]:
+    """How well `[n]` throughputs are predicted.
+
+    Returns:
+        `rank`: Spearman's correlation; `recall@TOP`: the share of the `top` fastest that are among the `top` best
+        predicted; `best@TOP`: the throughput of the fastest among these / of the fastest of all.
+    """
+    n = min(top, len(throughput))
+    chosen, fastest = (np.argsort(-x, kind="stable")[:n] for x in (predicted, throughput))
+    return {
+        "rank": rank_correlation(predicted, throughput),
+        f"recall@{top}": len(np.intersect1d(chosen, fastest)) / n,
+        f"best@{top}": float(throughput[chosen].max() / throughput.max()),
+    }

@@ -34,7 +34,6 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 from tvm.autotvm.tuner.xgboost_cost_model import XGBoostCostModel
 
 from chameleon.cli import guarded
@@ -45,6 +44,7 @@ from chameleon.search import Digits, Status, Trial
 from chameleon.search.cost_model import CostModel, CostModelConfig
 from chameleon.search.history import History
 from chameleon.search.learner import Learner
+from scripts.common.experiment_stats import prediction_scores, rank_correlation
 from tuners.autotvm_replay import make_task
 from tuners.config_space import ConfigKnobs, plain
 
@@ -195,20 +195,8 @@ def engine(layer: Layer, n: int, seed: int) -> Floats:
 def scores(predicted: Floats, throughput: Floats) -> dict[str, float]:
     """Compute all metrics of a prediction of `[n]` throughputs."""
     ok = throughput > 0
-    top = min(TOP, len(throughput))
-    chosen = np.argsort(-predicted, kind="stable")[:top]
-    fastest = np.argsort(-throughput, kind="stable")[:top]
-    return {
-        "rank": _rank(predicted, throughput),
-        "rank_ok": _rank(predicted[ok], throughput[ok]),
-        "recall@64": len(np.intersect1d(chosen, fastest)) / top,
-        "best@64": float(throughput[chosen].max() / throughput.max()),
-    }
-
-
-def _rank(predicted: Floats, measured: Floats) -> float:
-    """Spearman's correlation; 0 for a constant prediction, which ranks nothing."""
-    return float(np.nan_to_num(spearmanr(predicted, measured).statistic)) if np.ptp(predicted) > 0 else 0.0
+    rank_ok = rank_correlation(predicted[ok], throughput[ok])
+    return {**prediction_scores(predicted, throughput, TOP), "rank_ok": rank_ok}
 
 
 def evaluate(layer: Layer, sizes: Sequence[int], seeds: int) -> list[dict[str, Any]]:

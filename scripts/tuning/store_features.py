@@ -27,7 +27,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from scipy.stats import spearmanr
 
 from chameleon.cli import guarded
 from chameleon.manifest import write_manifest
@@ -35,9 +34,10 @@ from chameleon.measure import WarmBuilder, WarmRunner
 from chameleon.search import Digits, Status, Trial
 from chameleon.search.cost_model import CostModelConfig
 from chameleon.search.history import History
-from chameleon.search.learner import Floats, Learner
+from chameleon.search.learner import Learner
 from chameleon.search.program_features import Featurize
 from chameleon.target import detect_target
+from scripts.common.experiment_stats import prediction_scores
 from scripts.tuning.compare_metaschedule import workload_of
 from tuners.landscape import landscape_header, read_lines, write_lines
 from tuners.meta_schedule import ChameleonStrategy
@@ -102,18 +102,16 @@ def compare(
             learner = Learner(traces.space, CostModelConfig(), split, featurize)
             for look, rich in LOOKS.items():
                 predicted, _ = learner.predict(history, configs[order[n:]], rich=rich)
-                rows.append({"trials": n, "split": split, "look": look, **scores(predicted, throughput[order[n:]])})
+                found = prediction_scores(predicted, throughput[order[n:]], TOP)
+                rows.append(
+                    {
+                        "trials": n,
+                        "split": split,
+                        "look": look,
+                        **found,
+                    }
+                )
     return rows
-
-
-def scores(predicted: Floats, throughput: Floats) -> dict[str, float]:
-    """All metrics of a prediction of `[n]` throughputs."""
-    chosen, fastest = (np.argsort(-x, kind="stable")[:TOP] for x in (predicted, throughput))
-    return {
-        "recall@16": len(np.intersect1d(chosen, fastest)) / TOP,
-        "rank": float(spearmanr(predicted, throughput)[0]),  # type: ignore[arg-type]
-        "best@16": float(throughput[chosen].max() / throughput.max()),
-    }
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
