@@ -189,8 +189,7 @@ def replay_all(
 def _one_after_the_other(
     tasks: Sequence[tuple[Landscape, str, int]], trials: int, done: Callable[[], None]
 ) -> list[ReplayRun]:
-    _, threadpoolctl = _load_engine()
-    runs = []
+    threadpoolctl, runs = _load_engine(), []
     with one_thread(), threadpoolctl.threadpool_limits(1):
         for landscape, name, seed in tasks:
             runs.append(replay(landscape, name, trials=trials, seed=seed))
@@ -198,11 +197,11 @@ def _one_after_the_other(
     return runs
 
 
-def _load_engine() -> tuple[Any, Any]:
-    """Load the engine's libraries, before anything is timed; returns torch and threadpoolctl."""
-    for name in ("sklearn.cluster", "xgboost"):
+def _load_engine() -> Any:
+    """Load the engine's libraries, before anything is timed; returns threadpoolctl."""
+    for name in ("sklearn.cluster", "torch", "xgboost"):
         importlib.import_module(name)
-    return importlib.import_module("torch"), importlib.import_module("threadpoolctl")
+    return importlib.import_module("threadpoolctl")
 
 
 def _collect(futures: Sequence[Future[ReplayRun]], done: Callable[[], None]) -> list[ReplayRun]:
@@ -219,8 +218,8 @@ def _prepare_worker(life: Connection) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_exit_with, args=(life,), daemon=True).start()
-    torch, threadpoolctl = _load_engine()
-    torch.set_num_threads(1)
+    threadpoolctl = _load_engine()
+    importlib.import_module("torch").set_num_threads(1)
     threadpoolctl.threadpool_limits(1)
 
 

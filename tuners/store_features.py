@@ -24,7 +24,7 @@ from chameleon.search import Digits
 from tuners.trace_space import Refused, TraceSpace
 
 ARITHMETIC = slice(0, 7)
-"""The columns with the floating-point operations of a store: multiply-add, add, multiply, divide, compare, other."""
+"""The floating-point operations of a store: multiply-add, add, multiply, divide, compare, functions, others."""
 KEPT = 128
 """So many of the latest finished schedules are kept: those that are picked need not be made again."""
 
