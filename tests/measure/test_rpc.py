@@ -64,13 +64,11 @@ def serve(tracker: Tracker) -> Iterator[Serve]:
 def wait_until_registered(tracker: Tracker) -> None:
     """A server registers in the background, some time after it has started."""
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        session = rpc.connect_tracker("127.0.0.1", tracker.port)
-        found = session.summary()["server_info"]
-        session.close()
-        if found:
-            return
+    session = rpc.connect_tracker("127.0.0.1", tracker.port)
+    while not session.summary()["server_info"]:
+        assert time.monotonic() < deadline, "no server has registered"
         time.sleep(0.2)
+    session.close()
 
 
 def kill(server: rpc.Server) -> None:

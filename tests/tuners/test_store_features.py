@@ -61,9 +61,9 @@ def test_a_search_with_program_features_runs_and_repeats() -> None:
     def search() -> list[str]:
         context, seen = open_task(ChameleonStrategy(seed=5, program_features=True, **SMALL), trials=48), []
         for _ in range(6):
-            seen += traces_of(context)
-            n = len(context.search_strategy._running().pending) if hasattr(context.search_strategy, "_running") else 8
-            context.notify_runner_results([], results(n))
+            proposed = traces_of(context)
+            seen += proposed
+            context.notify_runner_results([], results(len(proposed)))
         return seen
 
     first = search()
