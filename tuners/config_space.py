@@ -72,7 +72,7 @@ class ConfigKnobs:
 
     def find(self, config: Any) -> Digits | None:
         """The digits `[n_knobs]` of a `ConfigEntity`, such as one from a log; None if this space has no equal."""
-        wanted = {name: plain(config[name]) for name in config}
+        wanted = values_of(config)
         if set(wanted) != set(self._spaces):
             return None
         try:
@@ -83,24 +83,6 @@ class ConfigKnobs:
             return numbered
         found = [_position(space, wanted[name]) for name, space in self._spaces.items()]
         return None if None in found else np.array(found or [0], dtype=np.int64)
-
-    def nearest(self, config: Any) -> Digits | None:
-        """The digits `[n_knobs]` of the configuration here that is most like `config`, which is of another task.
-
-        Knobs are matched by name; the result is None if there is no name in common. For a split the inner factors are
-        compared, in doublings: they give the sizes of tiles, which have to suit the machine. The outermost factor is
-        only what the loop's extent leaves. If an option's value is not in this space, the nearest number is taken, or
-        else the first value.
-        """
-        theirs = {name: plain(config[name]) for name in config}
-        if not set(theirs) & set(self._spaces):
-            return None
-        digits = np.zeros(self.space.n_knobs, dtype=np.int64)
-        for i, (name, space) in enumerate(self._spaces.items()):
-            if name in theirs:
-                equal = _position(space, theirs[name])
-                digits[i] = _nearest(self.space.knobs[i], theirs[name]) if equal is None else equal
-        return digits
 
     def _valid(self, configs: Digits) -> NDArray[np.bool_]:
         assert self._filter is not None
@@ -138,28 +120,13 @@ def plain(entity: Any) -> Any:
     return tuple(entity.val) if isinstance(entity.val, list) else entity.val
 
 
+def values_of(config: Any) -> dict[str, Any]:
+    """A `ConfigEntity`, such as one from a log, as plain values by the names of the knobs."""
+    return {name: plain(config[name]) for name in config}
+
+
 def _position(space: Any, value: Any) -> int | None:
     return next((i for i in range(len(space)) if plain(space[i]) == value), None)
-
-
-def _nearest(knob: Knob, value: Any) -> int:
-    if knob.kind == "split":
-        return _nearest_split(knob.values, value)
-    numbers = [isinstance(v, (int, float)) and not isinstance(v, bool) for v in (value, *knob.values)]
-    return int(np.argmin([abs(v - value) for v in knob.values])) if all(numbers) else 0
-
-
-def _nearest_split(values: Sequence[tuple[int, ...]], size: Any) -> int:
-    """The position in `values` of the split nearest to `size`, by inner factors and tile sizes, in doublings."""
-    if not isinstance(size, tuple) or len(size) != len(values[0]):
-        return 0
-
-    def tiles(factors: Sequence[int]) -> NDArray[np.float64]:
-        logs = np.log2(np.array(factors[1:], dtype=np.float64))
-        return np.concatenate([logs, np.cumsum(logs[::-1])])
-
-    wanted = tiles(size)
-    return int(np.argmin([np.abs(tiles(v) - wanted).sum() for v in values]))
 
 
 def _factorisations(sizes: Sequence[tuple[int, ...]], extent: int) -> list[tuple[int, ...]]:

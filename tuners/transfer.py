@@ -1,6 +1,7 @@
 """Finds out what AutoTVM's records of earlier tuning say about a task. Nothing here imports tvm.
 
-There are the task's own trials, and the records of its kin. The best configurations of the kin are starting points.
+There are the task's own trials, and the records of its kin: the other workloads of its template, and the same workload
+on another target.
 """
 
 from __future__ import annotations
@@ -10,30 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from chameleon.search import Digits, Trial
+from chameleon.search import Kin, Trial
 from tuners.autotvm_results import Outages, Outcome, outcome_of
-from tuners.config_space import ConfigKnobs
+from tuners.config_space import ConfigKnobs, values_of
 
 Config = tuple[int, ...]
 Record = tuple[Any, Any]  # AutoTVM's MeasureInput and MeasureResult
-
-
-@dataclass(frozen=True)
-class Kin:
-    """The records of one other workload of the same template, or of the same workload on another target.
-
-    Attributes:
-        distance: between its workload and the task's workload, in doublings of sizes.
-        configs: the configurations that ran, as AutoTVM has them, fastest first.
-        seconds: the run time of each of them, `[n]`.
-    """
-
-    distance: float
-    configs: tuple[Any, ...]
-    seconds: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -71,40 +54,6 @@ def past_of(task: Any, knobs: ConfigKnobs, records: Iterable[Record]) -> Past:
     return Past(_best_of_each(_settled(own)), tuple(sorted(kin, key=lambda k: k.distance)), foreign)
 
 
-def starting_points(knobs: ConfigKnobs, kin: Sequence[Kin], most: int) -> list[Digits]:
-    """The configurations of this space that are nearest to what ran fastest elsewhere, `[n_knobs]` each.
-
-    They are all different, and at most `most`. They come in rounds: first the best of every kin, nearest kin first;
-    then the second best of every kin; and so on.
-    """
-    found: dict[Config, Digits] = {}
-    for place in range(most):
-        for group in kin:
-            row = knobs.nearest(group.configs[place]) if place < len(group.configs) else None
-            if row is not None and knobs.space.is_valid(row[None])[0]:
-                found.setdefault(tuple(row.tolist()), row)
-            if len(found) == most:
-                return list(found.values())
-    return list(found.values())
-
-
-def beliefs(knobs: ConfigKnobs, kin: Sequence[Kin], most: int) -> tuple[Digits, NDArray[np.float64]]:
-    """What ran elsewhere, as configurations of this space `[n, n_knobs]`, and its throughput `[n]`.
-
-    The throughput is relative to the best one there. At most `most` configurations are taken from all kin together.
-    They are spread evenly over good and bad ones.
-    """
-    rows, throughput = [], []
-    for group in kin:
-        take = min(len(group.configs), max(most // len(kin), 1))
-        for i in np.linspace(0, len(group.configs) - 1, take).astype(int).tolist():
-            row = knobs.nearest(group.configs[i])
-            if row is not None:
-                rows.append(row)
-                throughput.append(group.seconds[0] / group.seconds[i])
-    return np.array(rows, dtype=np.int64).reshape(-1, knobs.space.n_knobs), np.array(throughput, dtype=np.float64)
-
-
 def distance(one: Any, other: Any) -> float:
     """How much two workloads differ, in doublings of their sizes; infinite if they differ in anything else."""
     a, b = list(_leaves(one)), list(_leaves(other))
@@ -139,8 +88,8 @@ def _is_size(value: Any) -> bool:
 
 
 def _kin(far: float, runs: Sequence[tuple[float, Any]]) -> Kin:
-    order = np.argsort([seconds for seconds, _ in runs], kind="stable")
-    return Kin(far, tuple(runs[i][1] for i in order), tuple(runs[i][0] for i in order))
+    runs = sorted(runs, key=lambda run: run[0])
+    return Kin(tuple(values_of(config) for _, config in runs), tuple(runs[0][0] / seconds for seconds, _ in runs), far)
 
 
 def _settled(outcomes: Iterable[Outcome]) -> Iterator[Trial]:

@@ -1,5 +1,6 @@
 """The search engine: ask it for configurations, measure them anywhere, tell it the outcome. It never imports tvm."""
 
+from chameleon.search.kin import Kin, warm_start
 from chameleon.search.recipes import SEARCHERS, ChameleonSearcher, UnknownSearcherError, make_searcher
 from chameleon.search.searcher import EarlyStopping, Searcher, StateError
 from chameleon.search.space import Digits, Knob, KnobSpace, location, option, split, split_of
@@ -10,6 +11,7 @@ __all__ = [
     "ChameleonSearcher",
     "Digits",
     "EarlyStopping",
+    "Kin",
     "Knob",
     "KnobSpace",
     "Searcher",
@@ -22,4 +24,5 @@ __all__ = [
     "option",
     "split",
     "split_of",
+    "warm_start",
 ]

@@ -24,6 +24,7 @@ class CostModelConfig:
     eta: SomeShare = 0.2  # shrinkage (AutoTVM: 0.3)
     min_child_weight: AtLeastZero = 0.3  # least weight in a leaf (AutoTVM: 1)
     column_share: SomeShare = 0.7  # share of the features that a tree may use
+    believed: AtLeastZero = 32.0  # what was measured elsewhere weighs as much as so many trials, all of it together
     newest: Annotated[int, Within(2, whole=True)] = 2000  # most trials to learn from: of more, the best and the newest
 
     def __post_init__(self) -> None:
@@ -48,14 +49,27 @@ class CostModel:
     def fitted(self) -> bool:
         return bool(self._boosters)
 
-    def fit(self, features: NDArray[np.float32], targets: NDArray[np.float64], seed: int) -> None:
-        """Learns to predict `targets` `[n]` from `features` `[n, f]`; the result depends on the arguments alone."""
+    def fit(
+        self,
+        features: NDArray[np.float32],
+        targets: NDArray[np.float64],
+        seed: int,
+        weights: NDArray[np.float64] | None = None,
+    ) -> None:
+        """Learns to predict `targets` `[n]` from `features` `[n, f]`; the result depends on the arguments alone.
+
+        Args:
+            weights: what each of them counts, `[n]`; 1 by default. Those of weight 0 are left out.
+        """
         xgboost, config = self._xgboost, self._config
+        if weights is not None:
+            features, targets, weights = features[weights > 0], targets[weights > 0], weights[weights > 0]
         rng = np.random.default_rng(seed)
         self._boosters = []
         for member in range(config.members):
-            weights = rng.exponential(size=len(targets)) if config.members > 1 else np.ones(len(targets))
-            data = xgboost.DMatrix(features, targets, weight=weights, nthread=1)
+            drawn = rng.exponential(size=len(targets)) if config.members > 1 else np.ones(len(targets))
+            counts = drawn if weights is None else drawn * weights
+            data = xgboost.DMatrix(features, targets, weight=counts, nthread=1)
             params = {
                 "max_depth": config.max_depth,
                 "eta": config.eta,
@@ -64,7 +78,7 @@ class CostModel:
                 "seed": seed % (1 << 31) + member,
                 "nthread": 1,
                 "tree_method": "exact" if len(targets) < 500 else "hist",
-                "base_score": float(targets.mean()),
+                "base_score": float(np.average(targets, weights=weights)),
                 "verbosity": 0,
             }
             self._boosters.append(xgboost.train(params, data, config.trees))

@@ -233,7 +233,7 @@ class ModelPlanner:
 
     def plan(self, view: View) -> Digits:
         history, config = view.history, self._config
-        if history.measured < config.first or not self._learner.ready(history):
+        if not self._learner.ready(history, config.first):
             return view.draw(config.least)
         candidates, scores = self._candidates(view)
         if not len(candidates):

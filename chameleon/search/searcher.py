@@ -131,6 +131,24 @@ class Searcher:
         """
         self._history.prior = Prior.checked(self.space, np.asarray(configs), np.asarray(throughput, dtype=np.float64))
 
+    def begin_with(self, configs: Digits) -> int:
+        """Lets the next `ask` begin with these configurations `[n, n_knobs]`, but for those asked or told before.
+
+        Returns:
+            How many they are.
+
+        Raises:
+            ValueError: if one is not a valid configuration of this space; then nothing has changed.
+        """
+        rows = self._rows(configs)
+        if not self.space.is_valid(rows).all():
+            raise ValueError(f"expected valid configurations of this space, got {rows.tolist()!r:.80}")
+        planned = self._queue
+        fresh = unique_rows(rows, self._known - set(planned))
+        self._queue = {**dict(zip(KnobSpace.keys(fresh), fresh, strict=True)), **planned}
+        self._known.update(self._queue)
+        return len(fresh)
+
     def _replan(self, wanted: int) -> None:
         view = View(self.space, self._history, self._known, self._rng, wanted)
         plan = self._planner.plan(view)

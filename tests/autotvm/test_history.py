@@ -13,8 +13,8 @@ from chameleon.search import Status
 from tests.autotvm.replaying import FormulaRunner, bowl, formula_option
 from tests.autotvm.templates import conv_task, create, kind_task
 from tuners.autotvm import ChameleonTuner
-from tuners.config_space import ConfigKnobs
-from tuners.transfer import beliefs, distance, frozen, past_of, starting_points
+from tuners.config_space import ConfigKnobs, plain
+from tuners.transfer import distance, frozen, past_of
 
 pytestmark = pytest.mark.autotvm
 
@@ -112,32 +112,17 @@ def test_other_templates_and_too_few_records_change_nothing(tmp_path):
     assert tune(few, 20) == asked
 
 
-def test_starting_points_are_different_valid_and_nearest_kin_first():
+def test_kin_are_nearest_first_fastest_first_and_relative():
     task = create("chameleon/matmul", 64, 64)
-    knobs = ConfigKnobs(task.config_space)
     near, far = create("chameleon/matmul", 64, 32), create("chameleon/matmul", 512, 512)
     pairs = records_of(far, range(0, 100, 7)) + records_of(near, range(0, 49, 5))
-    past = past_of(task, knobs, pairs)
-    assert [k.distance for k in past.kin] == sorted(k.distance for k in past.kin)
-    points = starting_points(knobs, past.kin, 6)
-    assert len({tuple(p.tolist()) for p in points}) == len(points) == 6
-    assert knobs.space.is_valid(np.array(points)).all()
-    nearest = knobs.nearest(past.kin[0].configs[0])
-    assert nearest is not None
-    assert points[0].tolist() == nearest.tolist()
-
-
-def test_what_the_model_learns_of_kin_is_bounded_and_spread_over_good_and_bad():
-    task = create("chameleon/matmul", 64, 64)
-    knobs = ConfigKnobs(task.config_space)
-    others = [create("chameleon/matmul", 64, 32), create("chameleon/matmul", 512, 512)]
-    past = past_of(task, knobs, [r for o in others for r in records_of(o, range(len(o.config_space)))])
-    configs, throughput = beliefs(knobs, past.kin, 20)
-    assert len(configs) == len(throughput) == 20
-    assert throughput.max() == 1
-    assert throughput.min() < 0.3
-    assert len(beliefs(knobs, past.kin, 1000)[0]) == 49 + 100
-    assert beliefs(knobs, (), 20)[0].shape == (0, 2)
+    kin = past_of(task, ConfigKnobs(task.config_space), pairs).kin
+    assert [round(k.distance) for k in kin] == [1, 6]
+    for group, other in zip(kin, (near, far), strict=True):
+        assert list(group.throughput) == sorted(group.throughput, reverse=True)
+        assert group.throughput[0] == 1
+        best = min((pair for pair in pairs if pair[0].task is other), key=lambda pair: pair[1].costs[0])
+        assert group.configs[0] == {name: plain(best[0].config[name]) for name in best[0].config}
 
 
 def test_distance_of_workloads_counts_doublings():
