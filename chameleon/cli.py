@@ -147,6 +147,16 @@ def tune_command(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Forget the failed trials of earlier runs; they may be tried again.")
     ] = False,
+    learn: Annotated[
+        bool | None,
+        typer.Option(
+            "--learn/--no-learn",
+            help="Begin a task with what was fastest in tasks like it, in this run and those beside it. Default: yes.",
+        ),
+    ] = None,
+    learn_from: Annotated[
+        list[Path] | None, typer.Option(help="A folder of another run to learn from as well; may be repeated.")
+    ] = None,
     compiler: CompilerOpt = None,
     sysroot: SysrootOpt = None,
     json_out: JsonOpt = None,
@@ -157,12 +167,17 @@ def tune_command(
     with _say.stage("importing TVM"):
         from chameleon.jobs.tune import tune_model
 
-    flags = {"trials": trials, "time_budget": time_budget, "searcher": searcher, "seed": seed}
+    flags = {"trials": trials, "time_budget": time_budget, "searcher": searcher, "seed": seed, "learn": learn}
     resolved = tune_config(read_preset(config) if config else {}, flags)
     check_writable(json_out)
     with Watcher(console) as watch:
         spec = _spec(model, target, out, input_shape, dim, tracker, device_key, rewrite)
-        spec = dataclasses.replace(spec, retry_failed=retry_failed, toolchain=_toolchain(compiler, sysroot))
+        spec = dataclasses.replace(
+            spec,
+            retry_failed=retry_failed,
+            toolchain=_toolchain(compiler, sysroot),
+            learn_from=tuple(learn_from or ()),
+        )
         report, folder = tune_model(spec, resolved, watch, _say)
     print_report(report, folder, console)
     _write_json(json_out, report.to_json())

@@ -23,7 +23,8 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate, PySearchStrategy
 
 from chameleon.kernels.intrinsics import import_intrinsics
-from chameleon.search import EarlyStopping, KnobSpace, Status, Trial, make_searcher, option
+from chameleon.search import EarlyStopping, KnobSpace, Searcher, Status, Trial, make_searcher, option, warm_start
+from chameleon.search.kin import kin_among
 from tuners.outcomes import FAILED_S, environment_cause, measured_trial
 from tuners.proposals import Config, Proposals
 from tuners.store_features import StoreFeatures
@@ -37,7 +38,9 @@ class _Run:
     """The tuning of one task, from `pre_tuning` to `post_tuning`."""
 
     traces: TraceSpace
+    searcher: Searcher
     proposals: Proposals
+    told: list[Trial]
     max_trials: int
     batch: int
     stopping: EarlyStopping | None
@@ -45,6 +48,7 @@ class _Run:
     issued: int = 0
     best_s: float = float("inf")
     stopped: bool = False
+    taught: bool = False
     pending: list[Config] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
@@ -66,6 +70,7 @@ class ChameleonStrategy(PySearchStrategy):
         seed: of all randomness of the search; the same seed and the same measured times give the same search.
         max_refusals: a task is given up after TVM has refused this many configurations in a row; refusals are free.
         early_stopping: stop a task after this many trials without a better one; None: use up the budget.
+        learn_across_tasks: whether a task begins with what was fastest in tasks like it, of this strategy's clones.
         program_features: whether the cost model takes a second look at the finalists, with MetaSchedule's own features
             of their programs (`tuners.store_features`).
         options: settings of the searcher by component, such as `explorer={"walkers": 128}`.
@@ -86,6 +91,7 @@ class ChameleonStrategy(PySearchStrategy):
         *,
         max_refusals: int = 2000,
         early_stopping: int | None = None,
+        learn_across_tasks: bool = True,
         program_features: bool = False,
         **options: Any,
     ) -> None:
@@ -102,10 +108,12 @@ class ChameleonStrategy(PySearchStrategy):
             "seed": seed,
             "max_refusals": max_refusals,
             "early_stopping": early_stopping,
+            "learn_across_tasks": learn_across_tasks,
             "program_features": program_features,
             **options,
         }
-        self._searcher, self._options = searcher, options
+        self._searcher, self._options, self._learn = searcher, options, learn_across_tasks
+        self._told: list[tuple[KnobSpace, list[Trial]]] = []  # of every task of the clones, what was measured
         self._max_refusals, self._early_stopping = max_refusals, early_stopping
         self._program_features = program_features
         self._seeds = np.random.SeedSequence(seed)
@@ -120,7 +128,7 @@ class ChameleonStrategy(PySearchStrategy):
         """A strategy for another task, with a random generator of its own and the same `failures`."""
         copy = ChameleonStrategy(**self._arguments)
         copy._seeds = self._seeds.spawn(1)[0]
-        copy.failures, copy.faults = self.failures, self.faults
+        copy.failures, copy.faults, copy._told = self.failures, self.faults, self._told
         return copy
 
     def _initialize_with_tune_context(self, context: ms.TuneContext) -> None:
@@ -153,8 +161,9 @@ class ChameleonStrategy(PySearchStrategy):
         proposals = Proposals(traces, searcher, self._max_refusals, programs)
         history = [] if database is None else _history(database, self._mod, str(self._target), traces)
         proposals.tell(history)
+        self._told.append((traces.space, told := list(history)))
         stopping = EarlyStopping(self._early_stopping, best=searcher.best) if self._early_stopping else None
-        self._run = _Run(traces, proposals, int(max_trials), int(num_trials_per_iter), stopping)
+        self._run = _Run(traces, searcher, proposals, told, int(max_trials), int(num_trials_per_iter), stopping)
         self._run.best_s = min((t.seconds for t in history if t.seconds), default=float("inf"))
 
     def post_tuning(self) -> None:
@@ -178,6 +187,10 @@ class ChameleonStrategy(PySearchStrategy):
         n = min(run.batch, run.max_trials - run.issued)
         if n <= 0 or run.stopped or self.faults:
             return None
+        if self._learn and not run.taught:
+            run.taught = True
+            kin = kin_among(run.traces.space, [t for t in self._told if t[1] is not run.told])
+            warm_start(run.searcher, kin, **({"starts": 0} if run.told else {}))
         found = run.proposals.next(n)
         self._count_refusals(run)
         if not found:
@@ -205,6 +218,7 @@ class ChameleonStrategy(PySearchStrategy):
         run.issued -= len(results) - len(trials)
         run.pending = []
         run.proposals.tell(trials)
+        run.told += trials
         failed = Counter(t.status.value for t in trials if t.status is not Status.OK)
         run.failures.update(failed)
         self.failures.update(failed)

@@ -62,6 +62,7 @@ class TuneConfig:
     first_batch: int = 8  # candidates of a task's first batch
     max_refusals: int = 2000  # a task is given up after TVM refused so many candidates in a row
     max_failures_in_row: int = 32  # the run ends after so many equal failures in a row without a success between them
+    learn: bool = True  # a task begins with what was fastest in tasks like it, in this run and in earlier ones
     allocation: AllocationConfig = field(default_factory=AllocationConfig)
     confirm: ConfirmConfig = field(default_factory=ConfirmConfig)
     options: dict[str, Any] = field(default_factory=dict)  # options of the searcher

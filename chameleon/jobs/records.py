@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from chameleon.errors import ChameleonError
-from chameleon.search import KnobSpace, Trial
+from chameleon.search import Knob, KnobSpace, Trial
 
 FORMAT = 1
 Config = tuple[int, ...]
@@ -45,18 +47,30 @@ class TaskRecords:
 
     Attributes:
         space: the fingerprint of its space.
+        knobs: the knobs and sketches of its space, as `space_to_json` writes them.
         events: its trials and confirmations.
         owners: for each trial the model whose tuning made it.
     """
 
     name: str
     space: str
+    knobs: Mapping[str, Any] = field(default_factory=dict)
     events: list[Trial | Confirmation] = field(default_factory=list)
     owners: dict[Config, str] = field(default_factory=dict)
 
     @property
     def trials(self) -> list[Trial]:
         return [event for event in self.events if isinstance(event, Trial)]
+
+    def knob_space(self) -> KnobSpace | None:
+        """The space on record, for those who want to learn from its trials; None if the records do not tell.
+
+        Its values are as they were written. It has no constraints: they are not on record.
+        """
+        try:
+            return space_from_json(self.knobs)
+        except (KeyError, TypeError, ValueError, IndexError):
+            return None
 
     def add(self, trial: Trial, model: str) -> None:
         """Take a trial. A configuration counts once: a second trial of it counts only where the first one failed."""
@@ -122,7 +136,7 @@ class Records:
         known = self.tasks.get(key)
         if known is None:
             self._write({"kind": "task", "task": key, "name": name, **space_to_json(space)})
-            return self.tasks.setdefault(key, TaskRecords(name, space.fingerprint()))
+            return self.tasks.setdefault(key, TaskRecords(name, space.fingerprint(), space_to_json(space)))
         if known.space != space.fingerprint():
             raise RecordsError(
                 f"{self.path}: the records of task {name!r} were made with other knobs (space {known.space}, now "
@@ -255,7 +269,7 @@ class Records:
 
     def _load_task(self, number: int, line: dict[str, Any]) -> None:
         """Take a task line. A second one of the same task changes nothing: the trials of both belong together."""
-        known = self.tasks.setdefault(line["task"], TaskRecords(line["name"], line["space"]))
+        known = self.tasks.setdefault(line["task"], TaskRecords(line["name"], line["space"], line))
         if known.space != line["space"]:
             raise RecordsError(
                 f"{self.path}:{number}: the task {line['name']!r} comes a second time, with other knobs (space "
@@ -296,6 +310,26 @@ def space_to_json(space: KnobSpace) -> dict[str, Any]:
         "knobs": [{"name": k.name, "kind": k.kind, "values": [_plain(v) for v in k.values]} for k in space.knobs],
         "sketches": [[int(i) for i in row.nonzero()[0]] for row in space.active],
     }
+
+
+def space_from_json(line: Mapping[str, Any]) -> KnobSpace:
+    """The space of a `task` line: its knobs with their names, kinds and values, and its sketches; not to be searched.
+
+    Raises:
+        KeyError, TypeError, ValueError, IndexError: if the line does not describe a space.
+    """
+    knobs = [_recorded_knob(k["name"], k["kind"], tuple(_read(v) for v in k["values"])) for k in line["knobs"]]
+    sketches = line["sketches"]
+    return KnobSpace(knobs, sketches=sketches if len(sketches) > 1 else None)
+
+
+def _recorded_knob(name: str, kind: Any, values: tuple[Any, ...]) -> Knob:
+    """A knob without features and moves, which nobody asks of a recorded one, and which are slow to find."""
+    return Knob(name, kind, values, np.zeros((len(values), 1), np.float32), np.zeros((len(values), 0), np.int64))
+
+
+def _read(value: Any) -> Any:
+    return tuple(_read(v) for v in value) if isinstance(value, list) else value
 
 
 def _plain(value: Any) -> Any:

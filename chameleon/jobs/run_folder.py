@@ -65,6 +65,7 @@ class JobSpec:
     records: Path | None = None  # a file that several models may share; None: trials.jsonl in `out`
     rewrite: bool = False  # rewrite the network first where that lowers the peak of its memory
     retry_failed: bool = False  # forget failed trials on record, so that they may be measured again
+    learn_from: tuple[Path, ...] = ()  # folders of earlier runs that teach, besides those next to this run's
     toolchain: Toolchain = field(default_factory=Toolchain)  # links the network's library for another machine
     time_limit_s: float = 120.0  # for the search of rewrites; for orders and the arena of a compiled network
     dims: Mapping[str, int] = field(default_factory=dict)  # sizes of open dimensions, by name

@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from tvm.s_tir import meta_schedule as ms
@@ -27,6 +28,7 @@ from chameleon.jobs.config import TuneConfig
 from chameleon.jobs.measurer import Measurer
 from chameleon.jobs.records import Confirmation, Records, TaskRecords
 from chameleon.jobs.task_tuner import TaskTuner
+from chameleon.jobs.teachers import Teacher
 from chameleon.kernels.lower import Task
 from chameleon.search import Trial
 from chameleon.workers.faults import last_line
@@ -184,15 +186,31 @@ class Session:
         return max(0.0, min(known)) if known else None
 
 
-def open_session(tasks: Sequence[Task], target: Target, records: Records, config: TuneConfig, model: str) -> Session:
+def open_session(
+    tasks: Sequence[Task],
+    target: Target,
+    records: Records,
+    config: TuneConfig,
+    model: str,
+    teachers: Sequence[Teacher] = (),
+) -> Session:
     """Make the spaces and searchers of all tasks, and tell the searchers what the records hold.
 
     Failures on record that the environment was to blame for are left out; earlier versions recorded them. A task for
     which TVM fails to make a design space is left out as well: it keeps its default schedule.
+
+    Args:
+        teachers: what was measured elsewhere. With `config.learn` a new task begins with what was fastest there, and
+            with what was fastest of the other tasks here.
     """
     rngs = [np.random.default_rng(s) for s in np.random.SeedSequence(config.seed).spawn(len(tasks))]
     share = None if config.trials is None else config.trials / max(len(tasks), 1)
-    tuners, untunable = [], {}
+    tuners: list[TaskTuner] = []
+    untunable = {}
+
+    def taught(task: Task) -> list[Teacher]:
+        return [*teachers, *(t.teacher for t in tuners if t.task is not task)] if config.learn else []
+
     for task, rng in zip(tasks, rngs, strict=True):
         try:
             traces = TraceSpace(task.mod, target, seed=config.seed)
@@ -205,7 +223,7 @@ def open_session(tasks: Sequence[Task], target: Target, records: Records, config
         wrong = records.wrong.get(task.key, ())
         events = [_wrong_trial(event) if _is_trial_of(event, wrong) else event for event in known.events]
         events = [event for event in events if not _is_of_the_environment(event)]
-        tuners.append(TaskTuner(task, traces, config, rng, events, borrowed, shared))
+        tuners.append(TaskTuner(task, traces, config, rng, events, borrowed, shared, partial(taught, task)))
     elapsed_s = records.elapsed_s.get(model, 0.0) if any(tuner.best_s for tuner in tuners) else 0.0
     return Session(tuners, config, elapsed_s, row=FailureRow(config.max_failures_in_row), untunable=untunable)
 

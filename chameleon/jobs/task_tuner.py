@@ -9,7 +9,7 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from tvm.s_tir import Schedule
@@ -17,8 +17,10 @@ from tvm.s_tir import Schedule
 from chameleon.jobs.allocate import Progress
 from chameleon.jobs.config import TuneConfig
 from chameleon.jobs.records import Confirmation
+from chameleon.jobs.teachers import Teacher
 from chameleon.kernels.lower import Task
-from chameleon.search import Trial, make_searcher
+from chameleon.search import Trial, make_searcher, warm_start
+from chameleon.search.kin import kin_among
 from tuners.outcomes import failure_reason
 from tuners.proposals import Config, Proposals
 from tuners.trace_space import TraceSpace
@@ -31,6 +33,7 @@ class TaskTuner:
         task: the workload.
         history: what earlier runs recorded, in that order; the searcher is told of it first.
         borrowed: how many trials of the history were made while another model was tuned.
+        teachers: the spaces and trials of other tasks, asked for when a batch is proposed for the first time.
         shared: whether tuning another model has done all that there is to do; if so, the task counts as done.
     """
 
@@ -43,6 +46,7 @@ class TaskTuner:
         history: Sequence[Trial | Confirmation],
         borrowed: int = 0,
         shared: bool = False,
+        teachers: Callable[[], Sequence[Teacher]] = tuple,
     ) -> None:
         self.task = task
         self.traces = traces
@@ -56,6 +60,7 @@ class TaskTuner:
         self._succeeded: list[Trial] = []
         self._confirmed: dict[Config, float] = {}  # median of the rounds, infinite if it failed this time
         self._given_up = False
+        self._teachers, self._taught = teachers, False
         self._searcher = make_searcher(config.searcher, traces.space, rng, **config.options)
         self._proposals = Proposals(traces, self._searcher, config.max_refusals)
         for event in history:
@@ -81,6 +86,10 @@ class TaskTuner:
 
     def propose(self, n: int) -> list[tuple[Config, Schedule]]:
         """Up to `n` configurations with their schedules; none when the space is exhausted or everything is refused."""
+        if not self._taught:
+            self._taught = True
+            kin = kin_among(self.traces.space, self._teachers())
+            warm_start(self._searcher, kin, **({"starts": 0} if self.best_s else {}))
         found = self._proposals.next(n)
         if not found:
             self.give_up()
@@ -109,6 +118,11 @@ class TaskTuner:
             return 0.0
         rounds = self._confirm.rounds
         return sum(t.timings.get("build", 0.3) + rounds * t.timings.get("run", 0.3) for t in self.contenders())
+
+    @property
+    def teacher(self) -> Teacher:
+        """What this task tells others: its space and its successful trials."""
+        return self.traces.space, self._succeeded
 
     def confirm(self, confirmation: Confirmation) -> None:
         """Take the times of the best schedules, timed again: the best of these medians is the best schedule."""

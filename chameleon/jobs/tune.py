@@ -47,6 +47,7 @@ from chameleon.jobs.session import Session, open_session, tune
 from chameleon.jobs.ship import device_elsewhere, ship
 from chameleon.jobs.stages import Say, stage
 from chameleon.jobs.task_tuner import TaskTuner
+from chameleon.jobs.teachers import Teacher, earlier_runs, taught_by
 from chameleon.measure import WarmBuilder, WarmRunner
 from chameleon.measure.link import find_compiler
 from chameleon.measure.remote import check_tracker, rpc_runner
@@ -77,7 +78,8 @@ def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tup
         if spec.retry_failed:
             say(f"{records.forget_failures()} failed trials on record may be measured again")
         with stage(say, "making the search spaces"):
-            session = open_session(job.tasks, job.target, records, config, job.model.name)
+            teachers = _teachers(job, spec, records, config, say)
+            session = open_session(job.tasks, job.target, records, config, job.model.name, teachers)
         for name, reason in session.untunable.items():
             say(f"warning: TVM makes no design space for {name}, which keeps its default schedule: {reason}")
         if session.trials:
@@ -95,6 +97,17 @@ def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tup
         report = _finish(job, spec, session, records, warnings, say)
     claim(job, spec, config, finished=True)
     return report, job.out
+
+
+def _teachers(job: Opened, spec: JobSpec, records: Records, config: TuneConfig, say: Say) -> list[Teacher]:
+    """What other networks' tuning on this kind of machine can teach those tasks that are new."""
+    target, own = str(job.target), [task.key for task in job.tasks]
+    if not config.learn or all(key in records.tasks and records.tasks[key].events for key in own):
+        return []
+    found = [*taught_by(records, own), *earlier_runs(job.out, target, spec.learn_from)]
+    if found:
+        say(f"{len(found)} tasks of earlier runs teach new tasks (--no-learn: none does)")
+    return found
 
 
 def _measure(job: Opened, spec: JobSpec, session: Session, records: Records, watch: Watch) -> list[str]:
