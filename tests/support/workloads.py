@@ -113,9 +113,13 @@ def relax_module(shapes: Sequence[Sequence[int]], build: Callable[..., relax.Exp
 
 def task_of(name: str, target: Target) -> IRModule:
     """The one task of a workload, as `tune_relax` would extract it."""
-    workload = WORKLOADS[name]
+    return only_task(relax_module(WORKLOADS[name].shapes, WORKLOADS[name].build), target)
+
+
+def only_task(network: IRModule, target: Target) -> IRModule:
+    """The one task of a network of one expression."""
     with target:
-        tasks = ms.relax_integration.extract_tasks(relax_module(workload.shapes, workload.build), target)
+        tasks = ms.relax_integration.extract_tasks(network, target)
     if len(tasks) != 1:
-        raise ValueError(f"{name} gave {len(tasks)} tasks, expected 1: {[t.task_name for t in tasks]}")
+        raise ValueError(f"got {len(tasks)} tasks, expected 1: {[t.task_name for t in tasks]}")
     return tasks[0].dispatched[0]

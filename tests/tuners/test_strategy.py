@@ -20,7 +20,8 @@ from tvm.target import Target
 
 from chameleon.measure import TimingConfig, WarmBuilder, WarmRunner
 from chameleon.search import Status, Trial, UnknownSearcherError, make_searcher
-from tests.support.workloads import WORKLOADS, relax_module, task_of
+from chameleon.search.kin import Translator
+from tests.support.workloads import WORKLOADS, only_task, relax_module, task_of
 from tuners.meta_schedule import ChameleonStrategy, _history
 from tuners.proposals import Proposals
 from tuners.trace_space import TraceSpace
@@ -43,10 +44,15 @@ def runner() -> Iterator[WarmRunner]:
 
 
 def open_task(
-    strategy: ms.SearchStrategy, name: str = "dense", target: Target = LLVM, trials: int = 16, **kwargs
+    strategy: ms.SearchStrategy,
+    name: str = "dense",
+    target: Target = LLVM,
+    trials: int = 16,
+    mod: tvm.IRModule | None = None,
+    **kwargs,
 ) -> ms.TuneContext:
     context = ms.TuneContext(
-        mod=task_of(name, target),
+        mod=mod or task_of(name, target),
         target=target,
         space_generator="post-order-apply",
         search_strategy=strategy,
@@ -180,6 +186,26 @@ def test_a_seed_gives_the_same_search_and_clones_differ() -> None:
     first, second = traces_of(open_task(parent.clone())), traces_of(open_task(parent.clone()))
     assert first != second
     assert first == traces_of(open_task(ChameleonStrategy(seed=5).clone()))
+
+
+def matmul(rows: int, columns: int) -> tvm.IRModule:
+    """A task with the knobs of `dense` and other extents."""
+    return only_task(relax_module(((rows, 64), (64, columns)), relax.op.matmul), LLVM)
+
+
+@pytest.mark.parametrize("learn", [True, False])
+def test_a_task_begins_with_what_was_fastest_in_a_task_like_it(learn: bool) -> None:
+    strategy = ChameleonStrategy(seed=3, learn_across_tasks=learn)
+    first = open_task(strategy.clone(), mod=matmul(64, 32))
+    candidates = first.generate_measure_candidates()
+    first.notify_runner_results(candidates, results(len(candidates))[::-1])  # the last one is the fastest
+    fastest = TraceSpace(matmul(64, 32), LLVM)
+    digits = fastest.digits(candidates[-1].sch.trace)
+    second = TraceSpace(matmul(32, 96), LLVM)
+    wanted = Translator(second.space).nearest(fastest.space.values(digits))
+    context = open_task(strategy.clone(), mod=matmul(32, 96))
+    begun = [tuple(second.digits(c.sch.trace)) for c in context.generate_measure_candidates()]
+    assert (begun[0] == tuple(second.replay(wanted)[1])) == learn
 
 
 def test_trials_and_batches_are_kept_to_and_none_ends_the_task() -> None:
