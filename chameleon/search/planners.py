@@ -68,21 +68,22 @@ class View:
     def starts(self, elite: int, n: int) -> Digits:
         """Valid configurations to explore from, `[elite + n, n_knobs]`.
 
-        The first `elite` are the best measured ones (at most 16 different, repeated in turn); random ones follow.
-        Failures are among the first where fewer than 16 succeeded.
+        The first `elite` are the best measured ones (at most 16 different, repeated in turn); random ones follow. No
+        failure is among the first.
         """
-        measured = self.ranked(len(self.history))
-        best = measured[np.arange(elite) % min(elite, len(measured), 16)] if elite and len(measured) else measured[:0]
+        worked = self.ranked(len(self.history))
+        best = worked[np.arange(elite) % min(elite, len(worked), 16)] if elite and len(worked) else worked[:0]
         fresh = self.space.sample(4 * n, self.rng)
-        rows = np.vstack([best, fresh, measured])
+        rows = np.vstack([best, fresh, self.history.configs])
         rows = rows[self.space.is_valid(rows)]
         if not len(rows):
             rows = self.draw(n)
         return rows[np.arange(elite + n) % len(rows)]
 
     def ranked(self, n: int) -> Digits:
-        """The first `n` measured configurations, those with the highest throughput first, `[m <= n, n_knobs]`."""
-        return self.history.configs[np.argsort(-self.history.throughput(), kind="stable")[:n]]
+        """The first `n` configurations that worked, those with the highest throughput first, `[m <= n, n_knobs]`."""
+        order = np.argsort(-self.history.throughput(), kind="stable")
+        return self.history.configs[order[self.history.succeeded[order]][:n]]
 
 
 class Planner(Protocol):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chameleon.search import SEARCHERS, KnobSpace, Searcher, UnknownSearcherError, make_searcher, option
+from chameleon.search import SEARCHERS, KnobSpace, Searcher, Status, Trial, UnknownSearcherError, make_searcher, option
 from chameleon.search.annealing import AnnealingConfig
 from chameleon.search.cost_model import CostModelConfig
 from chameleon.search.history import History
@@ -178,3 +178,17 @@ def test_the_default_is_chameleon_and_every_recipe_says_what_it_is() -> None:
     assert SEARCHERS["chameleon"].options["planner"] == PlannerConfig()
     for recipe in SEARCHERS.values():
         assert recipe.about
+
+
+@pytest.mark.parametrize("worked", [0, 1, 3, 16, 30])
+def test_walkers_start_at_the_best_and_never_at_a_failure(worked: int) -> None:
+    rng = np.random.default_rng(1)
+    rows = rng.permutation(GRID.rows(0, GRID.size))[:40]
+    history = History(GRID)
+    history.add(measure(rows[:worked], COST))
+    history.add([Trial(tuple(row.tolist()), Status.RUN_ERROR) for row in rows[worked:]])
+    starts = View(GRID, history, set(KnobSpace.keys(rows)), rng, 16).starts(32, 8)
+    best = rows[:worked][np.argsort(COST(rows[:worked]), kind="stable")[:16]]
+    assert len(starts) == 40
+    if worked:
+        assert np.array_equal(starts[:32], best[np.arange(32) % len(best)])
