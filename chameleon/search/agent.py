@@ -6,7 +6,6 @@ walker changes some of its knobs. Its reward is the score that the cost model gi
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from chameleon.search.annealing import Score
 from chameleon.search.moves import Moves, ranked
 from chameleon.search.ranges import AboveZero, AtLeastZero, Count, Finite, Share, check_ranges
-from chameleon.search.space import Digits, Knob, KnobSpace
+from chameleon.search.space import Digits, KnobSpace
 
 Floats = NDArray[np.float32]
 
@@ -27,9 +26,7 @@ Floats = NDArray[np.float32]
 class AgentConfig:
     """The agent's settings. Where ours differ from the paper's, a comment says so: (paper: ...)."""
 
-    # shared: the same weights for all knobs, which can be carried to another space; uniform: no nets, each move of a
-    # knob is as likely as another (paper: weights of its own for each knob)
-    policy: Literal["learned", "shared", "uniform"] = "learned"
+    policy: Literal["learned", "uniform"] = "learned"  # uniform: no nets, each move of a knob is as likely as another
     walkers: Count = 64  # walkers that step together (paper: 128 episodes)
     steps: Count = 24  # steps of a rollout (paper: at most 500)
     elite: Share = 0.5  # share of the walkers that start at the best measured configurations (paper: none)
@@ -85,69 +82,6 @@ class Observer:
         return seen.reshape(len(configs), self.width)
 
 
-_LEVELS = 4
-"""So many levels of a split are described, the innermost first."""
-
-_DESCRIBED = 8 + 2 * _LEVELS
-"""Width of a knob's description: active, three kinds, cardinality, position, size, alignment, levels, inner tiles."""
-
-
-def described(knob: Knob) -> Floats:
-    """What each value of a knob is in terms that all spaces share, `[cardinality, n_features]`, mostly in -1..1."""
-    out = np.zeros((knob.cardinality, _DESCRIBED), dtype=np.float32)
-    out[:, 0] = 1.0
-    out[:, 1 + ("split", "option", "location").index(knob.kind)] = 1.0
-    out[:, 4] = np.log2(knob.cardinality) / 10
-    if knob.kind == "split":
-        levels = (knob.features.shape[1] + 1) // 2
-        shares = 2 * knob.features / max(float(knob.features[:, :levels].sum(axis=1).max()), 1e-6) - 1
-        inner = shares[:, levels - 1 :: -1][:, :_LEVELS] if levels else shares[:, :0]
-        tiles = shares[:, levels:][:, :_LEVELS]
-        out[:, 8 : 8 + inner.shape[1]] = inner
-        out[:, 8 + _LEVELS : 8 + _LEVELS + tiles.shape[1]] = tiles
-        return out
-    columns = knob.features[:, :3]
-    low, high = columns.min(axis=0), columns.max(axis=0)
-    numeric = knob.kind == "option" and all(isinstance(v, (int, float)) for v in knob.values)
-    shown = columns if numeric else columns[:, :1]
-    out[:, 5 : 5 + shown.shape[1]] = ((2 * columns - low - high) / np.maximum(high - low, 1e-6))[:, : shown.shape[1]]
-    return out
-
-
-def described_moves(space: KnobSpace, moves: Moves) -> Floats:
-    """What each action does to a knob's description, on average over the values where it does anything.
-
-    Returns:
-        `[n_knobs, most actions, n_features]`; the first feature is 1 for the action that leaves the knob alone.
-    """
-    out = np.zeros((space.n_knobs, int(moves.n_actions.max()), _DESCRIBED), dtype=np.float32)
-    out[:, 0, 0] = 1.0
-    for i, knob in enumerate(space.knobs):
-        seen, scale = described(knob), np.log2(max(knob.cardinality, 2))
-        for a, column in enumerate(knob.moves.T, start=1):
-            moved = column != np.arange(knob.cardinality)
-            if moved.any():
-                out[i, a, 5:] = scale * (seen[column[moved], 5:] - seen[moved, 5:]).mean(axis=0)
-            out[i, a, 1:4] = seen[0, 1:4]
-            out[i, a, 4] = moved.mean()
-    return out
-
-
-class SharedObserver:
-    """Turns configurations into the descriptions of their knobs, 0 for inactive knobs."""
-
-    def __init__(self, space: KnobSpace) -> None:
-        self._space = space
-        self._offsets = np.concatenate([[0], np.cumsum(space.cardinalities)[:-1]])
-        self._table = np.vstack([described(k) for k in space.knobs])
-        self.width = space.n_knobs * _DESCRIBED
-
-    def __call__(self, configs: Digits) -> Floats:
-        """What the policy sees of the configurations `[n, n_knobs]`, `[n, n_features]`."""
-        seen = self._table[self._offsets + configs] * self._space.mask(configs)[..., None]
-        return seen.reshape(len(configs), self.width)
-
-
 def gae(rewards: Floats, values: Floats, discount: float, lam: float) -> Floats:
     """Estimates how much better each action was than expected.
 
@@ -169,14 +103,11 @@ def gae(rewards: Floats, values: Floats, discount: float, lam: float) -> Floats:
     return out
 
 
-class KnobNets:
-    """The policy net and the value net of one space: every knob has outputs of its own.
+class Policy:
+    """The agent's two neural nets, policy and value, with their optimiser.
 
-    Args:
-        n_features: width of what the policy sees.
-        n_actions: of each knob, `[n_knobs]`.
-        config: the agent's settings.
-        rng: the first weights are drawn from it, so torch's global generator is neither read nor changed.
+    The policy net chooses an action for every knob at once. The value net says what a state is worth. The first
+    weights are drawn from the `rng` given, so torch's global generator is neither read nor changed.
     """
 
     def __init__(
@@ -184,109 +115,43 @@ class KnobNets:
     ) -> None:
         import torch
 
-        self._torch, self._shape = torch, (len(n_actions), int(n_actions.max()))
+        self._torch = torch
+        self._config = config
+        self._shape = (len(n_actions), int(n_actions.max()))
+        self._impossible = torch.from_numpy(np.arange(self._shape[1])[None] >= n_actions[:, None])
         sizes = (n_features, config.hidden, config.hidden)
-        weights = _layers((*sizes, self._shape[0] * self._shape[1]), rng) + _layers((*sizes, 1), rng)
-        weights[5] = _lazy_bias(n_actions, config.changes).reshape(-1)
-        self.parameters = [torch.tensor(w, requires_grad=True) for w in weights]
+        self.parameters = self._layers(sizes, self._shape[0] * self._shape[1], rng) + self._layers(sizes, 1, rng)
+        with torch.no_grad():
+            self.parameters[5].copy_(
+                torch.from_numpy(_lazy_bias(n_actions, self._shape[1], config.changes)).reshape(-1)
+            )
+        self._moments = [torch.zeros_like(p) for p in self.parameters], [torch.zeros_like(p) for p in self.parameters]
+        self._steps = [torch.tensor(0.0) for _ in self.parameters]
 
-    def logits(self, observations: Any) -> Any:
-        """How much each action of each knob is wanted, `[n, n_knobs, n_actions]`."""
+    def _layers(self, sizes: tuple[int, ...], out: int, rng: np.random.Generator) -> list[Any]:
+        tensors = []
+        for i, (a, b) in enumerate(zip(sizes, (*sizes[1:], out), strict=True)):
+            gain = 0.01 if i == len(sizes) - 1 else 1.0
+            tensors.append((rng.normal(size=(a, b)) * gain / np.sqrt(a)).astype(np.float32))
+            tensors.append(np.zeros(b, dtype=np.float32))
+        return [self._torch.tensor(t, requires_grad=True) for t in tensors]
+
+    def _log_probs(self, observations: Any) -> Any:
+        """The log-probabilities of all actions of all knobs, `[n, n_knobs, n_actions]`."""
         torch, p = self._torch, self.parameters
         h = torch.tanh(torch.tanh(observations @ p[0] + p[1]) @ p[2] + p[3])
-        return (h @ p[4] + p[5]).reshape(-1, *self._shape)
+        logits = (h @ p[4] + p[5]).reshape(-1, *self._shape).masked_fill(self._impossible, -1e9)
+        return torch.log_softmax(logits, dim=-1)
 
-    def values(self, observations: Any) -> Any:
-        """What the states are worth, `[n]`."""
+    def _values(self, observations: Any) -> Any:
         torch, p = self._torch, self.parameters
         h = torch.tanh(torch.tanh(observations @ p[6] + p[7]) @ p[8] + p[9])
         return (h @ p[10] + p[11]).squeeze(-1)
 
-
-class SharedNets:
-    """A policy net and a value net with the same weights for every knob, so that any space can use them.
-
-    A knob is seen as its value's description beside the mean description of all active knobs. A move is seen as how it
-    changes the description on average, `[n_knobs, n_actions, n_features]`. The wish for a move is the product of an
-    embedding of each. The value net pools over the knobs by mean and by maximum (Zaheer 2017, Deep Sets).
-    """
-
-    def __init__(
-        self, moves: Floats, n_actions: NDArray[np.int64], config: AgentConfig, rng: np.random.Generator
-    ) -> None:
-        import torch
-
-        self._torch = torch
-        self._width, hidden = moves.shape[2], config.hidden
-        self._moves = torch.from_numpy(moves)
-        self._lazy = torch.from_numpy(_lazy_bias(n_actions, config.changes))
-        weights = (
-            _layers((2 * self._width, hidden, hidden), rng, last_gain=1.0)
-            + _layers((self._width, hidden), rng)
-            + _layers((self._width, hidden), rng, last_gain=1.0)
-            + _layers((2 * hidden, hidden, 1), rng)
-        )
-        self.parameters = [torch.tensor(w, requires_grad=True) for w in weights]
-
-    def logits(self, observations: Any) -> Any:
-        """How much each action of each knob is wanted, `[n, n_knobs, n_actions]`."""
-        torch, p = self._torch, self.parameters
-        knobs, active = self._knobs(observations)
-        around = (knobs.sum(dim=1, keepdim=True) / active.sum(dim=1, keepdim=True).clamp(min=1)).expand_as(knobs)
-        h = torch.tanh(torch.tanh(torch.cat([knobs, around], dim=-1) @ p[0] + p[1]) @ p[2] + p[3])
-        return torch.einsum("nkh,kah->nka", h, self._moves @ p[4] + p[5]) + self._lazy
-
-    def values(self, observations: Any) -> Any:
-        """What the states are worth, `[n]`."""
-        torch, p = self._torch, self.parameters
-        knobs, active = self._knobs(observations)
-        h = torch.tanh(knobs @ p[6] + p[7])
-        mean = (h * active).sum(dim=1) / active.sum(dim=1).clamp(min=1)
-        most = (h * active + 2 * (active - 1)).amax(dim=1)
-        return (torch.tanh(torch.cat([mean, most], dim=-1) @ p[8] + p[9]) @ p[10] + p[11]).squeeze(-1)
-
-    def _knobs(self, observations: Any) -> tuple[Any, Any]:
-        """The descriptions of the knobs `[n, n_knobs, n_features]`, and which are active `[n, n_knobs, 1]`."""
-        knobs = observations.reshape(len(observations), -1, self._width)
-        return knobs, knobs[..., :1]
-
-
-def _layers(sizes: tuple[int, ...], rng: np.random.Generator, last_gain: float = 0.01) -> list[Floats]:
-    """Weights and biases of the layers between `sizes`; the last layer's weights are scaled by `last_gain`."""
-    tensors = []
-    for i, (a, b) in enumerate(itertools.pairwise(sizes)):
-        gain = last_gain if i == len(sizes) - 2 else 1.0
-        tensors.append((rng.normal(size=(a, b)) * gain / np.sqrt(a)).astype(np.float32))
-        tensors.append(np.zeros(b, dtype=np.float32))
-    return tensors
-
-
-class Policy:
-    """The agent's two neural nets, policy and value, with their optimiser.
-
-    The policy net chooses an action for every knob at once. The value net says what a state is worth.
-    """
-
-    def __init__(self, nets: KnobNets | SharedNets, n_actions: NDArray[np.int64], config: AgentConfig) -> None:
-        import torch
-
-        self._torch = torch
-        self._config = config
-        self._nets = nets
-        self.parameters = nets.parameters
-        self._impossible = torch.from_numpy(np.arange(int(n_actions.max()))[None] >= n_actions[:, None])
-        self._moments = [torch.zeros_like(p) for p in self.parameters], [torch.zeros_like(p) for p in self.parameters]
-        self._steps = [torch.tensor(0.0) for _ in self.parameters]
-
-    def _log_probs(self, observations: Any) -> Any:
-        """The log-probabilities of all actions of all knobs, `[n, n_knobs, n_actions]`."""
-        logits = self._nets.logits(observations).masked_fill(self._impossible, -1e9)
-        return self._torch.log_softmax(logits, dim=-1)
-
     def values(self, observations: Floats) -> Floats:
         """What the states `[n, n_features]` are worth, `[n]`."""
         with self._torch.no_grad():
-            return self._nets.values(self._torch.from_numpy(observations)).numpy()
+            return self._values(self._torch.from_numpy(observations)).numpy()
 
     def act(
         self, observations: Floats, active: NDArray[np.bool_], rng: np.random.Generator
@@ -342,7 +207,7 @@ class Policy:
 
     def _loss(self, observations: Any, actions: Any, old: Any, advantages: Any, returns: Any, active: Any) -> Any:
         torch, config = self._torch, self._config
-        log_probs, values = self._log_probs(observations), self._nets.values(observations)
+        log_probs, values = self._log_probs(observations), self._values(observations)
         chosen = (log_probs.gather(-1, actions[..., None]).squeeze(-1) * active).sum(dim=-1)
         ratio = torch.exp(chosen - old)
         clipped = torch.clamp(ratio, 1 - config.clip, 1 + config.clip)
@@ -398,10 +263,10 @@ def _rate(n_actions: NDArray[np.int64], changes: float) -> float:
     return min(changes / max(int((n_actions > 1).sum()), 1), 2 / 3)
 
 
-def _lazy_bias(n_actions: NDArray[np.int64], changes: float) -> Floats:
-    """First biases of the logits, `[n_knobs, most actions]`: an untrained walker changes `changes` knobs a step."""
+def _lazy_bias(n_actions: NDArray[np.int64], width: int, changes: float) -> Floats:
+    """First biases of the logits `[n_knobs, width]`: with them an untrained walker changes `changes` knobs a step."""
     stay = 1 - _rate(n_actions, changes)
-    bias = np.zeros((len(n_actions), int(n_actions.max())), dtype=np.float32)
+    bias = np.zeros((len(n_actions), width), dtype=np.float32)
     bias[:, 0] = np.log(stay / (1 - stay) * np.maximum(n_actions - 1, 1))
     return bias
 
@@ -419,20 +284,6 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _policy(
-    space: KnobSpace, moves: Moves, config: AgentConfig, rng: np.random.Generator
-) -> tuple[Observer | SharedObserver, Policy | UniformPolicy]:
-    """What the walkers see and what moves them."""
-    actions = moves.n_actions
-    if config.policy == "shared":
-        nets = SharedNets(described_moves(space, moves), actions, config, rng)
-        return SharedObserver(space), Policy(nets, actions, config)
-    observer = Observer(space)
-    if config.policy == "uniform":
-        return observer, UniformPolicy(actions, config)
-    return observer, Policy(KnobNets(observer.width, actions, config, rng), actions, config)
-
-
 class Agent:
     """One policy for the whole search, and many walkers that it moves.
 
@@ -446,7 +297,13 @@ class Agent:
         self.starts = config.pool
         self._config = config
         self._moves = Moves(space)
-        self._observe, self._policy = _policy(space, self._moves, config, rng)
+        self._observe = Observer(space)
+        actions = self._moves.n_actions
+        self._policy = (
+            Policy(self._observe.width, actions, config, rng)
+            if config.policy == "learned"
+            else UniformPolicy(actions, config)
+        )
 
     def explore(
         self, score: Score, starts: Digits, known: set[bytes], rng: np.random.Generator
