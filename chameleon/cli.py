@@ -147,6 +147,10 @@ def tune_command(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Forget the failed trials of earlier runs; they may be tried again.")
     ] = False,
+    share: Annotated[
+        bool | None,
+        typer.Option("--share/--no-share", help="One search for tasks with the same main block. Default: --share."),
+    ] = None,
     compiler: CompilerOpt = None,
     sysroot: SysrootOpt = None,
     json_out: JsonOpt = None,
@@ -157,7 +161,7 @@ def tune_command(
     with _say.stage("importing TVM"):
         from chameleon.jobs.tune import tune_model
 
-    flags = {"trials": trials, "time_budget": time_budget, "searcher": searcher, "seed": seed}
+    flags = {"trials": trials, "time_budget": time_budget, "searcher": searcher, "seed": seed, "share": share}
     resolved = tune_config(read_preset(config) if config else {}, flags)
     check_writable(json_out)
     with Watcher(console) as watch:

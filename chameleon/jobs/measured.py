@@ -19,17 +19,17 @@ class Measured:
     Args:
         key: of the task.
         events: the trials and confirmations, in the order of measuring.
-        contenders: how many schedules count as the few best.
+        n_contenders: how many schedules count as the few best.
     """
 
-    def __init__(self, key: str, events: Sequence[Trial | Confirmation], contenders: int) -> None:
+    def __init__(self, key: str, events: Sequence[Trial | Confirmation], n_contenders: int) -> None:
         self.key = key
         self.trials: list[Trial] = []
         self.failures: Counter[str] = Counter()
         self.best: Trial | None = None
         self.now_s: float | None = None  # seconds of the best schedule so far, None before the first success
         self.best_s: list[float] = []
-        self._n_contenders = contenders
+        self.n_contenders = n_contenders
         self._succeeded: list[Trial] = []
         self._confirmed: dict[Config, float] = {}  # median of the rounds, infinite if it failed this time
         for event in events:
@@ -64,7 +64,7 @@ class Measured:
 
     def contenders(self) -> list[Trial]:
         """The few best schedules, the best first, by their confirmed times where there are some."""
-        return heapq.nsmallest(self._n_contenders, self._believed(), key=self._believed_s)
+        return heapq.nsmallest(self.n_contenders, self._believed(), key=self._believed_s)
 
     def slowness(self) -> dict[Config, float]:
         """For each schedule that works its time, where that of the best is 1."""

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from tvm.s_tir import Schedule
@@ -29,6 +30,7 @@ class TaskTuner(Measured):
         history: what earlier runs recorded, in that order; the searcher is told of it first.
         borrowed: how many trials of the history were made while another model was tuned.
         shared: whether tuning another model has done all that there is to do; if so, the task counts as done.
+        origins: by configuration the key of the task whose schedule it was; the others are the task's own.
     """
 
     def __init__(
@@ -40,12 +42,14 @@ class TaskTuner(Measured):
         history: Sequence[Trial | Confirmation],
         borrowed: int = 0,
         shared: bool = False,
+        origins: Mapping[Config, str] = MappingProxyType({}),
     ) -> None:
         super().__init__(task.key, history, config.confirm.contenders)
         self.task = task
         self.traces = traces
         self.borrowed = borrowed
         self.shared = shared
+        self.origins = origins
         self.given_up = False
         self.tried: set[Config] = {t.config for t in self.trials}  # measured, or offered
         self._rounds = config.confirm.rounds
@@ -82,18 +86,17 @@ class TaskTuner(Measured):
         return found
 
     def offer(self, configs: Iterable[Config]) -> list[tuple[Config, Schedule]]:
-        """The schedules of the best configurations of another task, without those that this task refuses."""
+        """The schedules of configurations that are good for another task, without those that do not apply here."""
         found = []
         for config in configs:
+            self.tried.add(config)
             try:
                 schedule, digits = self.traces.replay(config)
-                canonical = tuple(int(d) for d in digits)
-                if canonical not in self.tried:
-                    found.append((canonical, self.traces.post_process(schedule, digits)))
+                if tuple(digits) != config:
+                    raise Refused("replay: it gives another schedule than for the task that it comes from")
+                found.append((config, self.traces.post_process(schedule, digits)))
             except Refused as refusal:
                 self.refusals[str(refusal)] += 1
-                canonical = config
-            self.tried.update((config, canonical))
         return found
 
     def tell(self, trials: Sequence[Trial]) -> None:

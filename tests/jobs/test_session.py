@@ -16,7 +16,7 @@ from chameleon.jobs.config import ConfirmConfig, TuneConfig
 from chameleon.jobs.confirm import confirm_best
 from chameleon.jobs.measurer import Measurer
 from chameleon.jobs.records import Records
-from chameleon.jobs.session import Session, open_session, tune
+from chameleon.jobs.session import Session, open_session, share_best, tune
 from chameleon.kernels.lower import Task
 from chameleon.search import KnobSpace, Status, Trial, option
 from chameleon.target import detect_target
@@ -105,9 +105,8 @@ def on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[S
         with Records(tmp_path / "t.jsonl", TARGET) as records:
             session = open_session(tasks, detect_target(), records, config, model)
             with session.running():
-                while tune(session, measurer, records, model, lambda _: None) + confirm_best(
-                    session, measurer, records, model, lambda _: None
-                ):
+                steps = (tune, share_best, confirm_best)
+                while sum([step(session, measurer, records, model, lambda _: None) for step in steps]):
                     pass
             records.finish(model, elapsed_s=session.elapsed_s)
         assert not list(artifacts.iterdir())  # nothing that was built is left
