@@ -63,7 +63,7 @@ class Group:
         return dataclasses.replace(mine, weight=weight, exhausted=mine.exhausted or done)
 
     def due(self, tuner: TaskTuner) -> dict[Config, str]:
-        """The few best schedules of the others that a member has not tried, with the key of the task each is of."""
+        """The few best schedules of the others that a member has not tried, and the task that each comes from."""
         return {config: key for config, key in self._best_for(tuner).items() if config not in tuner.tried}
 
     def parted(self, config: AllocationConfig) -> Iterator[Group]:
@@ -91,7 +91,7 @@ class Group:
         return bool(best) and not best.keys() - tuner.tried and not best.keys() & tuner.slowness().keys()
 
     def _best_for(self, tuner: TaskTuner) -> dict[Config, str]:
-        """The few best schedules of the tasks other than this one, and the task each is of, the best first.
+        """The few best schedules of the tasks other than this one, the best first, and the task each comes from.
 
         A schedule is as good as its time relative to the best of the same task. The leader's time counts before that
         of another task.
@@ -99,7 +99,7 @@ class Group:
         found: dict[Config, tuple[float, str]] = {}
         for source in (*self.members, *self.others):
             for config, slowness in source.slowness().items() if source is not tuner else ():
-                found.setdefault(config, (slowness, source.key))
+                found.setdefault(config, (slowness, source.origins.get(config, source.key)))
         best = heapq.nsmallest(self.leader.n_contenders, found, key=lambda config: found[config][0])
         return {config: found[config][1] for config in best}
 

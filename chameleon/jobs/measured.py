@@ -6,7 +6,8 @@ import heapq
 import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from chameleon.jobs.records import Config, Confirmation
 from chameleon.search import Trial
@@ -20,10 +21,18 @@ class Measured:
         key: of the task.
         events: the trials and confirmations, in the order of measuring.
         n_contenders: how many schedules count as the few best.
+        origins: by configuration the key of the task whose schedule it was; the others are the task's own.
     """
 
-    def __init__(self, key: str, events: Sequence[Trial | Confirmation], n_contenders: int) -> None:
+    def __init__(
+        self,
+        key: str,
+        events: Sequence[Trial | Confirmation],
+        n_contenders: int,
+        origins: Mapping[Config, str] = MappingProxyType({}),
+    ) -> None:
         self.key = key
+        self.origins = origins
         self.trials: list[Trial] = []
         self.failures: Counter[str] = Counter()
         self.best: Trial | None = None

@@ -263,7 +263,10 @@ def _groups(
     groups = []
     for anchor, members in alike.items():
         known = {key: t for key, t in records.tasks.items() if key not in ours and t.anchor == anchor and t.events}
-        others = [Measured(key, _usable_events(records, key), config.confirm.contenders) for key in known]
+        others = [
+            Measured(key, _usable_events(records, key), config.confirm.contenders, t.origins)
+            for key, t in known.items()
+        ]
         groups.append(Group.of(members, others, done=any(map(is_done, known.values()))))
     return groups
 

@@ -44,12 +44,11 @@ class TaskTuner(Measured):
         shared: bool = False,
         origins: Mapping[Config, str] = MappingProxyType({}),
     ) -> None:
-        super().__init__(task.key, history, config.confirm.contenders)
+        super().__init__(task.key, history, config.confirm.contenders, origins)
         self.task = task
         self.traces = traces
         self.borrowed = borrowed
         self.shared = shared
-        self.origins = origins
         self.given_up = False
         self.tried: set[Config] = {t.config for t in self.trials}  # measured, or offered
         self._rounds = config.confirm.rounds
