@@ -132,7 +132,7 @@ def test_records_of_a_version_without_sharing_are_history_of_the_group(on, tmp_p
                 trial = Trial((digit,), Status.OK, steady(key, digit, 0))
                 records.append(key, trial, model="net", elapsed_s=1.0)
     assert "anchor" not in (tmp_path / "t.jsonl").read_text()
-    session, machine = on(config(trials=9 + 31))
+    session, _ = on(config(trials=9 + 31))
     assert {t.best.config for t in session.tasks} == {(0,)}
     counts(tmp_path)
     # What the others measured is not searched again; the leader tries only the best of it.
