@@ -356,7 +356,7 @@ def share_best(
     made = 0
     group_of = {tuner.key: group for group in session.groups for tuner in group.members}
     for tuner in session.by_importance():
-        while session.has_room and (due := group_of[tuner.key].due(tuner)) and not (only_first and tuner.best):
+        while not (only_first and tuner.best) and session.has_room and (due := group_of[tuner.key].due(tuner)):
             n = 1 if only_first else int(min(len(due), session.trials_left))
             offer = lambda t=tuner, configs=list(due)[:n]: t.offer(configs)  # noqa: E731
             made += _measure(session, tuner, offer, session.time_left_s, measurer, records, model, watch, due)
