@@ -10,7 +10,6 @@ the same main block are searched as one (`chameleon.jobs.group`).
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections import Counter, deque
@@ -24,9 +23,10 @@ from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
-from chameleon.errors import ChameleonError, first_line
+from chameleon.errors import first_line
 from chameleon.jobs.allocate import next_task
 from chameleon.jobs.config import TuneConfig
+from chameleon.jobs.failure_row import FailureRow
 from chameleon.jobs.group import Group
 from chameleon.jobs.measured import Measured
 from chameleon.jobs.measurer import Measurer
@@ -34,56 +34,14 @@ from chameleon.jobs.records import Confirmation, Records, TaskRecords
 from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.kernels.lower import Task
 from chameleon.search import Trial
-from chameleon.workers.faults import last_line
 from tuners.anchors import anchor_key
 from tuners.meta_schedule import args_info_of
-from tuners.outcomes import environment_cause, failed_trial, failure_reason
+from tuners.outcomes import environment_cause, failed_trial
 from tuners.proposals import Config
 from tuners.trace_space import TraceSpace
 
 FIRST_TRIAL_S = 1.0
 """Seconds that a trial takes, for want of knowledge before the first one."""
-
-logger = logging.getLogger("chameleon")
-
-
-class FailureRow:
-    """Notices that all candidates fail for the same reason, which then is hardly the candidates' own.
-
-    Args:
-        longest: so many equal failures in a row, without a success between them, are too many.
-    """
-
-    def __init__(self, longest: int) -> None:
-        self._longest = longest
-        self._row: list[tuple[TaskTuner, Trial]] = []
-
-    def note(self, tuner: TaskTuner, trial: Trial, others: Sequence[TaskTuner]) -> None:
-        """Take the next trial of one of the tasks.
-
-        Raises:
-            ChameleonError: if the row is too long and all tasks are affected. Where it is one task alone, and others
-                succeed, only this task is given up.
-        """
-        reason = failure_reason(trial.message) if trial.seconds is None else None
-        if self._row and (reason is None or reason != failure_reason(self._row[-1][1].message)):
-            self._row = []
-        if reason is None:
-            return
-        self._row.append((tuner, trial))
-        if len(self._row) < self._longest:
-            return
-        text = f"{len(self._row)} candidates in a row failed with {reason!r}: {last_line(trial.message)}"
-        alone = all(t is tuner for t, _ in self._row)
-        self._row = []
-        if alone and tuner.best is None and any(t.best for t in others):
-            logger.warning("%s is given up: %s", tuner.task.name, text)
-            tuner.give_up()
-            return
-        raise ChameleonError(
-            f"{text}; what every candidate fails at is seldom the candidates' fault. Once the cause is removed, "
-            "`--retry-failed` measures them again (`max_failures_in_row` in the configuration: how many are too many)"
-        )
 
 
 @dataclass
