@@ -157,6 +157,10 @@ def tune_command(
     learn_from: Annotated[
         list[Path] | None, typer.Option(help="A folder of another run to learn from as well; may be repeated.")
     ] = None,
+    share: Annotated[
+        bool | None,
+        typer.Option("--share/--no-share", help="One search for tasks with the same main block. Default: --share."),
+    ] = None,
     compiler: CompilerOpt = None,
     sysroot: SysrootOpt = None,
     json_out: JsonOpt = None,
@@ -167,7 +171,14 @@ def tune_command(
     with _say.stage("importing TVM"):
         from chameleon.jobs.tune import tune_model
 
-    flags = {"trials": trials, "time_budget": time_budget, "searcher": searcher, "seed": seed, "learn": learn}
+    flags = {
+        "trials": trials,
+        "time_budget": time_budget,
+        "searcher": searcher,
+        "seed": seed,
+        "share": share,
+        "learn": learn,
+    }
     resolved = tune_config(read_preset(config) if config else {}, flags)
     check_writable(json_out)
     with Watcher(console) as watch:

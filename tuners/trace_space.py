@@ -129,6 +129,11 @@ class TraceSpace:
         self._sketch_of = {signature: i for i, signature in enumerate(traces)}
         self._digit_of = [{_plain(v): i for i, v in enumerate(k.values)} for k in self.space.knobs]
 
+    @property
+    def signatures(self) -> tuple[str, ...]:
+        """The instructions of each sketch as JSON: kind, inputs, attributes and outputs, without decisions."""
+        return tuple(self._sketch_of)
+
     def _within_limits(self, configs: Digits) -> NDArray[np.bool_]:
         """Which of `[n, n_knobs]` ask for a number of GPU threads that is allowed, `[n]`."""
         ok = np.ones(len(configs), dtype=bool)

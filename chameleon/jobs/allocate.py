@@ -56,7 +56,7 @@ def next_task(tasks: Sequence[Progress], config: AllocationConfig = AllocationCo
     A task is left out if it is exhausted, or if it is barren: `max_barren` trials without any success. Tasks that have
     not been measured come first. Of these, the one with the most floating-point operations is taken.
     """
-    open_ = [i for i, t in enumerate(tasks) if not t.exhausted and not _barren(t, config)]
+    open_ = [i for i, t in enumerate(tasks) if not t.exhausted and not is_barren(t, config)]
     if not open_:
         return None
     fresh = [i for i in open_ if not tasks[i].best_s]
@@ -83,7 +83,8 @@ def expected_gain_s(task: Progress, best_throughput: float, config: AllocationCo
     return task.weight * (config.alpha * gained + (1 - config.alpha) * hope)
 
 
-def _barren(task: Progress, config: AllocationConfig) -> bool:
+def is_barren(task: Progress, config: AllocationConfig) -> bool:
+    """Whether a task only ever failed, too often."""
     return len(task.best_s) >= config.max_barren and task.now_s == float("inf")
 
 

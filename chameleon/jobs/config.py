@@ -60,6 +60,7 @@ class TuneConfig:
     time_budget_s: float | None = 600.0  # seconds of tuning, earlier runs included; None: no bound
     batch: int = 16  # candidates built together
     first_batch: int = 8  # candidates of a task's first batch
+    share: bool = True  # one search for all tasks with the same main block
     max_refusals: int = 2000  # a task is given up after TVM refused so many candidates in a row
     max_failures_in_row: int = 32  # the run ends after so many equal failures in a row without a success between them
     learn: bool = True  # a task begins with what was fastest in tasks like it, in this run and in earlier ones

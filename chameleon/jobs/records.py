@@ -48,15 +48,19 @@ class TaskRecords:
     Attributes:
         space: the fingerprint of its space.
         knobs: the knobs and sketches of its space, as `space_to_json` writes them.
+        anchor: what tasks with the same main block share (`tuners.anchors`); None if unknown.
         events: its trials and confirmations.
         owners: for each trial the model whose tuning made it.
+        origins: for each trial that took over a schedule of another task the key of that task.
     """
 
     name: str
     space: str
     knobs: Mapping[str, Any] = field(default_factory=dict)
+    anchor: str | None = None
     events: list[Trial | Confirmation] = field(default_factory=list)
     owners: dict[Config, str] = field(default_factory=dict)
+    origins: dict[Config, str] = field(default_factory=dict)
 
     @property
     def trials(self) -> list[Trial]:
@@ -72,7 +76,7 @@ class TaskRecords:
         except (KeyError, TypeError, ValueError, IndexError):
             return None
 
-    def add(self, trial: Trial, model: str) -> None:
+    def add(self, trial: Trial, model: str, origin: str | None = None) -> None:
         """Take a trial. A configuration counts once: a second trial of it counts only where the first one failed."""
         if trial.config in self.owners:
             known = next(i for i, e in enumerate(self.events) if isinstance(e, Trial) and e.config == trial.config)
@@ -81,11 +85,16 @@ class TaskRecords:
             del self.events[known]
         self.events.append(trial)
         self.owners[trial.config] = model
+        self.origins.pop(trial.config, None)
+        if origin is not None:
+            self.origins[trial.config] = origin
 
     def forget_failures(self) -> list[str]:
         """Drop the failed trials; returns the model of each."""
         failed = [trial.config for trial in self.trials if trial.seconds is None]
         self.events = [e for e in self.events if not isinstance(e, Trial) or e.seconds is not None]
+        for config in failed:
+            self.origins.pop(config, None)
         return [self.owners.pop(config) for config in failed]
 
 
@@ -127,21 +136,26 @@ class Records:
         if not lines:
             self._write({"chameleon": FORMAT, "kind": "tuning", "target": target})
 
-    def add_task(self, key: str, name: str, space: KnobSpace) -> TaskRecords:
+    def add_task(self, key: str, name: str, space: KnobSpace, anchor: str | None = None) -> TaskRecords:
         """Introduce a workload and return what earlier runs have recorded of it.
+
+        Args:
+            anchor: what tasks with the same main block share; records of earlier versions do not have it.
 
         Raises:
             RecordsError: if the file knows the workload with another space of knobs.
         """
         known = self.tasks.get(key)
         if known is None:
-            self._write({"kind": "task", "task": key, "name": name, **space_to_json(space)})
-            return self.tasks.setdefault(key, TaskRecords(name, space.fingerprint(), space_to_json(space)))
+            like = {} if anchor is None else {"anchor": anchor}
+            self._write({"kind": "task", "task": key, "name": name, **like, **space_to_json(space)})
+            return self.tasks.setdefault(key, TaskRecords(name, space.fingerprint(), space_to_json(space), anchor))
         if known.space != space.fingerprint():
             raise RecordsError(
                 f"{self.path}: the records of task {name!r} were made with other knobs (space {known.space}, now "
                 f"{space.fingerprint()}), perhaps by another version of TVM; give another --out"
             )
+        known.anchor = anchor
         return known
 
     def forget_failures(self) -> int:
@@ -164,12 +178,18 @@ class Records:
         self.finished -= set(forgotten)
         return len(forgotten)
 
-    def append(self, key: str, trial: Trial, *, model: str, elapsed_s: float) -> None:
-        """Write one trial to disk. `elapsed_s` is the time that tuning `model` has taken so far."""
-        self.tasks[key].add(trial, model)
+    def append(self, key: str, trial: Trial, *, model: str, elapsed_s: float, origin: str | None = None) -> None:
+        """Write one trial to disk.
+
+        Args:
+            elapsed_s: the time that tuning `model` has taken so far.
+            origin: the key of the task whose schedule was taken over; None where the task was searched itself.
+        """
+        self.tasks[key].add(trial, model, origin)
         self.finished.discard(model)
         self._spent(model, elapsed_s)
-        self._write({"task": key, **trial.to_json(), "model": model, "elapsed_s": round(elapsed_s, 3)})
+        taken = {} if origin is None else {"origin": origin}
+        self._write({"task": key, **trial.to_json(), **taken, "model": model, "elapsed_s": round(elapsed_s, 3)})
 
     def confirm(self, key: str, confirmation: Confirmation, *, model: str, elapsed_s: float) -> None:
         """Write to disk that the best schedules of a task were timed again, all in one line."""
@@ -270,6 +290,7 @@ class Records:
     def _load_task(self, number: int, line: dict[str, Any]) -> None:
         """Take a task line. A second one of the same task changes nothing: the trials of both belong together."""
         known = self.tasks.setdefault(line["task"], TaskRecords(line["name"], line["space"], line))
+        known.anchor = line.get("anchor", known.anchor)
         if known.space != line["space"]:
             raise RecordsError(
                 f"{self.path}:{number}: the task {line['name']!r} comes a second time, with other knobs (space "
@@ -283,7 +304,7 @@ class Records:
                 Confirmation({tuple(a["config"]): tuple(float(s) for s in a["seconds"]) for a in line["again"]})
             )
         else:
-            task.add(Trial.from_json(line), model)
+            task.add(Trial.from_json(line), model, line.get("origin"))
             self.finished.discard(model)
         self._spent(model, float(line["elapsed_s"]))
 

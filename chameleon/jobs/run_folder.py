@@ -73,13 +73,18 @@ class JobSpec:
 
 @dataclass(frozen=True)
 class TaskReport:
-    """One tuned task: best time in microseconds (`None`: nothing succeeded) and its trials."""
+    """One tuned task: best time in microseconds (`None`: nothing succeeded) and its trials.
+
+    Attributes:
+        origin: the task whose search found the best schedule; `None`: its own.
+    """
 
     name: str
     weight: int
     flop: float
     best_us: float | None
     trials: int
+    origin: str | None = None
 
 
 @dataclass(frozen=True)
@@ -279,7 +284,9 @@ def recorded_tuners(job: Opened, spec: JobSpec) -> list[TaskTuner]:
         raise ChameleonError(f"no records at {path}; run `chameleon tune {spec.model}` first or give its --out")
     with Records(path, str(job.target), read_only=True) as records:
         tasks = [t for t in job.tasks if t.key in records.tasks and records.tasks[t.key].events]
-        return open_session(tasks, job.target, records, TuneConfig(searcher="random"), job.model.name).tasks
+        return open_session(
+            tasks, job.target, records, TuneConfig(searcher="random", share=False), job.model.name
+        ).tasks
 
 
 def recorded_database(job: Opened, spec: JobSpec) -> ms.database.Database:

@@ -1,7 +1,8 @@
 """Tunes the tasks of one network: choose a task, propose candidates for it, build, time and record them, and repeat.
 
 The engine (`chameleon.search`) proposes configurations. `tuners.trace_space` turns them into schedules. Any
-MetaSchedule builder and runner measure these. Every result is on disk before the next candidate is timed.
+MetaSchedule builder and runner measure these. Every result is on disk before the next candidate is timed. Tasks with
+the same main block are searched as one (`chameleon.jobs.group`).
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
@@ -9,77 +10,40 @@ MetaSchedule builder and runner measure these. Every result is on disk before th
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
+from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
-from chameleon.errors import ChameleonError, first_line
+from chameleon.errors import first_line
 from chameleon.jobs.allocate import next_task
 from chameleon.jobs.config import TuneConfig
+from chameleon.jobs.failure_row import FailureRow
+from chameleon.jobs.group import Group
+from chameleon.jobs.measured import Measured
 from chameleon.jobs.measurer import Measurer
 from chameleon.jobs.records import Confirmation, Records, TaskRecords
 from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.jobs.teachers import Teacher
 from chameleon.kernels.lower import Task
 from chameleon.search import Trial
-from chameleon.workers.faults import last_line
+from tuners.anchors import anchor_key
 from tuners.meta_schedule import args_info_of
-from tuners.outcomes import environment_cause, failed_trial, failure_reason
+from tuners.outcomes import environment_cause, failed_trial
 from tuners.proposals import Config
 from tuners.trace_space import TraceSpace
 
 FIRST_TRIAL_S = 1.0
 """Seconds that a trial takes, for want of knowledge before the first one."""
-
-logger = logging.getLogger("chameleon")
-
-
-class FailureRow:
-    """Notices that all candidates fail for the same reason, which then is hardly the candidates' own.
-
-    Args:
-        longest: so many equal failures in a row, without a success between them, are too many.
-    """
-
-    def __init__(self, longest: int) -> None:
-        self._longest = longest
-        self._row: list[tuple[TaskTuner, Trial]] = []
-
-    def note(self, tuner: TaskTuner, trial: Trial, others: Sequence[TaskTuner]) -> None:
-        """Take the next trial of one of the tasks.
-
-        Raises:
-            ChameleonError: if the row is too long and all tasks are affected. Where it is one task alone, and others
-                succeed, only this task is given up.
-        """
-        reason = failure_reason(trial.message) if trial.seconds is None else None
-        if self._row and (reason is None or reason != failure_reason(self._row[-1][1].message)):
-            self._row = []
-        if reason is None:
-            return
-        self._row.append((tuner, trial))
-        if len(self._row) < self._longest:
-            return
-        text = f"{len(self._row)} candidates in a row failed with {reason!r}: {last_line(trial.message)}"
-        alone = all(t is tuner for t, _ in self._row)
-        self._row = []
-        if alone and tuner.best is None and any(t.best for t in others):
-            logger.warning("%s is given up: %s", tuner.task.name, text)
-            tuner.give_up()
-            return
-        raise ChameleonError(
-            f"{text}; what every candidate fails at is seldom the candidates' fault. Once the cause is removed, "
-            "`--retry-failed` measures them again (`max_failures_in_row` in the configuration: how many are too many)"
-        )
 
 
 @dataclass
@@ -87,12 +51,14 @@ class Session:
     """The state of tuning one network, also for those who watch it.
 
     Attributes:
+        groups: the same tasks; those that are searched as one stand together.
         before_s: seconds of tuning until the clock was started.
         current: position of the task that is being measured.
         row: ends the run where all candidates fail for one reason.
     """
 
     tasks: list[TaskTuner]
+    groups: list[Group]
     config: TuneConfig
     before_s: float
     current: int | None = None
@@ -132,18 +98,27 @@ class Session:
 
     @property
     def search_left_s(self) -> float:
-        """Seconds until the deadline, without those that are kept for timing the best schedules again."""
+        """Seconds until the deadline, without those that are kept for sharing and confirming the best schedules."""
         if self.config.time_budget_s is None:
             return math.inf
         return self.time_left_s - self._kept_s(self.config.time_budget_s * self.config.confirm.budget_share)
 
     def _kept_s(self, limit_s: float) -> float:
-        """Seconds to keep for timing again the best schedules of as many tasks as the limit has room for."""
-        kept_s = 0.0
+        """Seconds to keep at the end, as far as the limit has room.
+
+        First the best schedules of each group are measured on its other tasks. Then the best of each task are timed
+        again.
+        """
+        kept_s = min(limit_s, self.trial_s * self._n_due)
         for tuner in self.by_importance():
             if kept_s + tuner.confirming_s <= limit_s:
                 kept_s += tuner.confirming_s
         return kept_s
+
+    @property
+    def _n_due(self) -> int:
+        """How many trials it takes until every task has tried the best schedules of its group."""
+        return sum(len(group.due(tuner)) for group in self.groups for tuner in group.members)
 
     def by_importance(self) -> list[TaskTuner]:
         """The tasks, those first that take the network most time."""
@@ -163,15 +138,35 @@ class Session:
             self._recent.append((seconds, trials))
 
     @property
+    def trials_left(self) -> float:
+        """Trials until the budget is used up, infinite if there is no bound."""
+        return math.inf if self.config.trials is None else self.config.trials - self.trials
+
+    @property
+    def search_left(self) -> float:
+        """Trials until the budget is used up, without those that are kept for sharing the best schedules."""
+        if self.config.trials is None:
+            return math.inf
+        return self.trials_left - min(self._n_due, int(self.config.trials * self.config.confirm.budget_share))
+
+    @property
     def used_up(self) -> bool:
-        """Whether the budget leaves no room for another trial."""
-        c = self.config
-        return (c.trials is not None and self.trials >= c.trials) or self.search_left_s < self.trial_s
+        """Whether the budget leaves no room for another trial of the search."""
+        return self.search_left <= 0 or self.search_left_s < self.trial_s
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the whole budget leaves room for another trial."""
+        return self.trials_left > 0 and self.time_left_s >= self.trial_s
 
     @property
     def has_work(self) -> bool:
         """Whether the budget leaves room for a trial, or for timing the best schedules of a task again."""
-        return not self.used_up or any(t.unconfirmed and t.confirming_s <= self.time_left_s for t in self.tasks)
+        return (
+            not self.used_up
+            or (self.has_room and self._n_due > 0)
+            or any(t.unconfirmed and t.confirming_s <= self.time_left_s for t in self.tasks)
+        )
 
     @property
     def left_s(self) -> float | None:
@@ -217,15 +212,48 @@ def open_session(
         except Exception as error:  # TVM's rules fail in many ways, such as a ScheduleError
             untunable[task.name] = first_line(error)
             continue
-        known = records.add_task(task.key, task.name, traces.space)
+        known = records.add_task(task.key, task.name, traces.space, anchor_key(task.mod, traces))
         borrowed = sum(owner != model for owner in known.owners.values())
         shared = _is_done_elsewhere(known, records.finished, model, share)
-        wrong = records.wrong.get(task.key, ())
-        events = [_wrong_trial(event) if _is_trial_of(event, wrong) else event for event in known.events]
-        events = [event for event in events if not _is_of_the_environment(event)]
-        tuners.append(TaskTuner(task, traces, config, rng, events, borrowed, shared, partial(taught, task)))
+        events = _usable_events(records, task.key)
+        tuners.append(
+            TaskTuner(task, traces, config, rng, events, borrowed, shared, known.origins, partial(taught, task))
+        )
+    groups = _groups(tuners, records, config, lambda known: _is_done_elsewhere(known, records.finished, model, share))
     elapsed_s = records.elapsed_s.get(model, 0.0) if any(tuner.best_s for tuner in tuners) else 0.0
-    return Session(tuners, config, elapsed_s, row=FailureRow(config.max_failures_in_row), untunable=untunable)
+    return Session(tuners, groups, config, elapsed_s, row=FailureRow(config.max_failures_in_row), untunable=untunable)
+
+
+def _groups(
+    tuners: Sequence[TaskTuner], records: Records, config: TuneConfig, is_done: Callable[[TaskRecords], bool]
+) -> list[Group]:
+    """The tasks with the same main block together; if nothing is to be shared, each task alone.
+
+    Args:
+        is_done: whether tuning other models has done for a task on record what tuning this one would do.
+    """
+    if not config.share:
+        return [Group.of([tuner], [], done=False) for tuner in tuners]
+    ours = {tuner.key for tuner in tuners}
+    alike: dict[str, list[TaskTuner]] = {}
+    for tuner in tuners:
+        alike.setdefault(records.tasks[tuner.key].anchor or tuner.key, []).append(tuner)
+    groups = []
+    for anchor, members in alike.items():
+        known = {key: t for key, t in records.tasks.items() if key not in ours and t.anchor == anchor and t.events}
+        others = [
+            Measured(key, _usable_events(records, key), config.confirm.contenders, t.origins)
+            for key, t in known.items()
+        ]
+        groups.append(Group.of(members, others, done=any(map(is_done, known.values()))))
+    return groups
+
+
+def _usable_events(records: Records, key: str) -> list[Trial | Confirmation]:
+    """What is on record of a task: wrong schedules as failures, without failures of the environment."""
+    wrong = records.wrong.get(key, ())
+    events = [_wrong_trial(event) if _is_trial_of(event, wrong) else event for event in records.tasks[key].events]
+    return [event for event in events if not _is_of_the_environment(event)]
 
 
 def _is_of_the_environment(event: Trial | Confirmation) -> bool:
@@ -270,31 +298,75 @@ def tune(session: Session, measurer: Measurer, records: Records, model: str, wat
     """
     made = 0
     while not session.used_up:
-        session.current = next_task([t.progress for t in session.tasks], session.config.allocation)
-        if session.current is None:
+        session.groups = [part for group in session.groups for part in group.parted(session.config.allocation)]
+        chosen = next_task([group.progress for group in session.groups], session.config.allocation)
+        if chosen is not None:
+            tuner = session.groups[chosen].leader
+            n, left_s = _batch_size(session, tuner), session.search_left_s
+            made += _measure(
+                session, tuner, lambda t=tuner, n=n: t.propose(n), left_s, measurer, records, model, watch
+            )
+        started = share_best(session, measurer, records, model, watch, only_first=True)
+        if chosen is None and not started:
             break
-        watch(session)
-        made += _measure_batch(session, session.tasks[session.current], measurer, records, model, watch)
+        made += started
     session.current = None
     return made
 
 
-def _measure_batch(
+def share_best(
     session: Session,
-    tuner: TaskTuner,
     measurer: Measurer,
     records: Records,
     model: str,
     watch: Callable[[Session], None],
+    *,
+    only_first: bool = False,
 ) -> int:
-    """Measure one batch of a task. Nothing of it is run after the time for it is over."""
+    """Measure the few best schedules of each group on those of its tasks that have not tried them.
+
+    Args:
+        only_first: only tasks without any schedule that works, and only until they have one.
+
+    Returns:
+        How many trials were made now.
+    """
+    made = 0
+    group_of = {tuner.key: group for group in session.groups for tuner in group.members}
+    for tuner in session.by_importance():
+        while not (only_first and tuner.best) and session.has_room and (due := group_of[tuner.key].due(tuner)):
+            n = 1 if only_first else int(min(len(due), session.trials_left))
+            offer = lambda t=tuner, configs=list(due)[:n]: t.offer(configs)  # noqa: E731
+            made += _measure(session, tuner, offer, session.time_left_s, measurer, records, model, watch, due)
+    session.current = None
+    return made
+
+
+def _measure(
+    session: Session,
+    tuner: TaskTuner,
+    propose: Callable[[], Sequence[tuple[Config, Schedule]]],
+    left_s: float,
+    measurer: Measurer,
+    records: Records,
+    model: str,
+    watch: Callable[[Session], None],
+    origins: Mapping[Config, str] = MappingProxyType({}),
+) -> int:
+    """Measure candidates of a task. Nothing of them is run after the time for it, `left_s`, is over.
+
+    Args:
+        origins: by configuration the key of the task whose schedule it is; the others are the task's own.
+    """
     made, start_s = 0, session.elapsed_s
-    deadline_s = start_s + session.search_left_s
-    in_time = lambda: session.elapsed_s < deadline_s  # noqa: E731
-    candidates = tuner.propose(_batch_size(session, tuner))
+    in_time = lambda: session.elapsed_s < start_s + left_s  # noqa: E731
+    session.current = session.tasks.index(tuner)
+    watch(session)
+    candidates = propose()
     if candidates and in_time():
-        for trial in measurer(candidates, task=tuner.task.key, in_time=in_time):
-            records.append(tuner.task.key, trial, model=model, elapsed_s=session.elapsed_s)
+        for trial in measurer(candidates, task=tuner.key, in_time=in_time):
+            origin = origins.get(trial.config)
+            records.append(tuner.key, trial, model=model, elapsed_s=session.elapsed_s, origin=origin)
             tuner.tell([trial])
             made += 1
             watch(session)
@@ -335,4 +407,4 @@ def _batch_size(session: Session, tuner: TaskTuner) -> int:
         return n
     if not tuner.best_s:
         n = max(1, min(n, config.trials // len(session.tasks)))
-    return min(n, config.trials - session.trials)
+    return min(n, int(session.search_left))

@@ -43,7 +43,7 @@ from chameleon.jobs.run_folder import (
     read_json,
     target_of,
 )
-from chameleon.jobs.session import Session, open_session, tune
+from chameleon.jobs.session import Session, open_session, share_best, tune
 from chameleon.jobs.ship import device_elsewhere, ship
 from chameleon.jobs.stages import Say, stage
 from chameleon.jobs.task_tuner import TaskTuner
@@ -84,6 +84,8 @@ def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tup
             say(f"warning: TVM makes no design space for {name}, which keeps its default schedule: {reason}")
         if session.trials:
             say(f"resuming: {session.trials} trials measured before, in {session.elapsed_s:.0f} s of tuning")
+        if len(session.groups) < len(session.tasks):
+            say(f"tasks with the same main block share a search: {len(session.groups)} searches")
         _warn_of_a_small_budget(session, say)
         try:
             with doing(f"tuning {job.model.name}", job.out):
@@ -126,10 +128,9 @@ def _measure(job: Opened, spec: JobSpec, session: Session, records: Records, wat
             measurer.check()
             before = activity()
             with session.running():
-                # What was kept for timing the best again may turn out to be more than that takes.
-                while tune(session, measurer, records, name, watch) + confirm_best(
-                    session, measurer, records, name, watch
-                ):
+                # What was kept for the last two steps may turn out to be more than they take.
+                steps = (tune, share_best, confirm_best)
+                while sum([step(session, measurer, records, name, watch) for step in steps]):
                     pass
             watch(session)
             if spec.tracker is None:
@@ -264,10 +265,6 @@ def _timed(report: TuneReport, job: Opened, compiled: Compiled, say: Say) -> Tun
 
 
 def _report(job: Opened, session: Session) -> TuneReport:
-    tasks = [
-        TaskReport(t.task.name, t.task.weight, t.task.flop, t.now_s * 1e6 if t.now_s else None, len(t.best_s))
-        for t in session.tasks
-    ]
     return TuneReport(
         job.model.name,
         str(job.target),
@@ -277,8 +274,16 @@ def _report(job: Opened, session: Session) -> TuneReport:
         dict(session.failures),
         round(session.elapsed_s, 1),
         {"untuned": None, "tuned": None},
-        tasks,
+        [_task_report(t, session) for t in session.tasks],
     )
+
+
+def _task_report(tuner: TaskTuner, session: Session) -> TaskReport:
+    task, best_us = tuner.task, tuner.now_s * 1e6 if tuner.now_s else None
+    names = {t.key: t.task.name for t in session.tasks}
+    origin = tuner.origins.get(tuner.best.config) if tuner.best else None
+    # A task of another model is known by its key only.
+    return TaskReport(task.name, task.weight, task.flop, best_us, len(tuner.best_s), names.get(origin or "", origin))
 
 
 def _check_config(spec: JobSpec, config: TuneConfig) -> None:

@@ -76,3 +76,11 @@ def test_a_preset_is_named_or_a_file(tmp_path):
         read_preset("quik")
     with pytest.raises(UsageError, match="cannot read"):
         read_preset(str(tmp_path / "missing.yaml"))
+
+
+def test_a_flag_can_share_what_a_preset_keeps_apart():
+    assert tune_config({}, {"share": None}).share
+    assert not tune_config({"share": False}, {"share": None}).share
+    assert tune_config({"share": False}, {"share": True}).share
+    with pytest.raises(UsageError, match="'share': expected bool"):
+        tune_config({"share": "no"}, {})

@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from chameleon.cli import main
 from chameleon.errors import ChameleonError
 from chameleon.jobs import session as session_module
+from chameleon.jobs.failure_row import FailureRow
 from chameleon.jobs.records import Records
-from chameleon.jobs.session import FailureRow
 from chameleon.search import KnobSpace, Status, Trial, option
 from chameleon.target import parse_target
 from chameleon.workers.faults import EnvironmentFault

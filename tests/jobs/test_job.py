@@ -85,7 +85,7 @@ def test_tune_then_resume_then_compile_and_bench(network, tmp_path, capsys):
     assert report["comparison"]["summary"] in " ".join(printed.split())
     assert report["model"] == "tiny"
     assert report["trials"] == 24 == len(trial_lines(out)) == sum(t["trials"] for t in report["tasks"])
-    assert set(report["tasks"][0]) == {"name", "weight", "flop", "best_us", "trials"}
+    assert set(report["tasks"][0]) == {"name", "weight", "flop", "best_us", "trials", "origin"}
     assert report["latency_ms"]["untuned"] > 0
     assert report["latency_ms"]["tuned"] > 0
     low, high = report["quartiles_ms"]["tuned"]

@@ -206,3 +206,31 @@ def test_a_target_is_the_same_in_any_order():
     assert not same_target('{"kind":"llvm","num-cores":2}', '{"kind":"llvm","num-cores":1}')
     assert same_target("llvm", "llvm")
     assert not same_target("llvm", '{"kind":"llvm"}')
+
+
+def test_a_trial_keeps_the_task_whose_schedule_it_took(tmp_path):
+    path = tmp_path / "t.jsonl"
+    with Records(path, "llvm") as records:
+        records.add_task("k1", "conv", SPACE, "like")
+        records.add_task("k2", "conv_relu", SPACE, "like")
+        records.append("k2", TRIALS[0], model="net", elapsed_s=1.0, origin="k1")
+        records.append("k2", TRIALS[1], model="net", elapsed_s=2.0, origin="k1")
+        records.append("k2", TRIALS[2], model="net", elapsed_s=3.0)
+    with Records(path, "llvm") as records:
+        assert [records.tasks[key].anchor for key in ("k1", "k2")] == ["like", "like"]
+        assert records.tasks["k2"].origins == {(0, 1): "k1", (2, 0): "k1"}
+        records.forget_failures()
+        assert records.tasks["k2"].origins == {(0, 1): "k1"}
+        # A failure that is measured again is a trial of the task's own, unless it says otherwise.
+        records.append("k2", Trial((2, 0), Status.OK, 3e-3), model="net", elapsed_s=4.0)
+        assert records.tasks["k2"].origins == {(0, 1): "k1"}
+
+
+def test_records_without_main_blocks_and_origins_are_read(tmp_path):
+    written(tmp_path / "t.jsonl")
+    assert "anchor" not in (tmp_path / "t.jsonl").read_text()
+    with Records(tmp_path / "t.jsonl", "llvm") as records:
+        assert records.tasks["k1"].anchor is None
+        assert records.tasks["k1"].origins == {}
+        assert records.add_task("k1", "conv", SPACE, "like").anchor == "like"
+        assert records.tasks["k1"].trials == TRIALS

@@ -2,87 +2,28 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tvm
-from tvm.s_tir import meta_schedule as ms
 
-from chameleon.jobs import session as session_module
 from chameleon.jobs.config import ConfirmConfig, TuneConfig
-from chameleon.jobs.confirm import confirm_best
-from chameleon.jobs.measurer import Measurer
 from chameleon.jobs.records import Records
-from chameleon.jobs.session import Session, open_session, tune
-from chameleon.kernels.lower import Task
-from chameleon.search import KnobSpace, Status, Trial, option
-from chameleon.target import detect_target
-from tests.support import misbuild
+from chameleon.jobs.session import Session
+from chameleon.search import Status, Trial
+from tests.support import made_up
+from tests.support.made_up import TARGET, Machine, Traces, config, made_up_task, tune_tasks
 
 pytestmark = pytest.mark.tvm
 
-TARGET = "llvm"
 TRUE_S = {digit: (digit + 3) * 1e-3 for digit in range(12)}  # configuration 0 is the best
-
-
-class Traces:
-    """One knob with twelve values; the module says which one was taken."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        self.space = KnobSpace([option("knob", range(12))])
-
-    def replay(self, config: Any) -> tuple[Any, Any]:
-        return self.schedule(config), config
-
-    def post_process(self, schedule: Any, _digits: Any) -> Any:
-        return schedule
-
-    def schedule(self, config: Any) -> tvm.s_tir.Schedule:
-        return tvm.s_tir.Schedule(misbuild.doubling(str(config[0])))
-
-
-class Machine:
-    """Builds and runs at the cost of made-up seconds.
-
-    Args:
-        seconds: the time of a configuration at its n-th measurement, None where it fails.
-    """
-
-    def __init__(self, folder: Path, seconds: Callable[[int, int], float | None], *, build_s=0.0, run_s=0.0) -> None:
-        self.now_s = 0.0
-        self.measured: list[int] = []
-        self.started_s: list[float] = []
-        self._folder, self._seconds, self._build_s, self._run_s = folder, seconds, build_s, run_s
-
-    def build(self, inputs: list[ms.builder.BuilderInput]) -> list[ms.builder.BuilderResult]:
-        self.now_s += self._build_s * len(inputs)
-        results = []
-        for given in inputs:
-            artifact = self._folder / str(given.mod.attrs["how"]) / "candidate.so"
-            artifact.parent.mkdir(exist_ok=True)
-            results.append(ms.builder.BuilderResult(str(artifact), None))
-        return results
-
-    def run(self, inputs: list[ms.runner.RunnerInput]) -> list[ms.runner.RunnerFuture]:
-        results = []
-        for given in inputs:
-            self.started_s.append(self.now_s)
-            self.now_s += self._run_s
-            digit = int(Path(str(given.artifact_path)).parent.name)
-            seconds = self._seconds(digit, self.measured.count(digit))
-            self.measured.append(digit)
-            failed = seconds is None
-            results.append(ms.runner.RunnerResult(None if failed else [seconds], "run_error: no" if failed else None))
-        return [ms.runner.RunnerFuture(lambda: True, lambda r=r: r) for r in results]
 
 
 @pytest.fixture
 def on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Session, Machine]]:
     """Tune on a machine: `on(seconds, config)` gives the session and the machine after a whole run."""
-    monkeypatch.setattr(session_module, "TraceSpace", Traces)
     artifacts = tmp_path / "artifacts"
     artifacts.mkdir()
 
@@ -94,30 +35,18 @@ def on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[S
         keys: tuple[str, ...] = ("k",),
         **costs: float,
     ) -> tuple[Session, Machine]:
-        machine = Machine(artifacts, seconds, **costs)
-        for clock in ("monotonic", "perf_counter"):
-            monkeypatch.setattr(time, clock, lambda: machine.now_s)
-        tasks = [
-            Task(name=f"fused_conv2d{i}", key=key, mod=misbuild.doubling(), weight=1, flop=1e6)
-            for i, key in enumerate(keys)
-        ]
-        measurer = Measurer(detect_target(), machine, machine)  # type: ignore[arg-type]
-        with Records(tmp_path / "t.jsonl", TARGET) as records:
-            session = open_session(tasks, detect_target(), records, config, model)
-            with session.running():
-                while tune(session, measurer, records, model, lambda _: None) + confirm_best(
-                    session, measurer, records, model, lambda _: None
-                ):
-                    pass
-            records.finish(model, elapsed_s=session.elapsed_s)
+        machine = Machine(artifacts, lambda _, digit, time: seconds(digit, time), **costs)
+        tasks = [made_up_task(key, name=f"fused_conv2d{i}") for i, key in enumerate(keys)]
+        session = tune_tasks(tasks, machine, config, tmp_path / "t.jsonl", monkeypatch, model)
         assert not list(artifacts.iterdir())  # nothing that was built is left
         return session, machine
 
     return run
 
 
-def config(**given: Any) -> TuneConfig:
-    return TuneConfig(**{"searcher": "random", "time_budget_s": None, **given})
+def digits(machine: Machine) -> list[int]:
+    """What was measured, of whichever task."""
+    return [digit for _, digit in machine.measured]
 
 
 def steady(digit: int, _time: int) -> float:
@@ -138,7 +67,7 @@ def test_a_task_without_a_design_space_leaves_the_others_to_be_tuned(on, monkeyp
                 raise RuntimeError("ScheduleError: in 'reverse-compute-at'\nand a whole program")
 
     spaces: list[Any] = []
-    monkeypatch.setattr(session_module, "TraceSpace", Failing)
+    monkeypatch.setattr(made_up, "Traces", Failing)
     session, _ = on(steady, config(trials=12), keys=("k", "l"))
     assert [t.task.name for t in session.tasks] == ["fused_conv2d1"]
     assert session.tasks[0].best.config == (0,)
@@ -150,15 +79,15 @@ def test_the_best_is_not_the_luckiest(on):
     (task,) = session.tasks
     assert task.best.config == (0,)
     assert task.now_s == TRUE_S[0]
-    assert machine.measured[:12].count(7) == 1
-    assert sorted(set(machine.measured[12:])) == [0, 1, 7]
+    assert digits(machine)[:12].count(7) == 1
+    assert sorted(set(digits(machine)[12:])) == [0, 1, 7]
     assert len(task.best_s) == 12  # no further trial
 
 
 def test_contenders_take_turns_and_the_median_decides(on):
     noise = {0: [1.0, 1.0, 9.0, 1.0], 1: [1.0, 0.9, 1.3, 1.3]}
     session, machine = on(lambda d, n: TRUE_S[d] * noise.get(d, [1.0] * 4)[n], config(trials=12))
-    assert machine.measured[12:] == [0, 1, 2, 2, 1, 0, 0, 1, 2]
+    assert digits(machine)[12:] == [0, 1, 2, 2, 1, 0, 0, 1, 2]
     assert session.tasks[0].best.config == (0,)
 
 
@@ -168,19 +97,19 @@ def test_a_schedule_that_fails_the_second_time_is_not_the_best(on):
 
 
 def test_resuming_confirms_again_only_if_the_best_changed(on):
-    order = on(steady, config(trials=6))[1].measured[:6]
+    order = digits(on(steady, config(trials=6))[1])[:6]
     best = min(order)
     _, machine = on(steady, config(trials=6))
-    assert machine.measured == []
+    assert digits(machine) == []
     session, machine = on(steady, config(trials=12))
-    again = machine.measured[6:]
+    again = digits(machine)[6:]
     assert bool(again) == (best != 0)
     assert session.tasks[0].best.config == (0,)
 
 
 def test_confirming_can_be_turned_off(on):
     session, machine = on(lucky, config(trials=12, confirm=ConfirmConfig(contenders=1)))
-    assert len(machine.measured) == 12
+    assert len(digits(machine)) == 12
     assert session.tasks[0].best.config == (7,)
 
 
@@ -212,7 +141,7 @@ def test_a_zoo_goes_on_with_a_task_whose_owner_was_interrupted(on, tmp_path):
             records.append("k", Trial((digit,), Status.OK, TRUE_S[digit]), model="first", elapsed_s=1.0)
     session, machine = on(steady, config(trials=6), model="second")
     assert session.trials == 6
-    assert not {5, 6} & set(machine.measured[:6])  # they are history
+    assert not {5, 6} & set(digits(machine)[:6])  # they are history
     assert len(session.tasks[0].best_s) == 8
 
 

@@ -36,3 +36,33 @@ def write_network(path: Path, *, channels: int = 8, classes: int = 10, batch: in
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())
     return path
+
+
+def write_residual(path: Path, *, channels: int = 8, seed: int = 0) -> Path:
+    """A residual block: two kernels hold the same convolution, one with a ReLU behind it, one with a sum as well."""
+    rng = np.random.default_rng(seed)
+    shapes = {"w0": (channels, 3, 3, 3), "w1": (channels, channels, 3, 3), "w2": (channels, channels, 3, 3)}
+    weights = [
+        numpy_helper.from_array(rng.normal(0, 0.3, shape).astype(np.float32), name) for name, shape in shapes.items()
+    ]
+    conv = lambda x, w, y: helper.make_node("Conv", [x, w], [y], pads=[1, 1, 1, 1])  # noqa: E731
+    nodes = [
+        conv("x", "w0", "c0"),
+        helper.make_node("Relu", ["c0"], ["r0"]),
+        conv("r0", "w1", "c1"),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        conv("r1", "w2", "c2"),
+        helper.make_node("Add", ["c2", "r0"], ["s"]),
+        helper.make_node("Relu", ["s"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "residual",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 16, 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, channels, 16, 16])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+    return path
