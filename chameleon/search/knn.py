@@ -21,9 +21,9 @@ class KnnConfig:
     """Settings of the search. Where ours differ from those of Kernel Tuner's hybrid_vndx, a comment says so."""
 
     first: Count = 8  # random trials, at first and at each restart (Kernel Tuner: 1)
-    batch: Count = 1  # configurations in a plan
+    batch: Count = 4  # configurations in a plan (Kernel Tuner: 1)
     nearest: Count = 5  # measured configurations whose mean predicts a candidate
-    pool: Count = 8  # candidates for each place in a plan: half of them neighbours
+    pool: Count = 8  # candidates for each configuration of a plan: half of them neighbours
     elite: Count = 5  # two of this many best trials are crossed for a candidate
     temperature: AtLeastZero = 0.1  # of relative throughput, at the start of a walk (Kernel Tuner: 1, of time)
     cooling: Share = 0.995  # what each trial leaves of the temperature

@@ -24,12 +24,12 @@ class LfboConfig:
     first: Count = 16  # random trials before the forest is asked (Helion: 100, or 30 where it is to be quick)
     batch: Count = 8  # configurations in a plan (Helion: a tenth of its candidates, up to 150)
     good: SomeShare = 0.1  # this share of the successful trials is good
-    trees: Count = 100  # in the forest
+    trees: Count = 50  # in the forest (Helion: 100)
     copies: Count = 5  # candidates lie around this many of the best trials
     neighbours: Count = 100  # random neighbours of each of them (Helion: 300)
     radius: Count = 2  # most changes of one knob each that lead to a neighbour
     random: Whole = 256  # candidates from anywhere (Helion: none)
-    penalty: AtLeastZero = 1.0  # weight of the similarity to what was picked before
+    penalty: AtLeastZero = 0.25  # weight of the similarity to what was picked before (Helion: 1)
     newest: Count = 2000  # learn from the newest trials, so many of them, and from all good ones (Helion: all)
 
     def __post_init__(self) -> None:
@@ -39,12 +39,12 @@ class LfboConfig:
 class LfboPlanner:
     """LFBO (Song 2022, "A General Recipe for Likelihood-free Bayesian Optimization"), as Helion's autotuner has it.
 
-    A random forest learns to tell the good trials from all trials, where a good one counts as much as it improves.
+    A random forest learns to tell the good trials from the others, where a good one counts as much as it improves.
     Candidates are neighbours of the best and random ones. Those with the best chance to be good are picked, but not
     those that fall into the same leaves as the picks before them. Failures and refusals are trials that are not good.
 
-    We differ from Helion: a good trial is an example of both classes, as in Song's loss, and improvement is one of
-    relative throughput, not of time. Every plan starts at the best trials of all; there, some descents go on apart.
+    We differ: improvement is one of relative throughput, not of time. Each plan starts at the best trials of all; in
+    Helion some descents go on apart. In Song's loss a good trial counts as one that is not good, too.
     """
 
     def __init__(self, space: KnobSpace, config: LfboConfig) -> None:
@@ -85,14 +85,10 @@ class LfboPlanner:
         worked = np.concatenate([prior.throughput > 0, history.succeeded])
         weights = utility(throughput, worked, config.good)
         newest = np.arange(len(configs)) >= len(configs) - config.newest
-        rows, good = np.flatnonzero(newest | (weights > 0)), np.flatnonzero(weights)
-        features = history.space.features(configs)
+        rows = np.flatnonzero(newest | (weights > 0))
         forest = RandomForestClassifier(config.trees, criterion="log_loss", random_state=seed, n_jobs=1)
-        return forest.fit(
-            np.vstack([features[rows], features[good]]),
-            np.repeat([0, 1], [len(rows), len(good)]),
-            np.concatenate([np.ones(len(rows)), weights[good]]),
-        )
+        good = weights[rows] > 0
+        return forest.fit(history.space.features(configs[rows]), good, np.where(good, weights[rows], 1.0))
 
     def state(self) -> dict[str, Any]:
         return {}
