@@ -99,9 +99,8 @@ class KnnPlanner:
         elite = view.ranked(self._config.elite)
         parents = elite[rng.integers(len(elite), size=(2, n // 8))]
         crossed = space.canonical(np.where(rng.random(parents[0].shape) < 0.5, *parents))
-        known = unique_rows(np.vstack([near, crossed]), view.known)
-        known = known[space.is_valid(known)]
-        return unique_rows(np.vstack([known, view.draw(n - len(known))]))
+        found = np.vstack([near, crossed, space.sample(4 * n, rng)])
+        return unique_rows(found[space.is_valid(found)], view.known)[:n]
 
     def state(self) -> dict[str, Any]:
         return {
