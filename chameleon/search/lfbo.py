@@ -56,9 +56,9 @@ class LfboPlanner:
         if history.measured < config.first or history.best is None:
             return view.draw(config.batch)
         candidates = self._candidates(view)
-        if not len(candidates):
-            return candidates
         forest = self._forest(history, int(view.rng.integers(1 << 31)))
+        if not len(candidates) or len(forest.classes_) < 2:  # all trials are alike
+            return view.draw(config.batch)
         features = view.space.features(candidates)
         chance = np.asarray(forest.predict_proba(features))[:, 1]
         return candidates[diverse(chance, np.asarray(forest.apply(features)), config.batch, config.penalty)]
@@ -68,8 +68,8 @@ class LfboPlanner:
         config, rng = self._config, view.rng
         points = np.repeat(view.ranked(config.copies), config.neighbours, axis=0)
         points = points[view.space.is_valid(points)]
-        found = [view.space.sample(config.random, rng)]
-        found[0] = found[0][view.space.is_valid(found[0])]
+        anywhere = view.space.sample(config.random, rng)
+        found = [anywhere[view.space.is_valid(anywhere)]]
         for _ in range(config.radius):
             near = rng.random(len(points)) < 0.5
             points = np.where(near[:, None], self._moves.nudge(points, rng), self._moves.mutate(points, rng))

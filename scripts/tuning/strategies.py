@@ -37,7 +37,7 @@ from scripts.common.experiment_stats import Floats, mean_of_means
 from scripts.common.run_store import ONE_THREAD, RunStore
 from scripts.tuning.ablation import MARKS, groups_of
 from tuners.landscape import Landscape, landscape_name, load_landscape
-from tuners.replay import best_so_far, drive
+from tuners.replay import ReplayRun, best_so_far, drive
 
 REFERENCE = "chameleon"
 STRATEGIES = "chameleon,lfbo,droplet,knn,annealing,random,chameleon+lfbo,chameleon+near,chameleon+droplet"
@@ -121,11 +121,12 @@ def run_one(payload: tuple[Any, ...]) -> dict[str, Any]:
     request = Request(*payload)
     landscape = loaded(request.path)
     searcher = made(request.strategy, landscape.space, np.random.default_rng(request.seed))
-    values, engine_s, _ = drive(landscape, searcher, request.trials, request.batch)
-    fractions = np.resize(best_so_far(landscape, values), request.trials)
-    fractions[len(values) :] = fractions[len(values) - 1]  # a run that ended earlier stays where it ended
-    key = {"variant": request.strategy, "landscape": landscape.name, "seed": request.seed}
-    return {**key, "fractions": np.round(fractions, 5).tolist(), "engine_s": round(engine_s, 3)}
+    values, engine_s, refused = drive(landscape, searcher, request.trials, request.batch)
+    fraction = best_so_far(landscape, values)
+    run = ReplayRun(landscape.name, request.strategy, request.seed, values, fraction, engine_s, refused)
+    fractions = [round(run.fraction_at(n), 5) for n in range(1, request.trials + 1)]
+    key = {"variant": run.searcher, "landscape": run.landscape, "seed": run.seed}
+    return {**key, "fractions": fractions, "engine_s": round(engine_s, 3)}
 
 
 def standard_error(groups: Sequence[Floats]) -> float:
