@@ -199,7 +199,7 @@ def _one_after_the_other(
 
 def _load_engine() -> Any:
     """Load the engine's libraries, before anything is timed; returns threadpoolctl."""
-    for name in ("sklearn.cluster", "torch", "xgboost"):
+    for name in ("sklearn.cluster", "sklearn.ensemble", "torch", "xgboost"):
         importlib.import_module(name)
     return importlib.import_module("threadpoolctl")
 

@@ -52,10 +52,21 @@ class Moves:
         moved[rows, knob] = np.where(cards > 1, (configs[rows, knob] + shift) % cards, configs[rows, knob])
         return self.legal(configs, moved, rng)
 
-    def around(self, configs: Digits, rng: np.random.Generator) -> Digits:
+    def nudge(self, configs: Digits, rng: np.random.Generator) -> Digits:
+        """Makes one small move of one random active knob of each configuration."""
+        can = self.space.mask(configs) & (self.n_actions > 1)
+        knob = np.argmax(np.where(can, rng.random(configs.shape), -1.0), axis=1)
+        actions = np.zeros_like(configs)
+        actions[np.arange(len(configs)), knob] = rng.integers(np.minimum(1, self.n_actions - 1), self.n_actions)[knob]
+        return self.step(configs, actions, rng)
+
+    def around(self, configs: Digits, rng: np.random.Generator, distance: int = 1) -> Digits:
         """All valid configurations that one small move of one knob leads to from any of `configs`, `[m, n_knobs]`.
 
         Repeats are possible.
+
+        Args:
+            distance: how often the same move is made.
         """
         if not len(configs):
             return configs
@@ -63,7 +74,8 @@ class Moves:
         for i, knob in enumerate(self.space.knobs):
             for column in knob.moves.T:
                 moved = configs.copy()
-                moved[:, i] = column[configs[:, i]]
+                for _ in range(distance):
+                    moved[:, i] = column[moved[:, i]]
                 moved = self.legal(configs, moved, rng)
                 found.append(moved[(moved != configs).any(axis=1)])
         return np.vstack(found)

@@ -14,8 +14,11 @@ from chameleon.errors import UsageError, unknown
 from chameleon.search.agent import AgentConfig
 from chameleon.search.annealing import AnnealingConfig
 from chameleon.search.cost_model import CostModelConfig
+from chameleon.search.droplet import DropletConfig, DropletPlanner
 from chameleon.search.genetic import GeneticConfig
+from chameleon.search.knn import KnnConfig, KnnPlanner
 from chameleon.search.learner import Learner
+from chameleon.search.lfbo import LfboConfig, LfboPlanner
 from chameleon.search.planners import (
     AUTOTVM,
     GeneticPlanner,
@@ -96,6 +99,21 @@ SEARCHERS: Mapping[str, Recipe] = {
         "genetic algorithm",
         {"genetic": GeneticConfig()},
         lambda space, rng, featurize, parts: GeneticPlanner(space, parts["genetic"]),
+    ),
+    "lfbo": Recipe(
+        "forest of the best tenth around the best (Song 2022; Helion)",
+        {"lfbo": LfboConfig()},
+        lambda space, rng, featurize, parts: LfboPlanner(space, parts["lfbo"]),
+    ),
+    "droplet": Recipe(
+        "descent, one knob at a time (Canesche 2024; AutoTVM)",
+        {"droplet": DropletConfig()},
+        lambda space, rng, featurize, parts: DropletPlanner(space, parts["droplet"]),
+    ),
+    "knn": Recipe(
+        "variable neighbourhoods, ranked by nearest neighbours (Kernel Tuner's hybrid_vndx)",
+        {"knn": KnnConfig()},
+        lambda space, rng, featurize, parts: KnnPlanner(space, parts["knn"]),
     ),
     "random": Recipe("uniform, without repeats", {}, lambda space, rng, featurize, parts: RandomPlanner()),
     "grid": Recipe("every configuration in order", {}, lambda space, rng, featurize, parts: GridPlanner()),

@@ -39,6 +39,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "model": {"trees": 8, "members": 2},
     },
     "genetic": {"genetic": {"population": 12}},
+    "lfbo": {"lfbo": {"trees": 5, "neighbours": 8, "random": 16}},
     "release": {
         "explorer": {"walkers": 12, "steps": 5, "rollouts": 1, "epochs": 1, "minibatches": 1, "hidden": 16},
         "model": {"trees": 8, "members": 2},

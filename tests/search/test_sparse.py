@@ -47,7 +47,7 @@ def small_product(n: int) -> KnobSpace:
 
 
 @pytest.mark.parametrize("space", [ordered(8, 20), ordered(10, 20), all_different(16), small_product(12)])
-@pytest.mark.parametrize("name", ["annealing", "chameleon", "genetic", "grid", "random"])
+@pytest.mark.parametrize("name", ["annealing", "chameleon", "droplet", "genetic", "grid", "knn", "lfbo", "random"])
 def test_searches_where_hardly_any_draw_is_valid(name: str, space: KnobSpace) -> None:
     searcher = make_searcher(name, space, 0, **(SMALL if name == "chameleon" else {}))
     seen: set[tuple[int, ...]] = set()
