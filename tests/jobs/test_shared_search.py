@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from chameleon.cli import main
+from chameleon.errors import UsageError
+from scripts.tuning.compare_network import check_ways, shuffled
 from tests.support.networks import write_residual
 from tests.support.scripts import run_module
 
@@ -68,13 +70,37 @@ def test_without_sharing_and_then_with_it(tmp_path: Path) -> None:
     assert any(x["origin"] for lines in trials_of(out).values() for x in lines)
 
 
-def test_the_script_compares_both_ways(tmp_path: Path) -> None:
+def test_the_script_compares_the_ways(tmp_path: Path) -> None:
     network, out = write_residual(tmp_path / "residual.onnx"), tmp_path / "out"
-    ran = run_module("scripts.tuning.shared_searches", network, "--trials", "16", "--rounds", "1", "--out", out)
+    options = ("--ways", "tune,apart,misled", "--teacher", network, "--trials", "16", "--rounds", "1", "--out", out)
+    ran = run_module("scripts.tuning.compare_network", network, *options)
     assert ran.returncode == 0, ran.stderr
     rows = {row["way"]: row for row in json.loads((out / "results.json").read_text())}
-    assert rows["shared"]["trials"] == rows["apart"]["trials"] == 16
+    assert list(rows) == ["tune", "apart", "misled"]
+    assert all(row["trials"] == 16 and row["kernels_ms"] > 0 for row in rows.values())
     assert rows["apart"]["followers"] == 0
-    assert all(row["kernels_ms"] > 0 for row in rows.values())
-    assert (out / "table.md").read_text().count("| shared |") == 1
-    assert (out / "manifest.json").is_file()
+    for row in rows.values():
+        sums = [ms for _, ms in row["curve"]]
+        assert sums == sorted(sums, reverse=True)
+    assert (out / "table.md").read_text().count("| misled |") == 1
+    assert json.loads((out / "manifest.json").read_text())["arguments"]["teacher"] == str(network)
+
+
+def test_a_shuffled_teacher_keeps_its_times_and_digits(tmp_path: Path) -> None:
+    trials = [{"task": t, "config": [i], "seconds": s} for t in "ab" for i, s in enumerate([1.0, 2.0, 3.0, 4.0, None])]
+    lines = [{"kind": "task", "task": "a"}, *trials, {"kind": "confirmation", "task": "a", "again": []}]
+    (tmp_path / "trials.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    found = [json.loads(x) for x in shuffled(tmp_path, tmp_path / "other.jsonl", 1).read_text().splitlines()]
+    assert [x.get("config") for x in found] == [x.get("config") for x in lines[:-1]]
+    for task in "ab":
+        seconds = [x["seconds"] for x in found if x["task"] == task and "config" in x]
+        assert sorted(seconds[:4]) == [1.0, 2.0, 3.0, 4.0]
+        assert seconds[4] is None
+    assert found != lines[:-1]
+
+
+def test_ways_that_do_not_exist_or_lack_a_teacher_are_refused() -> None:
+    with pytest.raises(UsageError, match="did you mean taught"):
+        check_ways("tune,taugt", "net")
+    with pytest.raises(UsageError, match="needs --teacher"):
+        check_ways("tune,taught", None)
