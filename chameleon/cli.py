@@ -131,6 +131,10 @@ def tune_command(
         str | None,
         typer.Option(help="Time for tuning, such as 90s, 10m, 1.5h. Default: 10m where --trials is not given."),
     ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(help="End early when the rest of the budget is expected to gain less than this, such as 1%."),
+    ] = None,
     searcher: SearcherOpt = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random. Default: 0.", min=0)] = None,
     out: OutOpt = None,
@@ -174,6 +178,7 @@ def tune_command(
     flags = {
         "trials": trials,
         "time_budget": time_budget,
+        "until": until,
         "searcher": searcher,
         "seed": seed,
         "share": share,

@@ -107,7 +107,9 @@ def headline(session: Session) -> Text:
         f"failures: {failures_text(session.failures)}",
     ]
     if left is not None:
-        parts.append(f"about {left:.0f} s left")
+        forecast = session.forecast
+        gain = f", expected to gain {forecast:.1%}" if forecast is not None else ""
+        parts.append(f"about {left:.0f} s left{gain}")
     return Text(" | ".join(parts))
 
 

@@ -58,6 +58,7 @@ class TuneConfig:
     seed: int = 0
     trials: int | None = None  # measurements over all tasks, earlier runs included; None: no bound
     time_budget_s: float | None = 600.0  # seconds of tuning, earlier runs included; None: no bound
+    until: float | None = None  # end before that when the rest of it is expected to gain less than this share
     batch: int = 16  # candidates built together
     first_batch: int = 8  # candidates of a task's first batch
     share: bool = True  # one search for all tasks with the same main block
@@ -79,6 +80,19 @@ def duration_s(text: str | float) -> float:
     if not match or float(match[1]) <= 0:
         raise UsageError(f"expected a duration such as 90s, 10m or 1.5h, got {str(text)!r}")
     return float(match[1]) * _UNITS_S[match[2]]
+
+
+def share_of(text: str | float) -> float:
+    """A share from `1%` or `0.01`.
+
+    Raises:
+        UsageError: if the text is no share between 0 and 1.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", str(text))
+    share = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+    if not 0 < share < 1:
+        raise UsageError(f"expected a share such as 1% or 0.01, got {str(text)!r}")
+    return share
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -130,6 +144,8 @@ def tune_config(preset: Mapping[str, Any], flags: Mapping[str, Any]) -> TuneConf
     if "time_budget" in given:
         budget = given.pop("time_budget")
         given["time_budget_s"] = None if budget is None else duration_s(budget)
+    if given.get("until") is not None:
+        given["until"] = share_of(given["until"])
     for name, kind in (("allocation", AllocationConfig), ("confirm", ConfirmConfig)):
         if name in given:
             given[name] = build(kind, given[name], name)

@@ -25,7 +25,7 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
 from chameleon.errors import first_line
-from chameleon.jobs.allocate import next_task
+from chameleon.jobs.allocate import forecast_gain, next_task
 from chameleon.jobs.config import TuneConfig
 from chameleon.jobs.failure_row import FailureRow
 from chameleon.jobs.group import Group
@@ -63,6 +63,7 @@ class Session:
     before_s: float
     current: int | None = None
     row: FailureRow = field(default_factory=lambda: FailureRow(TuneConfig.max_failures_in_row))
+    curve: list[tuple[float, float]] = field(default_factory=list)  # seconds of tuning and of all kernels together
     untunable: dict[str, str] = field(default_factory=dict)  # why TVM makes no design space, by the task's name
     _started_s: float | None = None
     _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=4))
@@ -133,9 +134,23 @@ class Session:
         return self.elapsed_s / self.trials if self.trials and self.elapsed_s else FIRST_TRIAL_S
 
     def note_batch(self, seconds: float, trials: int) -> None:
-        """Remember how long a batch took."""
+        """Remember how long a batch took, and how far the kernels have come."""
         if trials:
             self._recent.append((seconds, trials))
+        if all(t.now_s for t in self.tasks if not t.given_up):
+            self.curve.append((self.elapsed_s, sum(t.task.weight * (t.now_s or 0.0) for t in self.tasks)))
+
+    @property
+    def forecast(self) -> float | None:
+        """The share by which the rest of the budget is expected to lower the kernels' time; None if unknown."""
+        left_s = self.left_s
+        return forecast_gain(self.curve, math.inf if left_s is None else left_s)
+
+    @property
+    def enough(self) -> bool:
+        """Whether the rest of the budget is expected to gain less than `config.until`."""
+        forecast = self.forecast
+        return self.config.until is not None and forecast is not None and forecast < self.config.until
 
     @property
     def trials_left(self) -> float:
@@ -152,7 +167,7 @@ class Session:
     @property
     def used_up(self) -> bool:
         """Whether the budget leaves no room for another trial of the search."""
-        return self.search_left <= 0 or self.search_left_s < self.trial_s
+        return self.search_left <= 0 or self.search_left_s < self.trial_s or self.enough
 
     @property
     def has_room(self) -> bool:

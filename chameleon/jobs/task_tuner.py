@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -65,7 +66,14 @@ class TaskTuner(Measured):
     @property
     def progress(self) -> Progress:
         done = self.shared or self.given_up or self._searcher.exhausted
-        return Progress(operator_of(self.task.name), self.task.weight, self.task.flop, self.best_s, exhausted=done)
+        task, kind = self.task, operator_of(self.task.name)
+        return Progress(kind, task.weight, task.flop, self.best_s, exhausted=done, trial_s=self.trial_s)
+
+    @property
+    def trial_s(self) -> float:
+        """Seconds that a trial of this task has taken lately, building and running; 1 before the first one."""
+        lately = [sum(t.timings.values()) for t in self.trials[-16:]]
+        return max(statistics.fmean(lately), 1e-3) if lately else 1.0
 
     def give_up(self) -> None:
         """Propose nothing any more."""

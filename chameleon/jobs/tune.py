@@ -92,6 +92,8 @@ def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tup
                 warnings = _measure(job, spec, session, records, watch)
         except EnvironmentFault as fault:
             raise EnvironmentFault(_stopped(fault, session, records)) from fault
+        if session.enough:
+            say(f"tuning ends early: the rest of the budget is expected to gain {session.forecast:.1%} (--until)")
         _warn_of_tasks(session.tasks, say)
         _check_success(job, session)
         for warning in warnings:

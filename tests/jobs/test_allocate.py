@@ -4,13 +4,13 @@ import math
 
 import pytest
 
-from chameleon.jobs.allocate import AllocationConfig, Progress, expected_gain_s, next_task
+from chameleon.jobs.allocate import AllocationConfig, Progress, expected_gain_s, forecast_gain, next_task
 
 CONFIG = AllocationConfig(alpha=0.5, window=4, headroom=1.0, max_barren=8)
 
 
-def task(best_s, *, weight=1, flop=1e9, kind="conv", exhausted=False):
-    return Progress(kind, weight, flop, best_s, exhausted)
+def task(best_s, *, weight=1, flop=1e9, kind="conv", exhausted=False, trial_s=1.0):
+    return Progress(kind, weight, flop, best_s, exhausted, trial_s)
 
 
 def test_unmeasured_tasks_come_first_the_heaviest_before_the_others():
@@ -34,6 +34,28 @@ def test_more_weight_or_more_slack_draws_the_next_batch():
     level = [1.0] * 10
     assert next_task([task(level), task(level, weight=3)], AllocationConfig()) == 1
     assert next_task([task([0.1] * 10), task([0.5] * 10)], AllocationConfig()) == 1
+
+
+def test_of_equal_gains_the_cheaper_comes_first_and_a_dear_one_has_to_be_worth_it():
+    level = [1.0] * 10
+    assert next_task([task(level, trial_s=2.0), task(level, trial_s=0.5)]) == 1
+    assert next_task([task(level, weight=5, trial_s=2.0), task(level, trial_s=0.5)]) == 0
+
+
+def test_the_forecast_is_exact_where_each_doubling_gains_as_much():
+    curve = [(2.0**i, 1.01 ** (10 - i)) for i in range(8)]  # now: 128 s
+    assert forecast_gain(curve, left=128.0) == pytest.approx(0.01)
+    assert forecast_gain(curve, left=3 * 128.0) == pytest.approx(0.02)
+    assert forecast_gain(curve, left=math.inf) == pytest.approx(0.01)
+    assert forecast_gain(curve, left=0.0) == 0.0
+
+
+def test_there_is_no_forecast_without_a_past_and_no_gain_where_nothing_falls():
+    assert forecast_gain([], 10.0) is None
+    assert forecast_gain([(0.0, 2.0), (0.0, 1.0)], 10.0) is None  # nothing was spent
+    assert forecast_gain([(6.0, 2.0), (10.0, 1.0)], 10.0) is None
+    assert forecast_gain([(4.0, 1.0), (10.0, 1.0)], 10.0) == 0.0
+    assert forecast_gain([(4.0, 1.0), (10.0, 1.2)], 10.0) == 0.0  # timed again, a lucky one loses
 
 
 def test_exhausted_and_barren_tasks_are_left_alone():

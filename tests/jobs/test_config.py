@@ -84,3 +84,14 @@ def test_a_flag_can_share_what_a_preset_keeps_apart():
     assert tune_config({"share": False}, {"share": True}).share
     with pytest.raises(UsageError, match="'share': expected bool"):
         tune_config({"share": "no"}, {})
+
+
+@pytest.mark.parametrize(("given", "share"), [("1%", 0.01), (" 0.5 % ", 0.005), ("0.02", 0.02), (0.02, 0.02)])
+def test_a_share_is_a_number_or_a_percentage(given, share):
+    assert tune_config({"until": given}, {}).until == pytest.approx(share)
+
+
+@pytest.mark.parametrize("given", ["0", "100%", "-1%", "soon", "1.5"])
+def test_what_is_no_share_is_refused(given):
+    with pytest.raises(UsageError, match="a share such as 1%"):
+        tune_config({}, {"until": given})

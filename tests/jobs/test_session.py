@@ -162,3 +162,15 @@ def test_a_model_goes_on_with_its_own_task_after_another_has_used_it(on):
     on(steady, config(trials=20), model="second")
     session, _ = on(steady, config(trials=5), model="first")
     assert session.trials == 5
+
+
+def test_it_ends_early_when_the_rest_is_expected_to_gain_little(on):
+    given = {"trials": 36, "batch": 1, "first_batch": 1, "confirm": ConfirmConfig(contenders=1)}
+    session, _ = on(steady, config(**given, until=0.5), keys=("a", "b", "c"), run_s=1.0)
+    assert session.enough
+    assert session.forecast < 0.5
+    assert 6 <= session.trials < 36
+    session, machine = on(steady, config(**given), keys=("a", "b", "c"), run_s=1.0)
+    assert not session.enough
+    assert session.trials == 36
+    assert machine.started_s  # the budget was not used up
