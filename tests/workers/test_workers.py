@@ -30,7 +30,7 @@ def make_pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[MakePool]:
     pools = []
 
     def make(target: str = "worker_targets:serve", **options: Any) -> WorkerPool:
-        pools.append(WorkerPool(PoolConfig(target, **{"timeout_s": 20.0, **options})))
+        pools.append(WorkerPool(PoolConfig(target, **{"timeout_s": 20.0, "forked": True, **options})))
         return pools[-1]
 
     yield make
