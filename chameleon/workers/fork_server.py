@@ -1,8 +1,8 @@
 """One process for each owner that imports what the owner's workers need, once, and forks the workers.
 
 The import of TVM takes seconds. A forked worker has it at once, and shares the memory of it with the others. The
-server is kept small, so that a fork is safe: it runs no payload and has a single thread. With more than one it does not
-fork, and the worker starts as a process of its own, as it does where there is no Linux.
+server runs no payload and has a single thread, so a fork is safe. With more than one thread it does not fork: then the
+worker starts as a process of its own, as it does where there is no Linux.
 
 The server forks with Linux's `CLONE_PARENT`, so the owner is the parent of every worker, as if it had started the
 worker itself: it waits for it, sees its exit status, and loses nothing if the server ends. This is why `forkserver` of
@@ -39,7 +39,19 @@ _MESSAGE_BYTES = 1 << 18  # of a request: settings and environment
 _N_FDS = 5
 # What is read while modules are imported, by the beginnings of the names: a server with other values is of no use.
 _IMPORT_VARIABLES = (
-    ("CUDA_", "LANG", "LC_", "LD_", "MALLOC_", "MKL_", "OMP_", "OPENBLAS_", "PATH", "PYTHON", "TEMP", "TMP", "TVM_")
+    "CUDA_",
+    "LANG",
+    "LC_",
+    "LD_",
+    "MALLOC_",
+    "MKL_",
+    "OMP_",
+    "OPENBLAS_",
+    "PATH",
+    "PYTHON",
+    "TEMP",
+    "TMP",
+    "TVM_",
 )
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # NumPy starts its threads when it is imported
 
