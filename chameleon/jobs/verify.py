@@ -109,6 +109,7 @@ class Verifier:
         self._pool = WorkerPool(
             PoolConfig(
                 "chameleon.jobs.run_library:run_library",
+                forked=True,
                 timeout_s=TIMEOUT_S,
                 without=TVM_WITHOUT,
                 retry_crash=False,

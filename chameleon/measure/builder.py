@@ -131,6 +131,7 @@ class _BuildEngine:
         self.pool = WorkerPool(
             PoolConfig(
                 target="chameleon.measure.builder:build_candidate",
+                forked=True,
                 n_workers=n_workers,
                 timeout_s=config.timeout_s,
                 memory_limit_bytes=config.memory_limit_bytes or usable_memory_bytes() * 3 // 4 // n_workers,

@@ -134,6 +134,7 @@ class _RemoteEngine:
         self._evaluator = EvaluatorConfig(config.number, config.repeats, config.min_repeat_ms, False)
         pool = PoolConfig(
             target="chameleon.measure.remote:run_remote",
+            forked=True,
             # A worker itself gives up waiting for a device: before the candidate, and once more after its failure.
             timeout_s=config.session_timeout_s + 2 * config.wait_timeout_s + _GRACE_S,
             recycle_after=config.recycle_after,

@@ -144,6 +144,7 @@ class _RunEngine:
         self.pool = WorkerPool(
             PoolConfig(
                 target="chameleon.measure.runner:Timer",
+                forked=True,
                 factory=True,
                 timeout_s=config.timeout_s,
                 memory_limit_bytes=config.memory_limit_bytes or usable_memory_bytes() * 3 // 4,

@@ -40,14 +40,18 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def main(settings_json: str) -> None:
-    """Entry point of the process; never returns.
+    """Entry point of the process: `run`, with the settings as a JSON object."""
+    run(json.loads(settings_json))
+
+
+def run(settings: dict[str, Any]) -> None:
+    """Become a supervisor with its worker; never returns.
 
     Args:
-        settings_json: JSON object with `owner_pid`, `lifeline_fd`, `memory_limit_bytes` (or null), `target`
-            (`module:function`), `factory` (whether the target makes the function), `without` (modules that are hidden
-            while the target is imported) and `cores` (to run on).
+        settings: `owner_pid`, `lifeline_fd`, `memory_limit_bytes` (or None), `target` (`module:function`), `factory`
+            (whether the target makes the function), `without` (modules that are hidden while the target is imported)
+            and `cores` (to run on).
     """
-    settings = json.loads(settings_json)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash of a candidate writes no core file
     if hasattr(os, "sched_setaffinity"):  # the thread that started us may be bound to one core
         os.sched_setaffinity(0, settings["cores"])
@@ -159,7 +163,7 @@ def _work(target: str, factory: bool, without: list[str]) -> None:
     os.dup2(null, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with _hidden(without):
+        with hidden(without):
             function = resolve(target)
         if factory:
             function = function()
@@ -176,7 +180,7 @@ def _work(target: str, factory: bool, without: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def _hidden(modules: list[str]) -> Iterator[None]:
+def hidden(modules: list[str]) -> Iterator[None]:
     """Inside the block, an import of any of `modules` raises ImportError.
 
     It is meant for optional dependencies of a library that are slow to load.

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import pickle
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from io import FileIO
 from typing import Any
 
 from chameleon.cores import allowed_cores
+from chameleon.workers import fork_server
 from chameleon.workers.child import (
     EXIT_KERNEL_OUT_OF_MEMORY,
     EXIT_MACHINE_OUT_OF_MEMORY,
@@ -23,10 +22,6 @@ from chameleon.workers.child import (
 )
 from chameleon.workers.faults import ENVIRONMENT, cause_in
 
-_BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from chameleon.workers.child import main; main(sys.argv[1])"
-)
 _STDERR_TAIL_BYTES = 2000
 _MACHINE_OUT_OF_MEMORY = (
     "the kernel killed a worker because memory ran out, while the worker took less than half of what it may; "
@@ -68,6 +63,7 @@ class PoolConfig:
     start_timeout_s: float = 180.0  # for the import of the target's module
     memory_limit_bytes: int | None = None  # resident memory of one worker
     recycle_after: int = 200  # number of payloads after which a fresh worker replaces the old one
+    forked: bool = False  # fork workers from one process that has imported the target's module once (on Linux)
     factory: bool = False  # call the target once, without arguments; the function that it returns serves the payloads
     environment: dict[str, str] = field(default_factory=dict)  # added to the worker's environment
     # modules that seem not to exist while the target is imported; a payload may import them later
@@ -94,9 +90,8 @@ class Worker:
         self.deadline_s = time.monotonic() + config.start_timeout_s
         self._inbox = bytearray()
         self._stderr = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - lives as long as the worker
-        self.process, lifeline_fd = _spawn(config, self._stderr.fileno())
-        self._lifeline_fd: int | None = lifeline_fd
-        self.request_fd, self.reply_fd = _pipe_fd(self.process.stdin), _pipe_fd(self.process.stdout)
+        self.process, self._requests, self._replies, self._lifeline = _start(config, self._stderr.fileno())
+        self.request_fd, self.reply_fd = self._requests.fileno(), self._replies.fileno()
         os.set_blocking(self.request_fd, False)
         os.set_blocking(self.reply_fd, False)
 
@@ -176,9 +171,7 @@ class Worker:
 
     def hang_up(self) -> None:
         """Tell the supervisor to end the worker and everything that the worker started."""
-        lifeline_fd, self._lifeline_fd = self._lifeline_fd, None
-        if lifeline_fd is not None:
-            os.close(lifeline_fd)
+        self._lifeline.close()
 
     def wait(self) -> int:
         """Wait for the end of the process; returns its exit code, which is negative if a signal ended it."""
@@ -187,46 +180,52 @@ class Worker:
         except subprocess.TimeoutExpired:  # the supervisor itself does not run, for instance because it was stopped
             self.process.kill()
             code = self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        self._requests.close()
+        self._replies.close()
         return code
 
 
-def _pipe_fd(pipe: Any) -> int:
-    if pipe is None:
-        raise RuntimeError("a worker's pipes are missing; it must be started with both of them")
-    return pipe.fileno()
+def _start(
+    config: PoolConfig, stderr_fd: int
+) -> tuple[subprocess.Popen[bytes] | fork_server.Forked, FileIO, FileIO, FileIO]:
+    """Start the process; returns it and our ends of three pipes.
+
+    They are for requests, for replies, and the lifeline, which is closed when we end.
+
+    Raises:
+        TimeoutError: if the import in the fork server takes too long.
+        OSError: if there can be no process or no pipe.
+    """
+    (requests, our_requests), (our_replies, replies), (lifeline, our_lifeline) = _pipe(), _pipe(), _pipe()
+    with requests, replies, lifeline:
+        settings = {
+            "owner_pid": os.getpid(),
+            "lifeline_fd": lifeline.fileno(),
+            "memory_limit_bytes": config.memory_limit_bytes,
+            "target": config.target,
+            "factory": config.factory,
+            "without": config.without,
+            "cores": sorted(allowed_cores()),
+        }
+        environment = {**os.environ, **config.environment}
+        process = None
+        if config.forked:
+            fds = (requests.fileno(), replies.fileno(), stderr_fd, lifeline.fileno())
+            process = fork_server.fork(settings, environment, fds, config.start_timeout_s)
+        if process is None:
+            process = subprocess.Popen(
+                fork_server.command("chameleon.workers.child", settings),
+                stdin=requests,
+                stdout=replies,
+                stderr=stderr_fd,
+                pass_fds=(lifeline.fileno(),),
+                start_new_session=True,  # Ctrl-C reaches only the owner
+                env=environment,
+            )
+    return process, our_requests, our_replies, our_lifeline
 
 
-def _spawn(config: PoolConfig, stderr_fd: int) -> tuple[subprocess.Popen[bytes], int]:
-    """Start the process; returns it and our end of the lifeline, a pipe that is closed when we end."""
-    theirs, ours = os.pipe()
-    settings = {
-        "owner_pid": os.getpid(),
-        "lifeline_fd": theirs,
-        "memory_limit_bytes": config.memory_limit_bytes,
-        "target": config.target,
-        "factory": config.factory,
-        "without": config.without,
-        "cores": sorted(allowed_cores()),
-    }
-    path = [os.path.abspath(entry) for entry in sys.path]
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-c", _BOOT, json.dumps(settings), json.dumps(path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr_fd,
-            pass_fds=(theirs,),
-            start_new_session=True,  # Ctrl-C reaches only the owner
-            env={**os.environ, **config.environment},
-            bufsize=0,
-        )
-    except BaseException:
-        os.close(ours)
-        raise
-    finally:
-        os.close(theirs)
-    return process, ours
+def _pipe() -> tuple[FileIO, FileIO]:
+    """Its end to read from and its end to write to."""
+    reader, writer = os.pipe()
+    return FileIO(reader, "rb"), FileIO(writer, "wb")

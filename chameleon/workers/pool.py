@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from chameleon.workers import fork_server
 from chameleon.workers.faults import EnvironmentFault, cause_of, last_line
 from chameleon.workers.handle import Outcome, PoolConfig, Worker
 
@@ -56,7 +57,9 @@ class WorkerPool:
         self.close()
 
     def start(self) -> None:
-        """Start every worker without waiting for it. Its imports then run beside whatever the owner does next."""
+        """Start the imports, without waiting: they run beside whatever the owner does next."""
+        if self.config.forked and fork_server.prepare(self.config.target, self.config.without):
+            return
         with self._lock:
             self._slots[:] = [worker or _hire(self.config) for worker in self._slots]
 
@@ -100,12 +103,18 @@ def _hire(config: PoolConfig) -> Worker:
     """Start a worker.
 
     Raises:
-        WorkerStartError: if its process or its files cannot be made.
+        WorkerStartError: if its process or its files cannot be made, or its imports take too long.
     """
     try:
         return Worker(config)
+    except TimeoutError as error:
+        raise _too_late(config) from error
     except OSError as error:
         raise WorkerStartError(f"a worker cannot be started: {cause_of(error) or error}") from error
+
+
+def _too_late(config: PoolConfig) -> WorkerStartError:
+    return WorkerStartError(f"a worker for {config.target} did not start in {config.start_timeout_s:g} s")
 
 
 def _stop_all(slots: list[Worker | None]) -> None:
@@ -252,9 +261,7 @@ class _Batch:
         starting = not worker.ready
         self._dismiss(slot)
         if starting:
-            raise WorkerStartError(
-                f"a worker for {self._config.target} did not start in {self._config.start_timeout_s:g} s"
-            )
+            raise _too_late(self._config)
 
     def _dismiss(self, slot: int) -> None:
         worker, self._slots[slot] = self._slots[slot], None

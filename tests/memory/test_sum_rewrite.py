@@ -175,14 +175,13 @@ def test_the_search_takes_what_pays_and_always_the_same() -> None:
     assert structural_equal(found.mod, again.mod, map_free_vars=True)
 
 
-@pytest.mark.parametrize(("cell", "tensors"), [("randwire-cifar10-b", 12), ("randwire-cifar100-a", 10)])
-def test_randwire_cells(cell: str, tensors: int) -> None:
-    """The least peaks of the cells whose sums may be added up in any order; inputs belong to the caller."""
-    found = memory_of_model(cell, MemorySettings(target="llvm"), lambda _: None)
+def test_a_randwire_cell() -> None:
+    """The least peak of a cell whose sums may be added up in any order; inputs belong to the caller."""
+    found = memory_of_model("randwire-cifar10-b", MemorySettings(target="llvm"), lambda _: None)
     (size,) = {node.output_bytes for node in found.summary.graph.nodes if node.output_bytes}
     assert found.summary.last.proven
     # Less where kernels overwrite what they convolve, which the graph of the operators does not know.
-    assert found.summary.last.peak_bytes <= tensors * size < found.summary.best.peak_bytes
+    assert found.summary.last.peak_bytes <= 12 * size < found.summary.best.peak_bytes
     assert found.summary.measured_peak_bytes == found.summary.arena.size_bytes == found.summary.last.peak_bytes
     assert found.difference is not None
     assert found.difference.relative < 1e-5

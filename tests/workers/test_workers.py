@@ -24,13 +24,19 @@ HERE = Path(__file__).parent
 MakePool = Callable[..., WorkerPool]
 
 
+@pytest.fixture(params=[True, False], ids=["forked", "spawned"])
+def forked(request: pytest.FixtureRequest) -> bool:
+    """Whether the workers are forked, or each is started as a process of its own."""
+    return request.param
+
+
 @pytest.fixture
 def make_pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[MakePool]:
     monkeypatch.syspath_prepend(str(HERE))
     pools = []
 
     def make(target: str = "worker_targets:serve", **options: Any) -> WorkerPool:
-        pools.append(WorkerPool(PoolConfig(target, **{"timeout_s": 20.0, **options})))
+        pools.append(WorkerPool(PoolConfig(target, **{"timeout_s": 20.0, "forked": True, **options})))
         return pools[-1]
 
     yield make
@@ -68,8 +74,10 @@ def gone(processes: list[psutil.Process]) -> bool:
         ("unpicklable", "error", "cannot be sent back"),
     ],
 )
-def test_a_bad_payload_costs_itself_only(make_pool: MakePool, payload: str, reason: str, words: str) -> None:
-    pool = make_pool(n_workers=2, timeout_s=1.5, memory_limit_bytes=256 << 20)
+def test_a_bad_payload_costs_itself_only(
+    make_pool: MakePool, forked: bool, payload: str, reason: str, words: str
+) -> None:
+    pool = make_pool(forked=forked, n_workers=2, timeout_s=1.5, memory_limit_bytes=256 << 20)
     outcomes = pool.map([("echo", 0), payload, ("echo", 2), ("echo", 3)])
     assert [o.value for o in outcomes] == [0, None, 2, 3]
     assert [o.reason for o in outcomes] == ["ok", reason, "ok", "ok"]
@@ -154,8 +162,8 @@ def test_a_worker_that_died_while_idle_is_replaced(make_pool: MakePool) -> None:
 
 
 @pytest.mark.parametrize("whom", ["worker", "supervisor"])
-def test_a_worker_killed_from_outside_costs_its_payload_only(make_pool: MakePool, whom: str) -> None:
-    pool = make_pool(retry_crash=False)
+def test_a_worker_killed_from_outside_costs_its_payload_only(make_pool: MakePool, forked: bool, whom: str) -> None:
+    pool = make_pool(forked=forked, retry_crash=False)
     pool.map([("echo", 0)])
     supervisor = psutil.Process(pool.pids()[0])
     (worker,) = supervisor.children()
@@ -194,15 +202,15 @@ def test_the_target_can_be_made_once_a_worker(make_pool: MakePool) -> None:
     ],
 )
 def test_a_worker_that_cannot_start_is_an_error_with_its_cause(
-    make_pool: MakePool, target: str, factory: bool, words: str
+    make_pool: MakePool, forked: bool, target: str, factory: bool, words: str
 ) -> None:
     with pytest.raises(WorkerStartError, match=words):
-        make_pool(target, factory=factory).map([1, 2])
+        make_pool(target, forked=forked, factory=factory).map([1, 2])
 
 
-def test_a_worker_that_does_not_start_in_time_is_an_error(make_pool: MakePool) -> None:
+def test_a_worker_that_does_not_start_in_time_is_an_error(make_pool: MakePool, forked: bool) -> None:
     with pytest.raises(WorkerStartError, match=r"did not start in 0\.01 s"):
-        make_pool(start_timeout_s=0.01).map([("echo", 1)])
+        make_pool("slow_import:serve", forked=forked, start_timeout_s=0.01).map([("echo", 1)])
 
 
 def test_closing_ends_a_map_in_another_thread(make_pool: MakePool) -> None:
@@ -246,14 +254,15 @@ def test_bad_settings_are_refused() -> None:
 OWNER = """
 import os, signal, sys, threading, time
 print("main runs", flush=True)
+import psutil
 from chameleon.cores import usable_cores
 from chameleon.workers.pool import PoolConfig, WorkerPool
-how = sys.argv[1]
-pool = WorkerPool(PoolConfig("worker_targets:serve", n_workers=2, timeout_s=100))
+how, forked = sys.argv[1], sys.argv[2] == "True"
+pool = WorkerPool(PoolConfig("worker_targets:serve", n_workers=2, timeout_s=100, forked=forked))
 started = threading.Thread(target=lambda: pool.map([("sleep", 0.5), ("sleep", 0.5)]))  # from a thread that ends
 started.start()
 started.join()
-print("pids", *pool.pids(), flush=True)
+print("pids", *pool.pids(), *{p.pid for p in psutil.Process().children()} - set(pool.pids()), flush=True)
 if how == "return":
     sys.exit(0)
 if how == "exception":
@@ -285,12 +294,12 @@ pool.map(["hang", ("grandchild", "300")])
         ("map", signal.SIGTERM),
     ],
 )
-def test_nothing_outlives_the_owner(tmp_path: Path, how: str, signum: int | None) -> None:
+def test_nothing_outlives_the_owner(tmp_path: Path, forked: bool, how: str, signum: int | None) -> None:
     script = tmp_path / "owner.py"
     script.write_text(OWNER)  # without a guard: a worker that imported it would start workers of its own
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)])}
     owner = subprocess.Popen(
-        [sys.executable, str(script), how],
+        [sys.executable, str(script), how, str(forked)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=environment,
@@ -298,13 +307,13 @@ def test_nothing_outlives_the_owner(tmp_path: Path, how: str, signum: int | None
     )
     assert owner.stdout is not None
     assert owner.stdout.readline() == "main runs\n"
-    supervisors = [psutil.Process(int(pid)) for pid in owner.stdout.readline().split()[1:]]
-    assert len(supervisors) == 2
-    processes = supervisors
+    processes = [psutil.Process(int(pid)) for pid in owner.stdout.readline().split()[1:]]
+    assert len(processes) == 2 + forked  # the fork server
+    supervisors = processes[:2]
     if signum is not None:
         assert owner.stdout.readline() == "mapping\n"
         assert wait_until(lambda: sum(len(s.children(recursive=True)) for s in supervisors) == 3)
-        processes = [*supervisors, *(child for s in supervisors for child in s.children(recursive=True))]
+        processes += [child for s in supervisors for child in s.children(recursive=True)]
         owner.send_signal(signum)
     rest, _ = owner.communicate(timeout=20)  # ends only when nobody holds the owner's output
     assert "main runs" not in rest
