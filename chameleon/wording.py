@@ -1,7 +1,8 @@
-"""How times, ratios and lists of names are written for people."""
+"""How times, ratios and lists of names are written for people, and when two texts name the same target."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 ABOUT_EQUAL = 1.05
@@ -43,3 +44,11 @@ def names_text(names: Sequence[str], shown: int = 3) -> str:
     if more <= 1:  # one more name is as short as `and 1 more`
         return ", ".join(names)
     return f"{', '.join(names[:shown])} and {more} more"
+
+
+def same_target(one: str, other: str) -> bool:
+    """Whether two texts are the same target: TVM writes the options of one target in any order."""
+    try:
+        return one == other or json.loads(one) == json.loads(other)
+    except ValueError:  # the older form, such as `llvm -mcpu=znver4`
+        return False

@@ -25,6 +25,7 @@ from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate, PySearchSt
 from chameleon.kernels.intrinsics import import_intrinsics
 from chameleon.search import EarlyStopping, KnobSpace, Searcher, Status, Trial, make_searcher, option, warm_start
 from chameleon.search.kin import kin_among
+from chameleon.wording import same_target
 from tuners.outcomes import FAILED_S, environment_cause, measured_trial
 from tuners.proposals import Config, Proposals
 from tuners.store_features import StoreFeatures
@@ -259,7 +260,8 @@ def _history(database: ms.Database, mod: IRModule, target: str, traces: TraceSpa
     best: dict[Config, Trial] = {}
     foreign = 0
     for record in database.get_all_tuning_records():
-        if not record.workload.same_as(workload) or (record.target is not None and str(record.target) != target):
+        here = record.target is None or same_target(str(record.target), target)
+        if not (here and record.workload.same_as(workload)):
             continue
         digits = traces.digits(record.trace)
         if digits is None:

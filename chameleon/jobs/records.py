@@ -20,6 +20,7 @@ import numpy as np
 
 from chameleon.errors import ChameleonError
 from chameleon.search import Knob, KnobSpace, Trial
+from chameleon.wording import same_target
 
 FORMAT = 1
 Config = tuple[int, ...]
@@ -314,14 +315,6 @@ class Records:
         self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-
-
-def same_target(one: str, other: str) -> bool:
-    """Whether two texts are the same target: TVM writes the options of one target in any order."""
-    try:
-        return one == other or json.loads(one) == json.loads(other)
-    except ValueError:  # the older form, such as `llvm -mcpu=znver4`
-        return False
 
 
 def space_to_json(space: KnobSpace) -> dict[str, Any]:

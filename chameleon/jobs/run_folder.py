@@ -34,7 +34,7 @@ from tvm.target import Target
 
 from chameleon.errors import ChameleonError, doing
 from chameleon.jobs.config import TuneConfig
-from chameleon.jobs.records import Records, same_target
+from chameleon.jobs.records import Records
 from chameleon.jobs.session import Session, database_of, open_session
 from chameleon.jobs.stages import Say, stage
 from chameleon.jobs.task_tuner import TaskTuner
@@ -48,6 +48,7 @@ from chameleon.models.load import Model, load_model
 from chameleon.models.shapes import InputShape
 from chameleon.serenity.order.schedule import schedule
 from chameleon.target import detect_target, parse_target, runs_here
+from chameleon.wording import same_target
 
 Watch = Callable[[Session], None]
 

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chameleon.jobs.records import Confirmation, Records, RecordsError, same_target
+from chameleon.jobs.records import Confirmation, Records, RecordsError
 from chameleon.search import KnobSpace, Status, Trial
 from chameleon.search.space import option, split
+from chameleon.wording import same_target
 
 SPACE = KnobSpace([split("tile", 12, 2), option("unroll", [0, 16])])
 TRIALS = [
