@@ -2,7 +2,7 @@
 """Measure what the tasks of a network are worth to each other: a network tuned in several ways, which take turns.
 
     python -m scripts.tuning.compare_network resnet18 --time-budget 150s --rounds 2 --ways tune,apart
-    python -m scripts.tuning.compare_network mobilenet_v2 --teacher resnet18 --ways alone,taught,misled
+    python -m scripts.tuning.compare_network mobilenetv2_w1 --teacher resnet18 --ways alone,taught,misled
 
 The ways are `tune` as it is, and with one thing changed:
 
@@ -13,8 +13,9 @@ The ways are `tune` as it is, and with one thing changed:
 
 Each run starts from nothing. The number is the sum of the best times of all kernels, each as often as the network runs
 it. It is known once every kernel has a schedule. The table has it at the end, and the seconds until it was as low as
-the first way's at its end, in the same round. What other work the machine had is in the column `load`: processes that
-wanted to run, on average, when the run began and when it ended.
+the first way's at its end, in the same round. Where a budget is too short for all kernels, the sum of those that every
+way of the round has a schedule for can still be compared, with the trials that they took. What other work the machine
+had is in the column `load`: processes that wanted to run, on average, when the run began and when it ended.
 
 The results are written to `results.json` (a second call runs what is missing), `table.md` and `manifest.json`. The
 teacher's run is kept in `teacher/`.
@@ -49,7 +50,19 @@ WAYS: dict[str, dict[str, Any]] = {
     "misled": {},
 }
 LEARNING = ("taught", "misled")
-HEAD = ("way", "round", "trials", "tasks", "tuned", "all tuned, s", "sum of kernels, ms", "as the first, s", "load")
+HEAD = (
+    "way",
+    "round",
+    "trials",
+    "tasks",
+    "tuned",
+    "all tuned, s",
+    "as the first, s",
+    "sum of kernels, ms",
+    "of those in common, ms",
+    "their trials",
+    "load",
+)
 app = typer.Typer(add_completion=False)
 
 
@@ -116,6 +129,13 @@ def reached_s(curve: Sequence[Sequence[float]], goal_ms: float) -> float | None:
     return next((at for at, ms in curve if ms <= goal_ms), None)
 
 
+def in_common(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> tuple[float, int]:
+    """The sum of the best times in ms, and the trials, of the kernels for which all of `rows` have a schedule."""
+    tuned = [{t["name"] for t in r["report"]["tasks"] if t["best_us"] is not None} for r in rows]
+    mine = [t for t in row["report"]["tasks"] if t["name"] in set.intersection(*tuned)]
+    return sum(t["weight"] * t["best_us"] for t in mine) / 1e3, sum(t["trials"] for t in mine)
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """A table in Markdown, one line for each run."""
     lines = [list(HEAD), ["---"] * len(HEAD)]
@@ -126,7 +146,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         all_s, as_first_s = ("-" if s is None else f"{s:.0f}" for s in seconds)
         counts = [str(r[name]) for name in ("round", "trials", "tasks", "tuned")]
         load = " to ".join(f"{x:.1f}" for x in r["load"])
-        lines.append([r["way"], *counts, all_s, f"{r['kernels_ms']:.2f}", as_first_s, load])
+        sum_ms, trials = in_common(r, [x for x in rows if x["round"] == r["round"]])
+        lines.append(
+            [r["way"], *counts, all_s, as_first_s, f"{r['kernels_ms']:.2f}", f"{sum_ms:.2f}", str(trials), load]
+        )
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 

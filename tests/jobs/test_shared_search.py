@@ -10,7 +10,7 @@ import pytest
 
 from chameleon.cli import main
 from chameleon.errors import UsageError
-from scripts.tuning.compare_network import check_ways, shuffled
+from scripts.tuning.compare_network import check_ways, in_common, shuffled
 from tests.support.networks import write_residual
 from tests.support.scripts import run_module
 
@@ -97,6 +97,16 @@ def test_a_shuffled_teacher_keeps_its_times_and_digits(tmp_path: Path) -> None:
         assert sorted(seconds[:4]) == [1.0, 2.0, 3.0, 4.0]
         assert seconds[4] is None
     assert found != lines[:-1]
+
+
+def test_kernels_in_common_are_those_that_every_way_has() -> None:
+    def row(**best_us: float | None) -> dict[str, Any]:
+        tasks = [{"name": n, "best_us": us, "weight": 2, "trials": 8} for n, us in best_us.items()]
+        return {"report": {"tasks": tasks}}
+
+    rows = [row(a=1e3, b=2e3, c=None), row(a=4e3, b=None, c=1e3)]
+    assert [in_common(r, rows) for r in rows] == [(2.0, 8), (8.0, 8)]
+    assert in_common(rows[0], rows[:1]) == (6.0, 16)
 
 
 def test_ways_that_do_not_exist_or_lack_a_teacher_are_refused() -> None:
