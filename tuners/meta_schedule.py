@@ -24,7 +24,7 @@ from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate, PySearchSt
 
 from chameleon.kernels.intrinsics import import_intrinsics
 from chameleon.search import EarlyStopping, KnobSpace, Searcher, Status, Trial, make_searcher, option, warm_start
-from chameleon.search.kin import kin_among
+from chameleon.search.kin import STARTS, kin_among
 from chameleon.wording import same_target
 from tuners.outcomes import FAILED_S, environment_cause, measured_trial
 from tuners.proposals import Config, Proposals
@@ -191,7 +191,7 @@ class ChameleonStrategy(PySearchStrategy):
         if self._learn and not run.taught:
             run.taught = True
             kin = kin_among(run.traces.space, [t for t in self._told if t[1] is not run.told])
-            warm_start(run.searcher, kin, **({"starts": 0} if run.told else {}))
+            warm_start(run.searcher, kin, starts=0 if run.told else STARTS)
         found = run.proposals.next(n)
         self._count_refusals(run)
         if not found:

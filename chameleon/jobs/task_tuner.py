@@ -20,7 +20,7 @@ from chameleon.jobs.records import Confirmation
 from chameleon.jobs.teachers import Teacher
 from chameleon.kernels.lower import Task
 from chameleon.search import Trial, make_searcher, warm_start
-from chameleon.search.kin import kin_among
+from chameleon.search.kin import STARTS, kin_among
 from tuners.proposals import Config, Proposals
 from tuners.trace_space import Refused, TraceSpace
 
@@ -95,7 +95,7 @@ class TaskTuner(Measured):
         if not self._taught:
             self._taught = True
             kin = kin_among(self.traces.space, self._teachers())
-            warm_start(self._searcher, kin, **({"starts": 0} if self.best_s else {}))
+            warm_start(self._searcher, kin, starts=0 if self.best_s else STARTS)
         found = self._proposals.next(n)
         if not found:
             self.give_up()

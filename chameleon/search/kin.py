@@ -27,6 +27,9 @@ Values = Mapping[str, Any]
 ALIKE = 0.8
 """Spaces are kin where at least this share of all their knobs is the same by name and kind."""
 
+STARTS = 4
+"""So many configurations like those that were fastest elsewhere are asked for first."""
+
 MOST_KIN = 4
 """At most so many kin spaces teach a new one, the nearest."""
 
@@ -160,7 +163,7 @@ def beliefs(space: KnobSpace, kin: Sequence[Kin], most: int) -> tuple[Digits, ND
     return np.array(rows, dtype=np.int64).reshape(-1, space.n_knobs), np.array(throughput, dtype=np.float64)
 
 
-def warm_start(searcher: Searcher, kin: Sequence[Kin], *, starts: int = 4, most: int = 512) -> int:
+def warm_start(searcher: Searcher, kin: Sequence[Kin], *, starts: int = STARTS, most: int = 512) -> int:
     """Lets a searcher begin with what was fastest in kin spaces, and its cost model learn from what was slow there.
 
     It may be wrong: `Learner` says how the beliefs fade.

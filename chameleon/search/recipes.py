@@ -75,6 +75,11 @@ def _parts(explorer: AgentConfig | AnnealingConfig, planner: PlannerConfig) -> d
     return {"explorer": explorer, "planner": planner, "model": CostModelConfig()}
 
 
+def _of_one(name: str, about: str, config: Any, planner: Callable[[KnobSpace, Any], Planner]) -> Recipe:
+    """A searcher whose planner has one component, of the searcher's own name, and no cost model."""
+    return Recipe(about, {name: config}, lambda space, rng, featurize, parts: planner(space, parts[name]))
+
+
 SEARCHERS: Mapping[str, Recipe] = {
     "chameleon": Recipe(
         "agent + adaptive sampling + synthesis (Ahn 2020)", _parts(AgentConfig(), PlannerConfig()), former="sampler"
@@ -95,25 +100,16 @@ SEARCHERS: Mapping[str, Recipe] = {
         former="sampler",
     ),
     "agent": Recipe("agent + epsilon-greedy", _parts(AgentConfig(), AUTOTVM), former="picker"),
-    "genetic": Recipe(
-        "genetic algorithm",
-        {"genetic": GeneticConfig()},
-        lambda space, rng, featurize, parts: GeneticPlanner(space, parts["genetic"]),
+    "genetic": _of_one("genetic", "genetic algorithm", GeneticConfig(), GeneticPlanner),
+    "lfbo": _of_one("lfbo", "forest of the best tenth around the best (Song 2022; Helion)", LfboConfig(), LfboPlanner),
+    "droplet": _of_one(
+        "droplet", "descent, one knob at a time (Canesche 2024; AutoTVM)", DropletConfig(), DropletPlanner
     ),
-    "lfbo": Recipe(
-        "forest of the best tenth around the best (Song 2022; Helion)",
-        {"lfbo": LfboConfig()},
-        lambda space, rng, featurize, parts: LfboPlanner(space, parts["lfbo"]),
-    ),
-    "droplet": Recipe(
-        "descent, one knob at a time (Canesche 2024; AutoTVM)",
-        {"droplet": DropletConfig()},
-        lambda space, rng, featurize, parts: DropletPlanner(space, parts["droplet"]),
-    ),
-    "knn": Recipe(
+    "knn": _of_one(
+        "knn",
         "variable neighbourhoods, ranked by nearest neighbours (Kernel Tuner's hybrid_vndx)",
-        {"knn": KnnConfig()},
-        lambda space, rng, featurize, parts: KnnPlanner(space, parts["knn"]),
+        KnnConfig(),
+        KnnPlanner,
     ),
     "random": Recipe("uniform, without repeats", {}, lambda space, rng, featurize, parts: RandomPlanner()),
     "grid": Recipe("every configuration in order", {}, lambda space, rng, featurize, parts: GridPlanner()),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from chameleon.errors import ChameleonError
+from chameleon.manifest import write_manifest
 from chameleon.workers.pool import PoolConfig, WorkerPool
 from tuners.landscape import read_lines, write_lines
 
@@ -63,3 +64,17 @@ def _mapped(pool: WorkerPool, requests: Sequence[Any], at_once: int) -> Iterator
     for start in range(0, len(requests), at_once):
         batch = requests[start : start + at_once]
         yield from zip(batch, pool.map(batch), strict=True)
+
+
+def write_results(
+    out: Path, rows: Sequence[Mapping[str, Any]], text: str, arguments: Mapping[str, Any], took_s: float
+) -> None:
+    """Write `results.json`, `table.md` and `manifest.json` of an experiment, and print the table.
+
+    Args:
+        took_s: seconds that the runs took.
+    """
+    (out / "results.json").write_text(json.dumps({"results": rows}, indent=1) + "\n")
+    (out / "table.md").write_text(text)
+    write_manifest(out / "manifest.json", {**arguments, "took_s": round(took_s, 1)})
+    print(text)

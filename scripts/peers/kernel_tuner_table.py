@@ -29,11 +29,10 @@ import typer
 
 from chameleon.cli import guarded
 from chameleon.errors import UsageError, unknown
-from chameleon.manifest import write_manifest
 from chameleon.search import SEARCHERS, Status
 from chameleon.workers.pool import PoolConfig
 from scripts.common.experiment_stats import bootstrap, mean_of_means
-from scripts.common.run_store import ONE_THREAD, RunStore
+from scripts.common.run_store import ONE_THREAD, RunStore, write_results
 from tuners.kernel_tuner import ChameleonStrategy
 from tuners.landscape import Landscape, landscape_name, load_landscape
 from tuners.landscape_table import TIME
@@ -230,13 +229,9 @@ def main(
     lines = store.fill(requests, config)
     marks = [m for m in MARKS if m <= trials] or [trials]
     rows = summarise(lines, marks)
-    (out / "results.json").write_text(json.dumps({"results": rows}, indent=1) + "\n")
-    text = table(rows, marks)
-    (out / "table.md").write_text(text)
     arguments = {"file": file, "strategies": names, "trials": trials, "seeds": seeds, "jobs": jobs}
-    took_s = round(sum(line["wall_s"] for line in lines), 1)  # all runs, whether made now or before
-    write_manifest(out / "manifest.json", {**arguments, "took_s": took_s})
-    print(text)
+    took_s = sum(line["wall_s"] for line in lines)  # all runs, whether made now or before
+    write_results(out, rows, table(rows, marks), arguments, took_s)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ The results are written to `runs.jsonl` (a second call runs what is missing), `r
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -31,14 +30,13 @@ import typer
 
 from chameleon.cli import guarded
 from chameleon.errors import unknown
-from chameleon.manifest import write_manifest
 from chameleon.search import Knob, KnobSpace
 from chameleon.search.annealing import AnnealingConfig
 from chameleon.workers.pool import PoolConfig
 from scripts.common.experiment_stats import Floats, bootstrap, mean_of_means
-from scripts.common.run_store import ONE_THREAD, RunStore
+from scripts.common.run_store import ONE_THREAD, RunStore, write_results
 from tuners.landscape import Landscape, landscape_name, load_landscape
-from tuners.replay import replay
+from tuners.replay import ReplayRun, replay
 
 MARKS = (25, 50, 100, 220)
 REFERENCE = "chameleon"
@@ -143,8 +141,13 @@ def run_one(payload: tuple[Any, ...]) -> dict[str, Any]:
     landscape = prepared(request.path, variant.features)
     budget = {"trials": request.trials, "seed": request.seed, "batch": request.batch}
     run = replay(landscape, REFERENCE, **budget, **variant.options)
-    fractions = [round(run.fraction_at(n), 5) for n in range(1, request.trials + 1)]
-    key = {"variant": request.variant, "landscape": landscape.name, "seed": request.seed}
+    return line_of(request.variant, run, request.trials)
+
+
+def line_of(variant: str, run: ReplayRun, trials: int) -> dict[str, Any]:
+    """What the store keeps of a run: the fraction after each of the trials, and the seconds of the engine."""
+    fractions = [round(run.fraction_at(n), 5) for n in range(1, trials + 1)]
+    key = {"variant": variant, "landscape": run.landscape, "seed": run.seed}
     return {**key, "fractions": fractions, "engine_s": round(run.engine_s, 3)}
 
 
@@ -240,12 +243,8 @@ def main(
     lines = store.fill(requests, PoolConfig("scripts.tuning.ablation:run_one", jobs, 3600.0, environment=ONE_THREAD))
     marks = [m for m in MARKS if m <= trials] or [trials]
     rows = summarise(lines, marks)
-    (out / "results.json").write_text(json.dumps({"results": rows}, indent=1) + "\n")
-    text = table(rows, marks)
-    (out / "table.md").write_text(text)
     arguments = {"files": files, "variants": names, "seeds": seeds, **options, "jobs": jobs}
-    write_manifest(out / "manifest.json", {**arguments, "took_s": round(time.perf_counter() - started, 1)})
-    print(text)
+    write_results(out, rows, table(rows, marks), arguments, time.perf_counter() - started)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ written to `runs.jsonl` (a second call runs what is missing), `results.json`, `t
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -27,15 +26,14 @@ import typer
 
 from chameleon.cli import guarded
 from chameleon.errors import unknown
-from chameleon.manifest import write_manifest
 from chameleon.search import SEARCHERS, Digits, KnobSpace, Searcher, make_searcher
 from chameleon.search.knn import nearest_mean
 from chameleon.search.moves import Moves, unique_rows
 from chameleon.search.planners import Planner, View
 from chameleon.workers.pool import PoolConfig
 from scripts.common.experiment_stats import Floats, mean_of_means
-from scripts.common.run_store import ONE_THREAD, RunStore
-from scripts.tuning.ablation import MARKS, groups_of
+from scripts.common.run_store import ONE_THREAD, RunStore, write_results
+from scripts.tuning.ablation import MARKS, groups_of, line_of
 from tuners.landscape import Landscape, landscape_name, load_landscape
 from tuners.replay import ReplayRun, best_so_far, drive
 
@@ -124,9 +122,7 @@ def run_one(payload: tuple[Any, ...]) -> dict[str, Any]:
     values, engine_s, refused = drive(landscape, searcher, request.trials, request.batch)
     fraction = best_so_far(landscape, values)
     run = ReplayRun(landscape.name, request.strategy, request.seed, values, fraction, engine_s, refused)
-    fractions = [round(run.fraction_at(n), 5) for n in range(1, request.trials + 1)]
-    key = {"variant": run.searcher, "landscape": run.landscape, "seed": run.seed}
-    return {**key, "fractions": fractions, "engine_s": round(engine_s, 3)}
+    return line_of(request.strategy, run, request.trials)
 
 
 def standard_error(groups: Sequence[Floats]) -> float:
@@ -196,12 +192,8 @@ def main(
     lines = store.fill(requests, pool)
     marks = [m for m in MARKS if m <= trials] or [trials]
     rows = summarise(lines, marks)
-    (out / "results.json").write_text(json.dumps({"results": rows}, indent=1) + "\n")
-    text = table(rows, marks)
-    (out / "table.md").write_text(text)
     arguments = {"files": files, "strategies": names, "seeds": seeds, **options, "jobs": jobs}
-    write_manifest(out / "manifest.json", {**arguments, "took_s": round(time.perf_counter() - started, 1)})
-    print(text)
+    write_results(out, rows, table(rows, marks), arguments, time.perf_counter() - started)
 
 
 if __name__ == "__main__":

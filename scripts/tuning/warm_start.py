@@ -15,7 +15,6 @@ and `manifest.json`.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import sys
 import time
@@ -29,14 +28,14 @@ import typer
 
 from chameleon.cli import guarded
 from chameleon.errors import UsageError
-from chameleon.manifest import write_manifest
 from chameleon.search import Kin, KnobSpace, Trial, make_searcher, warm_start
 from chameleon.search.kin import distance, kin_among
 from chameleon.workers.pool import PoolConfig
-from scripts.common.run_store import ONE_THREAD, RunStore
+from scripts.common.run_store import ONE_THREAD, RunStore, write_results
+from scripts.tuning.ablation import line_of
 from scripts.tuning.strategies import REFERENCE, loaded, summarise, table
 from tuners.landscape import landscape_name
-from tuners.replay import best_so_far, drive
+from tuners.replay import ReplayRun, best_so_far, drive
 
 MARKS = (4, 8, 16, 24, 32)
 VARIANTS = (REFERENCE, "taught", "misled")
@@ -94,11 +93,10 @@ def run_one(payload: tuple[Any, ...]) -> dict[str, Any]:
             rng = np.random.default_rng(request.seed)
             kin = [shuffled(k, rng) for k in kin]
         warm_start(searcher, kin)
-    values, engine_s, _ = drive(landscape, searcher, request.trials, 16)
+    values, engine_s, refused = drive(landscape, searcher, request.trials, 16)
     fraction = best_so_far(landscape, values)
-    fractions = [round(float(fraction[min(n, len(fraction)) - 1]), 5) for n in range(1, request.trials + 1)]
-    key = {"variant": request.variant, "landscape": landscape.name, "seed": request.seed}
-    return {**key, "fractions": fractions, "engine_s": round(engine_s, 3)}
+    run = ReplayRun(landscape.name, REFERENCE, request.seed, values, fraction, engine_s, refused)
+    return line_of(request.variant, run, request.trials)
 
 
 def check_kin(files: list[str]) -> None:
@@ -139,12 +137,8 @@ def main(
     lines = store.fill(requests, pool)
     marks = [m for m in MARKS if m <= trials]
     rows = summarise(lines, marks)
-    (out / "results.json").write_text(json.dumps({"results": rows}, indent=1) + "\n")
-    text = table(rows, marks)
-    (out / "table.md").write_text(text)
     arguments = {"files": files, "seeds": seeds, **options, "jobs": jobs}
-    write_manifest(out / "manifest.json", {**arguments, "took_s": round(time.perf_counter() - started, 1)})
-    print(text)
+    write_results(out, rows, table(rows, marks), arguments, time.perf_counter() - started)
 
 
 if __name__ == "__main__":
