@@ -165,6 +165,10 @@ def tune_command(
         bool | None,
         typer.Option("--share/--no-share", help="One search for tasks with the same main block. Default: --share."),
     ] = None,
+    exact: Annotated[
+        bool | None,
+        typer.Option("--exact", help="Only algorithms that round as the network is written; no Winograd."),
+    ] = None,
     compiler: CompilerOpt = None,
     sysroot: SysrootOpt = None,
     json_out: JsonOpt = None,
@@ -183,6 +187,7 @@ def tune_command(
         "seed": seed,
         "share": share,
         "learn": learn,
+        "exact": exact,
     }
     resolved = tune_config(read_preset(config) if config else {}, flags)
     check_writable(json_out)

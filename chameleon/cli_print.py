@@ -28,10 +28,13 @@ def print_report(report: TuneReport, folder: Path, console: Console) -> None:
     table.add_column("task", overflow="fold")
     for name in ("weight", "trials", "best", "GFLOP/s"):
         table.add_column(name, justify="right")
+    chosen = any(t.algorithm for t in report.tasks)
+    if chosen:
+        table.add_column("algorithm")
     for t in report.tasks:
         speed = f"{t.flop / t.best_us / 1e3:.1f}" if t.best_us and t.flop else "-"
         best = time_text(t.best_us / 1e3) if t.best_us else "-"
-        table.add_row(t.name, str(t.weight), str(t.trials), best, speed)
+        table.add_row(t.name, str(t.weight), str(t.trials), best, speed, *([t.algorithm or ""] if chosen else []))
     console.print(table)
     failures = ", ".join(f"{reason} {n}" for reason, n in report.failures.items()) or "none"
     console.print(f"failures: {failures}")

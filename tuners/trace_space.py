@@ -56,16 +56,29 @@ class _Sketch:
     """One design space: its trace, and which of its instructions belongs to which knob.
 
     Attributes:
+        mod: what it schedules.
+        postprocs: what runs behind it.
         instructions: the whole trace.
         defaults: the decisions that it was generated with, by instruction.
         sampling: the positions in `instructions` of the instructions that have a knob.
         columns: for each of these instructions, the position of its knob in the space.
     """
 
+    mod: IRModule
+    postprocs: tuple[ms.Postproc, ...]
     instructions: tuple[Any, ...]
     defaults: dict[Any, Any]
     sampling: tuple[int, ...]
     columns: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _DesignSpaces:
+    """A module, the design spaces that a generator made for it, and the post-processors that belong to them."""
+
+    mod: IRModule
+    schedules: Sequence[Schedule]
+    postprocs: Sequence[ms.Postproc]
 
 
 class TraceSpace:
@@ -76,6 +89,12 @@ class TraceSpace:
         target: what the workload is tuned for; CPU targets need `num-cores`.
         space_generator: MetaSchedule's generator or its name.
         seed: of the generator's own sampling; it does not change the space.
+        alternatives: other modules that may take the workload's place, with their generators. Their design spaces
+            come after those of the workload itself, as further values of the knob `sketch`.
+
+    Attributes:
+        space: the knobs.
+        forms: for each sketch the module that it schedules: 0 is the workload, 1 its first alternative.
 
     Raises:
         ValueError: on a module without a schedulable function, or with loops whose extent is not known.
@@ -88,10 +107,15 @@ class TraceSpace:
         *,
         space_generator: ms.SpaceGenerator.SpaceGeneratorType = "post-order-apply",
         seed: int = 0,
+        alternatives: Sequence[tuple[IRModule, ms.SpaceGenerator]] = (),
     ) -> None:
-        context = tune_context(mod, target, space_generator, _tvm_seed(seed))
-        postprocs = context.space_generator.postprocs if context.space_generator else None
-        self._build(context.mod or mod, context.generate_design_space(), postprocs or ())
+        found = []
+        generator: Any
+        for form, generator in ((mod, space_generator), *alternatives):
+            context = tune_context(form, target, generator, _tvm_seed(seed))
+            postprocs = context.space_generator.postprocs if context.space_generator else None
+            found.append(_DesignSpaces(context.mod or form, context.generate_design_space(), postprocs or ()))
+        self._build(found)
 
     @classmethod
     def from_design_spaces(
@@ -99,28 +123,39 @@ class TraceSpace:
     ) -> TraceSpace:
         """Makes the space from design spaces that were generated elsewhere (a running tuner hands them over)."""
         space = cls.__new__(cls)
-        space._build(mod, schedules, postprocs)
+        space._build([_DesignSpaces(mod, schedules, postprocs)])
         return space
 
-    def _build(self, mod: IRModule, schedules: Sequence[Schedule], postprocs: Sequence[ms.Postproc]) -> None:
-        if not schedules:
+    def _build(self, found: Sequence[_DesignSpaces]) -> None:
+        if not found[0].schedules:
             raise ValueError("the space generator gave no design space: nothing in this module can be scheduled")
-        self.mod = mod
-        self._postprocs = tuple(postprocs)
+        self.mod = found[0].mod
         # The generator's order depends on its rules. On x86 these depend on what was imported before. The digits must
-        # not depend on that, so the traces are sorted.
-        traces = dict(sorted(((_signature(t), t) for t in map(_trace, schedules)), key=lambda pair: pair[0]))
+        # not depend on that, so the traces of each module are sorted.
+        traces: dict[str, tuple[int, _DesignSpaces, Trace]] = {}
+        for number, spaces in enumerate(found):
+            made = ((_signature(t), t) for t in map(_trace, spaces.schedules))
+            for signature, trace in sorted(made, key=lambda pair: pair[0]):
+                traces.setdefault(signature, (number, spaces, trace))
         shared = _SharedKnobs()
-        specs = [self._specs(trace) for trace in traces.values()]
-        sharing = [shared.place([(name, spec) for _, name, spec in found]) for found in specs]
+        specs = [self._specs(trace, spaces.mod) for _, spaces, trace in traces.values()]
+        sharing = [shared.place([(name, spec) for _, name, spec in entries]) for entries in specs]
         self._leading = len(traces) > 1 or not shared.knobs
         lead = [option("sketch", range(len(traces)))] if self._leading else []
         columns = [tuple(c + len(lead) for c in cs) for cs in sharing]
+        self.forms = tuple(number for number, _, _ in traces.values())
         self._sketches = tuple(
-            _Sketch(tuple(t.insts), dict(t.decisions.items()), tuple(i for i, _, _ in found), cs)
-            for t, found, cs in zip(traces.values(), specs, columns, strict=True)
+            _Sketch(
+                spaces.mod,
+                tuple(spaces.postprocs),
+                tuple(t.insts),
+                dict(t.decisions.items()),
+                tuple(i for i, _, _ in spec),
+                cs,
+            )
+            for (_, spaces, t), spec, cs in zip(traces.values(), specs, columns, strict=True)
         )
-        self._limits = [_thread_limit(t, s) for t, s in zip(traces.values(), self._sketches, strict=True)]
+        self._limits = [_thread_limit(t, s) for (*_, t), s in zip(traces.values(), self._sketches, strict=True)]
         self.space = KnobSpace(
             [*lead, *shared.knobs],
             sketches=columns if self._leading else None,
@@ -143,10 +178,10 @@ class TraceSpace:
                 ok[mine] = limit.holds(configs[mine], self.space.knobs)
         return ok
 
-    def _specs(self, trace: Trace) -> list[tuple[int, str, tuple[Any, ...]]]:
+    def _specs(self, trace: Trace, mod: IRModule) -> list[tuple[int, str, tuple[Any, ...]]]:
         """The searched instructions of a trace: position, role, and what `_knob` needs to make the knob."""
         rows = trace.as_json(remove_postproc=True)[0]
-        roles, deepest, found = _roles(rows), self._deepest_locations(trace), []
+        roles, deepest, found = _roles(rows), self._deepest_locations(trace, mod), []
         for position, decision in _decisions(trace).items():
             kind, _, attrs, _ = rows[position]
             if kind == "SamplePerfectTile":
@@ -159,7 +194,7 @@ class TraceSpace:
                 found.append((position, roles[position], ("location", *deepest[position])))
         return [entry for entry in found if len(_knob("", entry[2]).values) > 1]
 
-    def _deepest_locations(self, trace: Trace) -> dict[int, tuple[int, int]]:
+    def _deepest_locations(self, trace: Trace, mod: IRModule) -> dict[int, tuple[int, int]]:
         """The outermost and innermost location that each `SampleComputeLocation` can take, by position in the trace.
 
         At which loops a block may be computed depends on the tiles, since loops of extent one are skipped. Tiles that
@@ -177,7 +212,7 @@ class TraceSpace:
                     elif inst.kind.name == "SamplePerfectTile" and spread:
                         decisions[inst] = _spread([int(f) for f in decision], spread)
                 try:
-                    taken = _decisions(_trace(self._apply(insts, decisions)))
+                    taken = _decisions(_trace(_apply(mod, insts, decisions)))
                 except Refused:
                     continue
                 for i in where:
@@ -199,12 +234,12 @@ class TraceSpace:
             raise ValueError(
                 f"configuration {row.tolist()} is outside of the space: expected digits below {cards.tolist()}"
             )
-        sketch = self._sketches[int(row[0]) if self._leading else 0]
+        sketch = self._sketch(row)
         decisions = dict(sketch.defaults)
         for position, column in zip(sketch.sampling, sketch.columns, strict=True):
             knob, digit = self.space.knobs[column], int(row[column])
             decisions[sketch.instructions[position]] = digit if knob.kind == "option" else knob.values[digit]
-        schedule = self._apply(sketch.instructions, decisions)
+        schedule = _apply(sketch.mod, sketch.instructions, decisions)
         digits = self._read(int(row[0]), _decisions(_trace(schedule)))
         if digits is None:
             raise Refused("replay: a tile of a loop whose extent depends on other knobs")
@@ -221,7 +256,7 @@ class TraceSpace:
         """
         schedule.seed(_tvm_seed(zlib.crc32(np.ascontiguousarray(digits, dtype="<i8").tobytes())))
         schedule.enter_postproc()
-        for postproc in self._postprocs:
+        for postproc in self._sketch(digits).postprocs:
             name = type(postproc).__name__
             try:
                 accepted = postproc.apply(schedule)
@@ -260,13 +295,21 @@ class TraceSpace:
             row[column] = digit
         return row
 
-    def _apply(self, instructions: Sequence[Any], decisions: dict[Any, Any]) -> Schedule:
-        schedule = Schedule(self.mod, seed=1, error_render_level="none")
-        try:
-            Trace(list(instructions), decisions).apply_to_schedule(schedule, remove_postproc=True)
-        except Exception as error:  # if a primitive does not apply, TVM's C++ side throws one of several types
-            raise Refused(f"replay: {_first_line(error)}") from error
-        return schedule
+    def workload(self, config: Sequence[int] | Digits) -> IRModule:
+        """What a configuration `[n_knobs]` schedules: the workload itself or one of its alternatives."""
+        return self._sketch(config).mod
+
+    def _sketch(self, config: Sequence[int] | Digits) -> _Sketch:
+        return self._sketches[int(config[0]) if self._leading else 0]
+
+
+def _apply(mod: IRModule, instructions: Sequence[Any], decisions: dict[Any, Any]) -> Schedule:
+    schedule = Schedule(mod, seed=1, error_render_level="none")
+    try:
+        Trace(list(instructions), decisions).apply_to_schedule(schedule, remove_postproc=True)
+    except Exception as error:  # if a primitive does not apply, TVM's C++ side throws one of several types
+        raise Refused(f"replay: {_first_line(error)}") from error
+    return schedule
 
 
 class _SharedKnobs:

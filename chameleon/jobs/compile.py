@@ -16,6 +16,7 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 from tvm.tirx import PrimFunc
 
+from chameleon.kernels.alternatives import with_alternatives
 from chameleon.kernels.defaults import schedule_defaults
 from chameleon.kernels.loops import is_scheduled
 from chameleon.kernels.lower import build
@@ -76,7 +77,7 @@ def compile_model(
     """
     transform = relax.transform
     with target, database, tvm.transform.PassContext(opt_level=3):
-        mod = transform.MetaScheduleApplyDatabase()(lowered)
+        mod = transform.MetaScheduleApplyDatabase()(with_alternatives(lowered, database))
         untuned = tuple(sorted(_unscheduled(mod)))
         # Weights whose order in memory was tuned are rewritten now, not at every run.
         mod = transform.SplitLayoutRewritePreproc()(mod)

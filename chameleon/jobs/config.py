@@ -64,6 +64,7 @@ class TuneConfig:
     share: bool = True  # one search for all tasks with the same main block
     max_refusals: int = 2000  # a task is given up after TVM refused so many candidates in a row
     max_failures_in_row: int = 32  # the run ends after so many equal failures in a row without a success between them
+    exact: bool = False  # no algorithms that round differently from the operator as it is written, such as Winograd's
     learn: bool = True  # a task begins with what was fastest in tasks like it, in this run and in earlier ones
     allocation: AllocationConfig = field(default_factory=AllocationConfig)
     confirm: ConfirmConfig = field(default_factory=ConfirmConfig)

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,7 @@ class TaskRecords:
         space: the fingerprint of its space.
         knobs: the knobs and sketches of its space, as `space_to_json` writes them.
         anchor: what tasks with the same main block share (`tuners.anchors`); None if unknown.
+        algorithms: the alternatives in its space, with their sketches (`chameleon.kernels.alternatives`).
         events: its trials and confirmations.
         owners: for each trial the model whose tuning made it.
         origins: for each trial that took over a schedule of another task the key of that task.
@@ -59,6 +61,7 @@ class TaskRecords:
     space: str
     knobs: Mapping[str, Any] = field(default_factory=dict)
     anchor: str | None = None
+    algorithms: Mapping[str, Sequence[int]] = field(default_factory=dict)
     events: list[Trial | Confirmation] = field(default_factory=list)
     owners: dict[Config, str] = field(default_factory=dict)
     origins: dict[Config, str] = field(default_factory=dict)
@@ -137,20 +140,31 @@ class Records:
         if not lines:
             self._write({"chameleon": FORMAT, "kind": "tuning", "target": target})
 
-    def add_task(self, key: str, name: str, space: KnobSpace, anchor: str | None = None) -> TaskRecords:
+    def add_task(
+        self,
+        key: str,
+        name: str,
+        space: KnobSpace,
+        anchor: str | None = None,
+        algorithms: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    ) -> TaskRecords:
         """Introduce a workload and return what earlier runs have recorded of it.
 
         Args:
             anchor: what tasks with the same main block share; records of earlier versions do not have it.
+            algorithms: the alternatives in its space, with their sketches.
 
         Raises:
             RecordsError: if the file knows the workload with another space of knobs.
         """
         known = self.tasks.get(key)
         if known is None:
-            like = {} if anchor is None else {"anchor": anchor}
-            self._write({"kind": "task", "task": key, "name": name, **like, **space_to_json(space)})
-            return self.tasks.setdefault(key, TaskRecords(name, space.fingerprint(), space_to_json(space), anchor))
+            more: dict[str, Any] = {} if anchor is None else {"anchor": anchor}
+            more |= {"algorithms": dict(algorithms)} if algorithms else {}
+            knobs = space_to_json(space)
+            self._write({"kind": "task", "task": key, "name": name, **more, **knobs})
+            new = TaskRecords(name, space.fingerprint(), knobs, anchor, dict(algorithms))
+            return self.tasks.setdefault(key, new)
         if known.space != space.fingerprint():
             raise RecordsError(
                 f"{self.path}: the records of task {name!r} were made with other knobs (space {known.space}, now "
@@ -290,7 +304,9 @@ class Records:
 
     def _load_task(self, number: int, line: dict[str, Any]) -> None:
         """Take a task line. A second one of the same task changes nothing: the trials of both belong together."""
-        known = self.tasks.setdefault(line["task"], TaskRecords(line["name"], line["space"], line))
+        algorithms = {str(name): [int(i) for i in of] for name, of in line.get("algorithms", {}).items()}
+        new = TaskRecords(line["name"], line["space"], line, algorithms=algorithms)
+        known = self.tasks.setdefault(line["task"], new)
         known.anchor = line.get("anchor", known.anchor)
         if known.space != line["space"]:
             raise RecordsError(

@@ -78,6 +78,7 @@ class TaskReport:
 
     Attributes:
         origin: the task whose search found the best schedule; `None`: its own.
+        algorithm: of the best schedule (`chameleon.kernels.alternatives`); `None`: as the operator is written.
     """
 
     name: str
@@ -86,6 +87,7 @@ class TaskReport:
     best_us: float | None
     trials: int
     origin: str | None = None
+    algorithm: str | None = None
 
 
 @dataclass(frozen=True)

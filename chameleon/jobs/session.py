@@ -31,9 +31,10 @@ from chameleon.jobs.failure_row import FailureRow
 from chameleon.jobs.group import Group
 from chameleon.jobs.measured import Measured
 from chameleon.jobs.measurer import Measurer
-from chameleon.jobs.records import Confirmation, Records, TaskRecords
+from chameleon.jobs.records import Confirmation, Records, RecordsError, TaskRecords
 from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.jobs.teachers import Teacher
+from chameleon.kernels.alternatives import ALGORITHMS, alternatives_of
 from chameleon.kernels.lower import Task
 from chameleon.search import Trial
 from tuners.anchors import anchor_key
@@ -223,11 +224,16 @@ def open_session(
 
     for task, rng in zip(tasks, rngs, strict=True):
         try:
-            traces = TraceSpace(task.mod, target, seed=config.seed)
+            alternatives = alternatives_of(task.mod, target, _algorithms(records.tasks.get(task.key), config))
+            forms = [(a.mod, a.space) for a in alternatives]
+            traces = TraceSpace(task.mod, target, seed=config.seed, alternatives=forms)
+        except RecordsError:
+            raise
         except Exception as error:  # TVM's rules fail in many ways, such as a ScheduleError
             untunable[task.name] = first_line(error)
             continue
-        known = records.add_task(task.key, task.name, traces.space, anchor_key(task.mod, traces))
+        sketches = {a.name: _positions(traces.forms, i) for i, a in enumerate(alternatives, start=1)}
+        known = records.add_task(task.key, task.name, traces.space, anchor_key(task.mod, traces), sketches)
         borrowed = sum(owner != model for owner in known.owners.values())
         shared = _is_done_elsewhere(known, records.finished, model, share)
         events = _usable_events(records, task.key)
@@ -237,6 +243,26 @@ def open_session(
     groups = _groups(tuners, records, config, lambda known: _is_done_elsewhere(known, records.finished, model, share))
     elapsed_s = records.elapsed_s.get(model, 0.0) if any(tuner.best_s for tuner in tuners) else 0.0
     return Session(tuners, groups, config, elapsed_s, row=FailureRow(config.max_failures_in_row), untunable=untunable)
+
+
+def _positions(forms: Sequence[int], form: int) -> list[int]:
+    return [i for i, f in enumerate(forms) if f == form]
+
+
+def _algorithms(known: TaskRecords | None, config: TuneConfig) -> Collection[str]:
+    """The names of the alternatives that a task may have: those on record if it is known.
+
+    Raises:
+        RecordsError: if those on record are not exact, and the configuration asks for that.
+    """
+    if known is None:
+        return () if config.exact else ALGORITHMS
+    if config.exact and known.algorithms:
+        raise RecordsError(
+            f"the records of task {known.name!r} were made with {', '.join(known.algorithms)}, which --exact rules "
+            "out; give another --out"
+        )
+    return known.algorithms.keys()
 
 
 def _groups(
@@ -400,7 +426,7 @@ def database_of(tasks: Sequence[TaskTuner], target: Target) -> ms.database.Datab
         database.commit_tuning_record(
             ms.database.TuningRecord(
                 schedule.trace,
-                database.commit_workload(tuner.task.mod),
+                database.commit_workload(tuner.traces.workload(tuner.best.config)),
                 [tuner.now_s],
                 target,
                 args_info_of(schedule),

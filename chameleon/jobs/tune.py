@@ -48,6 +48,7 @@ from chameleon.jobs.ship import device_elsewhere, ship
 from chameleon.jobs.stages import Say, stage
 from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.jobs.teachers import Teacher, earlier_runs, taught_by
+from chameleon.kernels.alternatives import algorithm_of
 from chameleon.measure import WarmBuilder, WarmRunner
 from chameleon.measure.link import find_compiler
 from chameleon.measure.remote import check_tracker, rpc_runner
@@ -284,8 +285,10 @@ def _task_report(tuner: TaskTuner, session: Session) -> TaskReport:
     task, best_us = tuner.task, tuner.now_s * 1e6 if tuner.now_s else None
     names = {t.key: t.task.name for t in session.tasks}
     origin = tuner.origins.get(tuner.best.config) if tuner.best else None
+    algorithm = algorithm_of(tuner.traces.workload(tuner.best.config)) if tuner.best else None
     # A task of another model is known by its key only.
-    return TaskReport(task.name, task.weight, task.flop, best_us, len(tuner.best_s), names.get(origin or "", origin))
+    origin = names.get(origin or "", origin)
+    return TaskReport(task.name, task.weight, task.flop, best_us, len(tuner.best_s), origin, algorithm)
 
 
 def _check_config(spec: JobSpec, config: TuneConfig) -> None:

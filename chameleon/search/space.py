@@ -245,14 +245,16 @@ class KnobSpace:
         return [r.tobytes() for r in rows]
 
     def sample(self, n: int, rng: np.random.Generator) -> Digits:
-        """Draws `n` canonical configurations uniformly, `[n, n_knobs]`; repeats possible; `valid` is not asked."""
+        """Draws `n` canonical configurations, `[n, n_knobs]`; repeats possible; `valid` is not asked.
+
+        They are uniform over the space. If it has sketches, they are uniform within a sketch. A sketch is drawn as
+        often as the logarithm of its size says, so that a small one, such as another algorithm, is seen as well.
+        """
         if self.listed is not None:
             return self.listed[rng.integers(len(self.listed), size=n)]
         configs = rng.integers(self.cardinalities, size=(n, self.n_knobs))
         if self._has_sketches:
-            weights = np.array(
-                [math.prod(int(c) for c in self.cardinalities[1:][r[1:]]) for r in self.active], dtype=float
-            )
+            weights = np.array([1 + sum(np.log(self.cardinalities[1:][r[1:]])) for r in self.active])
             configs[:, 0] = rng.choice(len(weights), size=n, p=weights / weights.sum())
         return self.canonical(configs)
 

@@ -124,12 +124,25 @@ def test_features_are_finite_exactly_where_active(space: KnobSpace, seed: int) -
 
 
 @pytest.mark.parametrize("space", [sketched(), listed()])
-def test_sampling_is_uniform(space: KnobSpace) -> None:
+def test_sampling_is_uniform_within_a_sketch(space: KnobSpace) -> None:
     n = 200 * space.size
     counts = Counter(map(tuple, space.sample(n, np.random.default_rng(0)).tolist()))
     assert len(counts) == space.size
-    chi2 = sum((c - 200) ** 2 / 200 for c in counts.values())
-    assert chi2 < space.size + 5 * math.sqrt(2 * space.size)  # mean and deviation of chi-square
+    sketches: dict[int, list[int]] = {}
+    for config, count in counts.items():
+        sketches.setdefault(config[0] if space.listed is None else 0, []).append(count)
+    for found in sketches.values():
+        expected = sum(found) / len(found)
+        chi2 = sum((c - expected) ** 2 / expected for c in found)
+        assert chi2 < len(found) + 5 * math.sqrt(2 * len(found))  # mean and deviation of chi-square
+
+
+def test_a_small_sketch_is_sampled_as_well() -> None:
+    knobs = [option("sketch", range(2)), *(option(f"k{i}", range(10)) for i in range(9)), option("own", range(5))]
+    space = KnobSpace(knobs, sketches=[range(1, 10), [10]])
+    share = (space.sample(10_000, np.random.default_rng(0))[:, 0] == 1).mean()
+    expected = (1 + math.log(5)) / (2 + math.log(5) + 9 * math.log(10))
+    assert share == pytest.approx(expected, abs=0.02)
 
 
 def test_only_listed_configurations_are_valid() -> None:

@@ -1,0 +1,147 @@
+"""Other algorithms for a kernel, which the tuner chooses among by measuring them.
+
+An alternative is a kernel of its own, with its own design spaces. It takes the same tensors, except for the weights:
+these are transformed once, at compile time. The space of a task has the design spaces of all its alternatives
+(`tuners.trace_space`), so one search decides between algorithms and schedules.
+
+An alternative says in its attributes which kernel it may replace. So a database of schedules is all that is needed to
+put the algorithms that won into a network: see `with_alternatives`.
+"""
+
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import tvm_ffi
+from numpy.typing import NDArray
+from tvm import relax
+from tvm.ir import Call, IRModule, Op
+from tvm.relax.expr_functor import PyExprMutator, mutator
+from tvm.s_tir import meta_schedule as ms
+from tvm.target import Target
+from tvm.tirx import PrimFunc
+
+from chameleon.kernels.lower import task_key
+from chameleon.kernels.optional import if_possible
+from chameleon.kernels.winograd import find_convolution, transformed_weights, winograd_form
+from chameleon.kernels.winograd_schedules import winograd_space
+
+ALGORITHM, REPLACES, WEIGHT = "chameleon.algorithm", "chameleon.replaces", "chameleon.weight"
+"""Attributes of an alternative: its name, the key of the kernel that it replaces, the position of its weights."""
+
+WINOGRAD: Mapping[str, int] = {"winograd2": 2, "winograd4": 4}
+"""The sizes m of a tile of outputs, by the name of the algorithm."""
+
+ALGORITHMS = tuple(WINOGRAD)
+"""The names of all alternatives. They round differently from the kernel that they replace."""
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Another algorithm for a kernel.
+
+    Attributes:
+        name: of the algorithm, one of `ALGORITHMS`.
+        mod: a module with a single function, the PrimFunc `main`.
+        space: generates its design spaces.
+    """
+
+    name: str
+    mod: IRModule = field(repr=False, compare=False)
+    space: ms.SpaceGenerator = field(repr=False, compare=False)
+
+
+def alternatives_of(mod: IRModule, target: Target, names: Collection[str] = ALGORITHMS) -> list[Alternative]:
+    """The other algorithms for the kernel `main` of a module, in the order of `ALGORITHMS`; on CPUs only.
+
+    Args:
+        names: which algorithms may be used.
+    """
+    if target.kind.name != "llvm":
+        return []
+    found = []
+    for name, m in WINOGRAD.items():
+        make = partial(_winograd, mod, name, m)
+        other = if_possible(name, "a kernel", make, None) if name in names else None
+        if other is not None:
+            found.append(Alternative(name, other, winograd_space(m, target)))
+    return found
+
+
+def _winograd(mod: IRModule, name: str, m: int) -> IRModule | None:
+    other, convolution = winograd_form(mod, m), find_convolution(mod["main"])
+    if other is None or convolution is None:
+        return None
+    marks = {ALGORITHM: name, REPLACES: task_key(mod), WEIGHT: convolution.weight}
+    return IRModule({"main": other["main"].with_attrs(marks)})
+
+
+def algorithm_of(mod: IRModule) -> str | None:
+    """The name of the algorithm of the kernel `main`; None if it is the one that TVM made of the operator."""
+    name = (mod["main"].attrs or {}).get(ALGORITHM)
+    return None if name is None else str(name)
+
+
+def with_alternatives(lowered: IRModule, database: ms.database.Database) -> IRModule:
+    """Put the alternatives into a network for which a database has schedules, and transform their weights.
+
+    Args:
+        lowered: as `chameleon.kernels.lower.lower` makes it.
+    """
+    mods = [record.workload.mod for record in database.get_all_tuning_records()]
+    found = {str(m["main"].attrs[REPLACES]): m["main"] for m in mods if algorithm_of(m) is not None}
+    if not found:
+        return lowered
+    functions, weights = dict(lowered.functions_items()), {}
+    for var, func in functions.items():
+        other = found.get(task_key(_as_task(func))) if isinstance(func, PrimFunc) else None
+        if other is not None:
+            functions[var] = _named_as(func, other)
+            transform = partial(transformed_weights, m=WINOGRAD[str(other.attrs[ALGORITHM])])
+            weights[var] = (int(other.attrs[WEIGHT]), transform)
+    if not weights:
+        return lowered
+    mod = IRModule(functions, attrs=lowered.attrs)
+    for var, func in lowered.functions_items():
+        if isinstance(func, relax.Function):
+            mod[var] = _Transformed(weights).visit_expr(func)
+    return mod
+
+
+def _named_as(func: PrimFunc, other: PrimFunc) -> PrimFunc:
+    """Another kernel under the symbol that the kernel has; an inner kernel of a network has none."""
+    symbol = (func.attrs or {}).get("global_symbol")
+    named: Any = other.without_attr("global_symbol") if symbol is None else other.with_attr("global_symbol", symbol)
+    return named
+
+
+def _as_task(func: PrimFunc) -> IRModule:
+    """A module with a kernel as its `main`, as MetaSchedule's tasks have it."""
+    return tvm_ffi.get_global_func("tvm.s_tir.meta_schedule.normalize_mod")(func)
+
+
+@mutator
+class _Transformed(PyExprMutator):
+    """Transforms the constant weights in calls of some kernels; equal weights are transformed once."""
+
+    def __init__(self, weights: Mapping[Any, tuple[int, Callable[[NDArray[Any]], NDArray[Any]]]]) -> None:
+        super().__init__()
+        self._weights = weights
+        self._made: dict[Any, Any] = {}
+
+    def visit_call_(self, call: Call) -> Any:
+        if call.op != Op.get("relax.call_tir") or call.args[0] not in self._weights:
+            return super().visit_call_(call)
+        kernel, inputs, *rest = call.args
+        position, transform = self._weights[kernel]
+        fields = list(inputs.fields)
+        old = fields[position]
+        if (kernel, old) not in self._made:
+            self._made[kernel, old] = relax.const(transform(old.value.numpy()))
+        fields[position] = self._made[kernel, old]
+        return Call(call.op, [kernel, relax.Tuple(fields), *rest], call.attrs, call.ty_args, call.span)
