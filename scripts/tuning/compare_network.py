@@ -7,6 +7,7 @@
 The ways are `tune` as it is, and with one thing changed:
 
 - `apart`: no search is shared (`--no-share`);
+- `exact`: no other algorithms (`--exact`);
 - `alone`: no task begins with what was fastest in others (`--no-learn`);
 - `taught`: it begins with what tuning the network `--teacher` has found, as well;
 - `misled`: the same with the teacher's times shuffled within each task.
@@ -46,6 +47,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "tune": {},
     "apart": {"share": False},
     "alone": {"learn": False},
+    "exact": {"exact": True},
     "taught": {},
     "misled": {},
 }

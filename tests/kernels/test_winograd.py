@@ -229,6 +229,6 @@ def test_the_space_works_in_stock_metaschedule(tmp_path: Any) -> None:
     form = winograd_form(conv_task(lowered), 4)
     assert form is not None
     with WarmBuilder() as builder, WarmRunner() as runner:
-        options = {"builder": builder, "runner": runner, "space": winograd_space(4, CPU)}
+        options = {"builder": builder, "runner": runner, "space": winograd_space(4, CPU), "strategy": "replay-trace"}
         database = ms.tune_tir(form, CPU, str(tmp_path), max_trials_global=4, num_trials_per_iter=4, **options)
     assert any(r.run_secs and float(r.run_secs[0]) < 1e9 for r in database.get_all_tuning_records())
