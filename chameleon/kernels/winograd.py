@@ -13,7 +13,7 @@ fused behind them stays. The stages, with the channels last:
 
     padded[n, y, x, c]         the input, as large as the tiles need it
     rows[n*y, x, e, c]         B^T d, each row of tiles by itself
-    tiles[e, v, p, c]          (B^T d) B for each tile p
+    tiles[e, v, p, c]          (B^T d) B for each tile p, filled up to a multiple of four
     products[e, v, p, k]       the matrix products, over c
     columns[i, v, p, k]        A^T of them
     the convolution's output   (A^T M) A, at y = tile * m + i
@@ -48,6 +48,9 @@ TILES = (2, 4)
 
 LEAST_TILES = 8
 """A transformed weight is loaded from memory for each run. With fewer tiles to use it for, that takes all the time."""
+
+AT_ONCE = 4
+"""The number of tiles is filled up to a multiple of this (the last tile is repeated), so that registers can be."""
 
 Matrix = NDArray[np.float64]
 
@@ -284,7 +287,8 @@ def _stages(conv: Convolution, m: int) -> PrimFunc:
     """The stages, from the source and the transformed weights to the convolution's output."""
     (c, k), (n, rows, columns) = conv.channels, conv.tiles(m)
     height, width = (int(d) for d in conv.source.shape[1:3])
-    (top, left), size, p = conv.pad, m + 2, n * rows * columns
+    (top, left), size, last = conv.pad, m + 2, n * rows * columns - 1
+    p = last + 1 + -(last + 1) % AT_ONCE
     x, u = _placeholder(conv.source.shape, "x"), _placeholder((size, size, c, k), "u")
 
     def stage(name: str, shape: Sequence[int], value: Callable[..., Any]) -> Any:
@@ -292,6 +296,9 @@ def _stages(conv: Convolution, m: int) -> PrimFunc:
 
     def inside(y: Any, x: Any) -> Any:
         return tirx.all(y >= top, y < height + top, x >= left, x < width + left)
+
+    def at(t: Any) -> Any:
+        return t if p == last + 1 else tirx.min(t, _extent(last))
 
     padded = stage(
         "padded",
@@ -306,7 +313,7 @@ def _stages(conv: Convolution, m: int) -> PrimFunc:
     tiles = stage(
         "tiles",
         (size, size, p, c),
-        lambda e, v, t, z: _row(INPUT[m], v, lambda j: by_rows[t // columns, t % columns * m + j, e, z]),
+        lambda e, v, t, z: _row(INPUT[m], v, lambda j: by_rows[at(t) // columns, at(t) % columns * m + j, e, z]),
     )
     r = te.reduce_axis((_extent(0), _extent(c)), name="r")
     products = stage(

@@ -73,10 +73,9 @@ def bands(mod: IRModule, m: int, cores: int) -> list[int]:
     """How many rows of tiles a band may have: as many as fit the cache, and leave a band for each core."""
     sch = Schedule(mod)
     get = partial(_extents, sch)
-    n_images, height, *_ = get("winograd_outputs")
-    _, _, tiles, channels = get("winograd_tiles")
-    rows = -(-height // m)
-    columns = tiles // (n_images * rows)
+    n_images, height, width, _ = get("winograd_outputs")
+    channels = get("winograd_tiles")[3]
+    rows, columns = -(-height // m), -(-width // m)
     row_bytes = (m + 2) ** 2 * columns * (channels + get("winograd_products")[3]) * 4
     fitting = [
         b
