@@ -170,6 +170,15 @@ def time_executables(
         ).result()
 
 
+def rounds_of_executables(
+    model: Model, target: Target, executables: Mapping[str, Any], config: BenchConfig, *, seed: int = 0
+) -> dict[str, tuple[float, ...]]:
+    """Time several compiled forms of a model in turns: the median of each round, in seconds."""
+    with ThreadPoolExecutor(1) as fresh:  # a new thread for the reason given in `bench_model`
+        found = fresh.submit(lambda: _rounds(_runs(model, target, executables, seed), config)).result()
+    return {name: tuple(float(np.median(times)) for times in rounds) for name, rounds in found.items()}
+
+
 def _runs(model: Model, target: Target, executables: Mapping[str, Any], seed: int) -> dict[str, Run]:
     """For each executable a function that runs it once, with all of the target's threads."""
     if target.kind.name == "llvm":
@@ -178,9 +187,15 @@ def _runs(model: Model, target: Target, executables: Mapping[str, Any], seed: in
     return {name: _virtual_machine(executable, target, inputs) for name, executable in executables.items()}
 
 
-def interleaved(runs: dict[str, Run], config: BenchConfig) -> dict[str, Latency]:
+def interleaved(runs: Mapping[str, Run], config: BenchConfig) -> dict[str, Latency]:
     """Time each contender in turns, several rounds long."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    rounds = _rounds(runs, config)
+    return {name: _latency([s for times in found for s in times]) for name, found in rounds.items()}
+
+
+def _rounds(runs: Mapping[str, Run], config: BenchConfig) -> dict[str, list[list[float]]]:
+    """The seconds of each contender's runs, a list for each round."""
+    times: dict[str, list[list[float]]] = {name: [] for name in runs}
     slow = {name: _timed(run) > config.slow_s for name, run in runs.items()}
     gc.collect()
     for _ in range(config.rounds):
@@ -188,8 +203,8 @@ def interleaved(runs: dict[str, Run], config: BenchConfig) -> dict[str, Latency]
             time.sleep(config.turn_s)
             if not slow[name]:
                 run()
-            times[name] += [_timed(run) for _ in range(1 if slow[name] else config.runs)]
-    return {name: _latency(seconds) for name, seconds in times.items()}
+            times[name].append([_timed(run) for _ in range(1 if slow[name] else config.runs)])
+    return times
 
 
 def _virtual_machine(executable: Any, target: Target, inputs: Arrays) -> Run:

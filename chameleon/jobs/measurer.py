@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
@@ -100,9 +101,25 @@ class Measurer:
             built.append(Built(config, run_input, error, build_s))
         return built
 
-    def time(self, candidate: Built) -> Trial:
-        """Time one candidate that was built at full length, whatever is known of its task; keep the artifact."""
-        return next(self._timed([candidate], None))
+    @property
+    def can_cool(self) -> bool:
+        """Whether candidates can be timed with cold caches: on a CPU, with a runner of Chameleon's."""
+        return self._target.kind.name == "llvm" and hasattr(self._runner, "cold")
+
+    def time(self, candidate: Built, *, cold: bool = False) -> Trial:
+        """Time one candidate that was built at full length, whatever is known of its task; keep the artifact.
+
+        Args:
+            cold: with cold caches, all arguments but the first; only if `can_cool`.
+        """
+        if not cold:
+            return next(self._timed([candidate], None))
+        runner: Any = self._runner
+        runner.cold = True
+        try:
+            return next(self._timed([candidate], None))
+        finally:
+            runner.cold = False
 
     def _run(self, ready: Sequence[Built], task: str) -> Iterator[Trial]:
         for candidate, trial in zip(ready, self._timed(ready, task), strict=True):

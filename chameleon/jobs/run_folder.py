@@ -78,6 +78,8 @@ class TaskReport:
 
     Attributes:
         origin: the task whose search found the best schedule; `None`: its own.
+        chosen_by: what chose the best schedule: `trial`, `confirmation` (timed again) or `network` (compared there).
+        cold_us: its time with cold caches; `None` if it was not timed so.
     """
 
     name: str
@@ -86,6 +88,8 @@ class TaskReport:
     best_us: float | None
     trials: int
     origin: str | None = None
+    chosen_by: str | None = None
+    cold_us: float | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ class TuneReport:
         measured_on: when the network was compiled and timed, in local time.
         measured_before: whether an earlier run did so, since this one found no new schedule.
         warnings: why the times may be off.
+        breakdown: where the latency goes, see `chameleon.jobs.in_network.Breakdown`; `None` where it was not timed.
     """
 
     model: str
@@ -117,6 +122,7 @@ class TuneReport:
     measured_before: bool = False
     warnings: list[str] = field(default_factory=list)
     comparison: dict[str, Any] | None = None  # of the outputs, see `chameleon.jobs.verify.Verdict.to_json`
+    breakdown: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
