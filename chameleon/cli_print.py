@@ -103,14 +103,16 @@ def print_bench(result: BenchResult, console: Console) -> None:
         ChameleonError: if the outputs are wrong.
     """
     table = Table("", "median", "quartiles", "times the tuned")
-    names = {"onnxruntime": "ONNX Runtime"}
-    for name, t in result.latencies().items():
-        times = ratio_text(t.median_ms / result.tuned.median_ms)
+    from chameleon.jobs.bench import PEERS  # whoever has a result has imported TVM
+
+    names = {"default": "default schedules", **PEERS}
+    for name, t in result.latency.items():
+        times = ratio_text(t.median_ms / result.latency["tuned"].median_ms)
         table.add_row(names.get(name, name), time_text(t.median_ms), range_text(t.low_ms, t.high_ms), times)
     console.print(table)
     for name, d in result.difference.items():
         console.print(
-            f"as timed, outputs differ from {names.get(name, name)}'s by {d.absolute:.1e} at most, "
+            f"as timed, outputs differ from those of {names.get(name, name)} by {d.absolute:.1e} at most, "
             f"{d.relative:.1e} of the largest",
             soft_wrap=True,
         )

@@ -259,7 +259,7 @@ def _timed(report: TuneReport, job: Opened, session: Session, compiled: Compiled
     with stage(say, "timing untuned and tuned"):
         timed = bench_model(job.model, job.target, compiled)
         profile = profile_network(job.model, job.target, compiled.executable)
-    latencies = {"untuned": timed.untuned, "tuned": timed.tuned}
+    latencies = timed.latency
     warnings = [
         *busy_warnings("the timing of the network", before, activity()),
         *spread_warnings({name: (t.low_ms, t.median_ms, t.high_ms) for name, t in latencies.items()}),
