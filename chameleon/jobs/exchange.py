@@ -57,6 +57,7 @@ def exchange_best(
     Returns:
         How many schedules were compared now.
     """
+    session.exchange_kept_s = 0.0  # what is not needed for it goes back to the search
     if not any(tuner.rivals(CLOSE_FACTOR) for tuner in session.tasks):
         return 0
     start_s, before_s = session.elapsed_s, session.exchanged_s

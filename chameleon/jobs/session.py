@@ -66,7 +66,8 @@ class Session:
     curve: list[tuple[float, float]] = field(default_factory=list)  # seconds of tuning and of all kernels together
     untunable: dict[str, str] = field(default_factory=dict)  # why TVM makes no design space, by the task's name
     _started_s: float | None = None
-    exchanged_s: float = 0.0  # seconds that comparing schedules in the network has taken now
+    exchange_kept_s: float = 0.0  # seconds to keep for comparing schedules in the network
+    exchanged_s: float = 0.0  # seconds that this has taken now
     _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=4))
 
     @property
@@ -115,7 +116,7 @@ class Session:
         for tuner in self.by_importance():
             if kept_s + tuner.confirming_s <= limit_s:
                 kept_s += tuner.confirming_s
-        return min(limit_s, kept_s + self.config.confirm.exchange_s)
+        return min(limit_s, kept_s + self.exchange_kept_s)
 
     @property
     def exchange_left_s(self) -> float:

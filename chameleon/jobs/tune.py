@@ -138,6 +138,7 @@ def _measure(job: Opened, spec: JobSpec, session: Session, records: Records, wat
                 steps = [tune, share_best, confirm_best]
                 if spec.tracker is None and job.target.kind.name == "llvm":
                     steps.append(partial(exchange_best, job))
+                    session.exchange_kept_s = session.config.confirm.exchange_s
                 while sum([step(session, measurer, records, name, watch) for step in steps]):
                     pass
             watch(session)

@@ -135,7 +135,8 @@ def test_confirming_can_be_turned_off(on):
 
 @pytest.mark.parametrize("budget_s", [3.0, 10.0, 11.0, 24.5, 40.0, 53.0, 100.0])
 def test_nothing_starts_after_the_deadline(on, budget_s):
-    session, machine = on(steady, config(time_budget_s=budget_s), keys=("a", "b", "c"), build_s=0.5, run_s=1.0)
+    given = config(time_budget_s=budget_s, confirm=ConfirmConfig(cold=False))  # else twice the time is kept for it
+    session, machine = on(steady, given, keys=("a", "b", "c"), build_s=0.5, run_s=1.0)
     assert machine.started_s
     assert max(machine.started_s) < budget_s
     assert session.elapsed_s <= budget_s + 1.5
@@ -143,7 +144,7 @@ def test_nothing_starts_after_the_deadline(on, budget_s):
         assert session.elapsed_s > 0.8 * budget_s
     if budget_s > 52.5:  # a fifth of it is enough for one task: 3 * (0.5 + 3 * 1) s
         assert any(not t.unconfirmed for t in session.tasks)
-    _, machine = on(steady, config(time_budget_s=budget_s), keys=("a", "b", "c"), build_s=0.5, run_s=1.0)
+    _, machine = on(steady, given, keys=("a", "b", "c"), build_s=0.5, run_s=1.0)
     assert not machine.started_s  # the budget is used up for good
 
 
