@@ -200,7 +200,7 @@ def _measurer(spec: JobSpec, target: Target, stack: ExitStack) -> Measurer:
     assert spec.device_key is not None  # `_check_config` has checked this
     builder = stack.enter_context(WarmBuilder(export="tar"))
     runner = stack.enter_context(rpc_runner(spec.tracker, spec.device_key))
-    return Measurer(target, builder, runner, together=16)
+    return Measurer(target, builder, runner, devices=1)
 
 
 def _finish(

@@ -108,7 +108,10 @@ def test_tune_then_resume_then_compile_and_bench(network, tmp_path, capsys):
     found = report["breakdown"]
     parts = ("alone_ms", "cold_ms", "slower_ms", "untimed_ms", "allocation_ms", "calls_ms")
     assert sum(found[part] for part in parts) == pytest.approx(found["network_ms"])
-    assert {k["task"] for k in found["kernels"]} == {t["name"] for t in report["tasks"] if t["best_us"]}
+    # A kernel that only changes the shape becomes a view, which is not called.
+    called = {k["task"] for k in found["kernels"]}
+    assert called <= {t["name"] for t in report["tasks"]}
+    assert {t["name"] for t in report["tasks"] if t["flop"] and t["best_us"]} <= called
     assert "of kernels as timed alone" in printed
     assert report["latency_ms"]["untuned"] > 0
     assert report["latency_ms"]["tuned"] > 0
