@@ -256,14 +256,21 @@ def bench_command(
     out: OutOpt = None,
     input_shape: ShapeOpt = None,
     dim: DimOpt = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Other programs, separated by commas: onnxruntime, openvino, inductor. Default: all that can run it."
+        ),
+    ] = None,
     json_out: JsonOpt = None,
 ) -> None:
-    """Time a network untuned, tuned and in ONNX Runtime, interleaved in one process."""
+    """Time a network untuned, with default schedules, tuned, and in other programs, interleaved in one process."""
     with _say.stage("importing TVM"):
-        from chameleon.jobs.bench import bench_tuned
+        from chameleon.jobs.bench import PEERS, bench_tuned
 
     check_writable(json_out)
-    result = bench_tuned(_spec(model, target, out, input_shape, dim), _say)
+    names = list(PEERS) if against is None else [name.strip() for name in against.split(",") if name.strip()]
+    result = bench_tuned(_spec(model, target, out, input_shape, dim), _say, names)
     _write_json(json_out, result.to_json())
     print_bench(result, console)
 

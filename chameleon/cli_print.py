@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -40,6 +40,8 @@ def print_report(report: TuneReport, folder: Path, console: Console) -> None:
     console.print(f"failures: {failures}")
     if text := _latency_text(report):
         console.print(text, highlight=False, soft_wrap=True)
+    if report.breakdown and report.breakdown["alone_ms"]:
+        console.print(_breakdown_text(report.breakdown), highlight=False, soft_wrap=True)
     if report.comparison:
         console.print(report.comparison["summary"], highlight=False, soft_wrap=True)
     console.print(f"records, artifact and report are in {folder}", soft_wrap=True)
@@ -58,6 +60,25 @@ def _latency_text(report: TuneReport) -> str:
     when = f", measured before, on {report.measured_on}" if report.measured_before else ""
     tuned = any(t.best_us for t in report.tasks)
     return f"latency: {', '.join(times)}: {speed_text(before, after) if tuned else 'nothing was tuned'}{when}"
+
+
+def _breakdown_text(found: Mapping[str, Any]) -> str:
+    """Where the latency goes (`chameleon.jobs.in_network.Breakdown`), in one or two lines."""
+    parts = [
+        ("cold_ms", "for cold caches"),
+        ("slower_ms", "slower beside the others"),
+        ("untimed_ms", "of kernels not timed alone"),
+        ("allocation_ms", "of allocation"),
+        ("calls_ms", "of calls"),
+    ]
+    text = f"in the network: {time_text(found['alone_ms'])} of kernels as timed alone"
+    for key, what in parts:
+        if abs(found[key]) >= 0.0005 * found["network_ms"]:
+            text += f" {'-' if found[key] < 0 else '+'} {time_text(abs(found[key]))} {what}"
+    text += f" = {time_text(found['network_ms'])}"
+    if found["layout_ms"] > 0:
+        text += f"\nlayout changes take {time_text(found['layout_ms'])} of it"
+    return text
 
 
 def zoo_table(results: Sequence[ZooResult]) -> Table:
@@ -85,14 +106,16 @@ def print_bench(result: BenchResult, console: Console) -> None:
         ChameleonError: if the outputs are wrong.
     """
     table = Table("", "median", "quartiles", "times the tuned")
-    names = {"onnxruntime": "ONNX Runtime"}
-    for name, t in result.latencies().items():
-        times = ratio_text(t.median_ms / result.tuned.median_ms)
+    from chameleon.jobs.bench import PEERS  # whoever has a result has imported TVM
+
+    names = {"default": "default schedules", **PEERS}
+    for name, t in result.latency.items():
+        times = ratio_text(t.median_ms / result.latency["tuned"].median_ms)
         table.add_row(names.get(name, name), time_text(t.median_ms), range_text(t.low_ms, t.high_ms), times)
     console.print(table)
     for name, d in result.difference.items():
         console.print(
-            f"as timed, outputs differ from {names.get(name, name)}'s by {d.absolute:.1e} at most, "
+            f"as timed, outputs differ from those of {names.get(name, name)} by {d.absolute:.1e} at most, "
             f"{d.relative:.1e} of the largest",
             soft_wrap=True,
         )

@@ -37,13 +37,19 @@ class ConfirmConfig:
     contenders: int = 3  # schedules of a task that are timed again; 1: none is, there is nothing to choose
     rounds: int = 3  # the contenders take turns so many times; the median of the rounds decides
     drop_factor: float = 2.0  # a contender that was slower than the best by this factor twice leaves the race
-    budget_share: float = 0.2  # at most this share of a time budget is kept for it
+    cold: bool = True  # time with cold caches as well, on CPUs; these times decide
+    exchange_s: float = 60.0  # at most so long close ones are compared in the compiled network; 0: not at all
+    budget_share: float = 0.2  # at most this share of a time budget is kept for all of this
 
     def __post_init__(self) -> None:
-        if self.contenders < 1 or self.rounds < 1 or self.drop_factor < 1 or not 0 <= self.budget_share < 1:
+        if (
+            min(self.contenders, self.rounds, self.drop_factor) < 1
+            or self.exchange_s < 0
+            or not 0 <= self.budget_share < 1
+        ):
             raise UsageError(
-                "confirm: contenders, rounds and drop_factor must be at least 1, budget_share at least 0 and below 1; "
-                f"got {self}"
+                "confirm: contenders, rounds and drop_factor must be at least 1, exchange_s at least 0, budget_share "
+                f"at least 0 and below 1; got {self}"
             )
 
 

@@ -2,6 +2,10 @@
 
 The best of many measurements is often only the luckiest. So at the end of a run the few best schedules of a task are
 built again and timed in several rounds, each at full length. The best median of the rounds decides.
+
+A kernel that is run again and again finds its weights in the caches. In a network other kernels ran before, and only
+its input was just written. So each round also times the schedules with cold caches, all but the first argument, where
+the runner can do that. Then these times decide.
 """
 
 from __future__ import annotations
@@ -52,15 +56,20 @@ def _time_again(
 ) -> Confirmation | None:
     """The times of a task's best schedules; None if the time was over before each had its turn."""
     built = measurer.build([(t.config, tuner.traces.schedule(t.config)) for t in tuner.contenders()])
+    cools = config.cold and measurer.can_cool
     seconds: dict[tuple[int, ...], list[float]] = {candidate.config: [] for candidate in built}
+    cold: dict[tuple[int, ...], list[float]] = {candidate.config: [] for candidate in built if cools}
     racing = [candidate for candidate in built if candidate.run_input is not None]
     try:
         for number in range(config.rounds):
             for candidate in racing if number % 2 == 0 else racing[::-1]:
                 if not in_time():
-                    return Confirmation(seconds) if number > 0 else None
+                    return Confirmation(seconds, cold) if number > 0 else None
                 trial = measurer.time(candidate)
                 seconds[candidate.config] = [*seconds[candidate.config], trial.seconds] if trial.seconds else []
+                if cools and trial.seconds:
+                    again = measurer.time(candidate, cold=True)
+                    cold[candidate.config] = [*cold[candidate.config], again.seconds] if again.seconds else []
             racing = [candidate for candidate in racing if seconds[candidate.config]]
             if number > 0:  # one round alone may have been disturbed
                 racing = _still_racing(racing, seconds, config.drop_factor)
@@ -69,7 +78,7 @@ def _time_again(
     finally:
         for candidate in built:
             candidate.discard()
-    return Confirmation(seconds)
+    return Confirmation(seconds, cold)
 
 
 def _still_racing(

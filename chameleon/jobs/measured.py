@@ -1,4 +1,9 @@
-"""What has been measured of a task: its trials, its best schedules, and which of them were timed again."""
+"""What has been measured of a task: its trials, its best schedules, and which of them were timed again.
+
+The best schedule is chosen by the best measurement that there is. First by the trials. Then by those that were timed
+again, with cold caches where that was done. Then by those that were compared in the network itself. Every other time,
+`now_s` among them, is that of a kernel that runs again and again, so that trials and schedules can be compared.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from chameleon.jobs.records import Config, Confirmation
+from chameleon.jobs.records import Config, Confirmation, Event, Exchange
 from chameleon.search import Trial
 from tuners.outcomes import failure_reason
 
@@ -19,7 +24,7 @@ class Measured:
 
     Args:
         key: of the task.
-        events: the trials and confirmations, in the order of measuring.
+        events: the trials, confirmations and exchanges, in the order of measuring.
         n_contenders: how many schedules count as the few best.
         origins: by configuration the key of the task whose schedule it was; the others are the task's own.
     """
@@ -27,7 +32,7 @@ class Measured:
     def __init__(
         self,
         key: str,
-        events: Sequence[Trial | Confirmation],
+        events: Sequence[Event],
         n_contenders: int,
         origins: Mapping[Config, str] = MappingProxyType({}),
     ) -> None:
@@ -41,9 +46,14 @@ class Measured:
         self.n_contenders = n_contenders
         self._succeeded: list[Trial] = []
         self._confirmed: dict[Config, float] = {}  # median of the rounds, infinite if it failed this time
+        self._cold: dict[Config, float] = {}  # the same with cold caches
+        self._compared: set[tuple[Config, Config]] = set()  # pairs in the network, either way round
+        self._lost: dict[Config, Config] = {}  # for each schedule that lost in the network the one that won
         for event in events:
             if isinstance(event, Confirmation):
                 self.confirm(event)
+            elif isinstance(event, Exchange):
+                self.exchange(event)
             else:
                 self.note(event)
 
@@ -64,6 +74,16 @@ class Measured:
         """Take the times of the best schedules, timed again: the best of these medians is the best schedule."""
         for config, seconds in confirmation.seconds.items():
             self._confirmed[config] = statistics.median(seconds) if seconds else math.inf
+        for config, seconds in confirmation.cold.items():
+            self._cold[config] = statistics.median(seconds) if seconds else math.inf
+        self._choose()
+
+    def exchange(self, exchange: Exchange) -> None:
+        """Take which of two schedules makes the network faster."""
+        winner, loser = exchange.winner, exchange.loser
+        self._compared |= {(winner, loser), (loser, winner)}
+        self._lost.pop(winner, None)
+        self._lost[loser] = winner
         self._choose()
 
     def drop(self, config: Config) -> None:
@@ -75,6 +95,40 @@ class Measured:
         """The few best schedules, the best first, by their confirmed times where there are some."""
         return heapq.nsmallest(self.n_contenders, self._believed(), key=self._believed_s)
 
+    def rivals(self, factor: float) -> list[Trial]:
+        """The schedules that may be better than the best in the network, and were not compared with it there.
+
+        Args:
+            factor: a schedule that is slower than the best by this factor has no chance.
+        """
+        best = self.best
+        if best is None or self.now_s is None:
+            return []
+        limit_s = factor * self.now_s
+        return [
+            t
+            for t in self.contenders()
+            if t.config != best.config
+            and self._believed_s(t) <= limit_s
+            and t.config not in self._lost
+            and (t.config, best.config) not in self._compared
+        ]
+
+    @property
+    def cold_s(self) -> float | None:
+        """Seconds of the best schedule with cold caches; None if it was not timed so."""
+        return self._cold.get(self.best.config) if self.best else None
+
+    @property
+    def chosen_by(self) -> str | None:
+        """What chose the best schedule: `trial`, `confirmation` or `network`; None if there is no best."""
+        if self.best is None:
+            return None
+        config = self.best.config
+        if config in self._lost.values():
+            return "network"
+        return "confirmation" if config in self._confirmed else "trial"
+
     def slowness(self) -> dict[Config, float]:
         """For each schedule that works its time, where that of the best is 1."""
         return {t.config: self._believed_s(t) / self.now_s for t in self._believed()} if self.now_s else {}
@@ -85,10 +139,18 @@ class Measured:
         return self.best is not None and self.best.config not in self._confirmed and len(self.contenders()) > 1
 
     def _choose(self) -> None:
-        """Take the best of the confirmed schedules for the best; where there are none, the best of all."""
+        """Take the best of the confirmed schedules for the best; where there are none, the best of all.
+
+        Times with cold caches decide where there are some. What lost in the network is not taken.
+        """
         rivals = self._believed()
         confirmed = [t for t in rivals if t.config in self._confirmed]
-        self.best = min(confirmed or rivals, key=self._believed_s, default=None)
+        cold = [t for t in confirmed if t.config in self._cold]
+        pool = cold or confirmed or rivals
+        known = {t.config for t in rivals}
+        undefeated = [t for t in pool if self._lost.get(t.config) not in known]
+        seconds = (lambda t: self._cold[t.config]) if cold else self._believed_s
+        self.best = min(undefeated or pool, key=seconds, default=None)
         self.now_s = self._believed_s(self.best) if self.best else None
 
     def _believed(self) -> list[Trial]:
@@ -96,4 +158,6 @@ class Measured:
         return [t for t in self._succeeded if self._believed_s(t) < math.inf]
 
     def _believed_s(self, trial: Trial) -> float:
+        if self._cold.get(trial.config) == math.inf:
+            return math.inf
         return self._confirmed.get(trial.config, trial.seconds or math.inf)

@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
@@ -17,10 +20,14 @@ from tvm.target import Target
 from chameleon.measure import WarmRunner
 from chameleon.measure.preflight import check_environment
 from chameleon.search import Trial
+from chameleon.target import usable_cores
 from chameleon.workers.faults import EnvironmentFault
 from tuners.meta_schedule import args_info_of
 from tuners.outcomes import environment_cause, failed_trial, measured_trial
 from tuners.proposals import Config
+
+POLL_S = 0.005
+"""Pause between two looks at what devices elsewhere and the builder have done."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +49,15 @@ class Measurer:
     """Measures candidates with any MetaSchedule builder and runner; the results are trials.
 
     Args:
-        together: how many candidates the runner gets at once. On this machine it is 1, so that each result is recorded
-            before the next candidate is timed. It is more where several devices wait at a tracker.
+        devices: how many devices elsewhere the runner serves at a time. 0: it times on this machine. Then nothing is
+            built while a candidate is timed, and each result is recorded before the next candidate is timed.
     """
 
-    def __init__(self, target: Target, builder: ms.Builder, runner: ms.Runner, together: int = 1) -> None:
+    def __init__(self, target: Target, builder: ms.Builder, runner: ms.Runner, devices: int = 0) -> None:
         self._target = target
         self._builder = builder
         self._runner = runner
-        self._together = together
+        self._devices = devices
 
     def check(self) -> None:
         """Build and time one tiny kernel, with the same builder and runner.
@@ -63,24 +70,68 @@ class Measurer:
     def __call__(
         self, candidates: Sequence[tuple[Config, Schedule]], *, task: str, in_time: Callable[[], bool]
     ) -> Iterator[Trial]:
-        """Build all candidates, then time them; a trial is yielded as soon as it is known, failures included.
+        """Build all candidates and time them; a trial is yielded as soon as it is known, failures included.
 
         Args:
             task: the key of their task; the runner compares a candidate with the best of its task.
             in_time: asked before candidates are run; once it says no, the candidates that are left are dropped.
         """
+        if self._devices:
+            yield from self._elsewhere(candidates, in_time)
+            return
         built = self.build(candidates)
-        for candidate in built:
-            if candidate.run_input is None:
-                timings = {"build": round(candidate.build_s, 4)}
-                yield failed_trial(candidate.config, candidate.error, timings, building=True)
+        yield from _not_built(built)
         ready = [candidate for candidate in built if candidate.run_input is not None]
-        for i in range(0, len(ready), self._together):
+        for i, candidate in enumerate(ready):
             if not in_time():
-                for candidate in ready[i:]:
-                    candidate.discard()
+                for left in ready[i:]:
+                    left.discard()
                 return
-            yield from self._run(ready[i : i + self._together], task)
+            trial = self._timed(candidate, task)
+            candidate.discard()
+            yield trial
+
+    def _elsewhere(
+        self, candidates: Sequence[tuple[Config, Schedule]], in_time: Callable[[], bool]
+    ) -> Iterator[Trial]:
+        """Build some candidates while others are timed on devices elsewhere.
+
+        No more candidates are sent than there are devices, so that none starts after its time is over.
+        """
+        n = usable_cores()
+        parts = deque(candidates[i : i + n] for i in range(0, len(candidates), n))
+        ready: deque[Built] = deque()
+        running: list[_Running] = []
+        with ThreadPoolExecutor(1) as aside:
+            building = aside.submit(self.build, parts.popleft()) if parts else None
+            try:
+                while building or ready or running:
+                    while ready and len(running) < self._devices and in_time():
+                        running.append(self._start(ready.popleft()))
+                    if building and (building.done() or not running):
+                        built, building = building.result(), None
+                        yield from _not_built(built)
+                        ready += [candidate for candidate in built if candidate.run_input is not None]
+                        if parts and in_time():
+                            building = aside.submit(self.build, parts.popleft())
+                    elif ended := [r for r in running if r.future.done()]:
+                        for r in ended:
+                            running.remove(r)
+                            yield r.ended()
+                    elif running:
+                        time.sleep(POLL_S)
+                    else:  # the time is over
+                        return
+            finally:
+                left = [*ready, *(r.candidate for r in running)]
+                if building is not None and building.exception() is None:
+                    left += building.result()
+                for candidate in left:
+                    candidate.discard()
+
+    def _start(self, candidate: Built) -> _Running:
+        start_s = time.perf_counter()
+        return _Running(candidate, self._runner.run([candidate.run_input])[0], start_s)
 
     def build(self, candidates: Sequence[tuple[Config, Schedule]]) -> list[Built]:
         """Build all candidates. Whoever asked for it runs and discards them.
@@ -100,26 +151,59 @@ class Measurer:
             built.append(Built(config, run_input, error, build_s))
         return built
 
-    def time(self, candidate: Built) -> Trial:
-        """Time one candidate that was built at full length, whatever is known of its task; keep the artifact."""
-        return next(self._timed([candidate], None))
+    @property
+    def can_cool(self) -> bool:
+        """Whether candidates can be timed with cold caches: on a CPU, with a runner of Chameleon's."""
+        return self._target.kind.name == "llvm" and hasattr(self._runner, "cold")
 
-    def _run(self, ready: Sequence[Built], task: str) -> Iterator[Trial]:
-        for candidate, trial in zip(ready, self._timed(ready, task), strict=True):
-            candidate.discard()
-            yield trial
+    def time(self, candidate: Built, *, cold: bool = False) -> Trial:
+        """Time one candidate that was built at full length, whatever is known of its task; keep the artifact.
 
-    def _timed(self, ready: Sequence[Built], task: str | None) -> Iterator[Trial]:
-        start = time.perf_counter()
+        Args:
+            cold: with cold caches, all arguments but the first; only if `can_cool`.
+        """
+        if not cold:
+            return self._timed(candidate, None)
+        runner: Any = self._runner
+        runner.cold = True
+        try:
+            return self._timed(candidate, None)
+        finally:
+            runner.cold = False
+
+    def _timed(self, candidate: Built, task: str | None) -> Trial:
         if isinstance(self._runner, WarmRunner):
             self._runner.task = task
-        futures = self._runner.run([candidate.run_input for candidate in ready])
-        for candidate, future in zip(ready, futures, strict=True):
-            result = future.result()
-            _stop_at_fault(result.error_msg)
-            run_s = (time.perf_counter() - start) / len(ready)
-            timings = {"build": round(candidate.build_s, 4), "run": round(run_s, 4)}
-            yield measured_trial(candidate.config, result.run_secs, result.error_msg, timings)
+        running = self._start(candidate)
+        return _trial(candidate, running.future.result(), time.perf_counter() - running.start_s)
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A candidate on a device."""
+
+    candidate: Built
+    future: ms.runner.RunnerFuture
+    start_s: float
+
+    def ended(self) -> Trial:
+        """Its trial, once the future is done; the artifact is removed."""
+        self.candidate.discard()
+        return _trial(self.candidate, self.future.result(), time.perf_counter() - self.start_s)
+
+
+def _trial(candidate: Built, result: ms.runner.RunnerResult, run_s: float) -> Trial:
+    _stop_at_fault(result.error_msg)
+    timings = {"build": round(candidate.build_s, 4), "run": round(run_s, 4)}
+    return measured_trial(candidate.config, result.run_secs, result.error_msg, timings)
+
+
+def _not_built(built: Sequence[Built]) -> Iterator[Trial]:
+    """The trials of the candidates that could not be built."""
+    for candidate in built:
+        if candidate.run_input is None:
+            timings = {"build": round(candidate.build_s, 4)}
+            yield failed_trial(candidate.config, candidate.error, timings, building=True)
 
 
 def _stop_at_fault(error_msg: str | None) -> None:

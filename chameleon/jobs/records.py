@@ -38,9 +38,32 @@ class Confirmation:
 
     Attributes:
         seconds: for each configuration the time of each round; none if it failed this time.
+        cold: the same with cold caches; empty if it was not timed so.
     """
 
     seconds: Mapping[Config, Sequence[float]]
+    cold: Mapping[Config, Sequence[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Two schedules of a task were compared in the network itself, in turns.
+
+    Attributes:
+        winner: the schedule that the network keeps.
+        loser: the other one.
+        seconds: the network's latency in each round, with the winner and with the loser.
+        model: the network.
+    """
+
+    winner: Config
+    loser: Config
+    seconds: tuple[tuple[float, ...], tuple[float, ...]]
+    model: str
+
+
+Event = Trial | Confirmation | Exchange
+"""What is on record of a task."""
 
 
 @dataclass
@@ -52,7 +75,7 @@ class TaskRecords:
         knobs: the knobs and sketches of its space, as `space_to_json` writes them.
         anchor: what tasks with the same main block share (`tuners.anchors`); None if unknown.
         algorithms: the alternatives in its space, with their sketches (`chameleon.kernels.alternatives`).
-        events: its trials and confirmations.
+        events: its trials, confirmations and exchanges.
         owners: for each trial the model whose tuning made it.
         origins: for each trial that took over a schedule of another task the key of that task.
     """
@@ -62,7 +85,7 @@ class TaskRecords:
     knobs: Mapping[str, Any] = field(default_factory=dict)
     anchor: str | None = None
     algorithms: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    events: list[Trial | Confirmation] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     owners: dict[Config, str] = field(default_factory=dict)
     origins: dict[Config, str] = field(default_factory=dict)
 
@@ -210,8 +233,20 @@ class Records:
         """Write to disk that the best schedules of a task were timed again, all in one line."""
         self.tasks[key].events.append(confirmation)
         self._spent(model, elapsed_s)
-        again = [{"config": list(config), "seconds": list(s)} for config, s in confirmation.seconds.items()]
+        again = []
+        for config, seconds in confirmation.seconds.items():
+            cold = {"cold": list(confirmation.cold[config])} if config in confirmation.cold else {}
+            again.append({"config": list(config), "seconds": list(seconds), **cold})
         line = {"kind": "confirmation", "task": key, "again": again, "model": model, "elapsed_s": round(elapsed_s, 3)}
+        self._write(line)
+
+    def exchange(self, key: str, exchange: Exchange, *, elapsed_s: float) -> None:
+        """Write to disk that two schedules of a task were compared in the network."""
+        self.tasks[key].events.append(exchange)
+        self._spent(exchange.model, elapsed_s)
+        sides = zip(("winner", "loser"), (exchange.winner, exchange.loser), exchange.seconds, strict=True)
+        both = {side: {"config": list(config), "network_s": list(s)} for side, config, s in sides}
+        line = {"kind": "exchange", "task": key, **both, "model": exchange.model, "elapsed_s": round(elapsed_s, 3)}
         self._write(line)
 
     def finish(self, model: str, *, elapsed_s: float) -> None:
@@ -318,8 +353,15 @@ class Records:
         task, model = self.tasks[line["task"]], line["model"]
         if line.get("kind") == "confirmation":
             task.events.append(
-                Confirmation({tuple(a["config"]): tuple(float(s) for s in a["seconds"]) for a in line["again"]})
+                Confirmation(
+                    {tuple(a["config"]): _numbers(a["seconds"]) for a in line["again"]},
+                    {tuple(a["config"]): _numbers(a["cold"]) for a in line["again"] if "cold" in a},
+                )
             )
+        elif line.get("kind") == "exchange":
+            winner, loser = line["winner"], line["loser"]
+            seconds = (_numbers(winner["network_s"]), _numbers(loser["network_s"]))
+            task.events.append(Exchange(tuple(winner["config"]), tuple(loser["config"]), seconds, model))
         else:
             task.add(Trial.from_json(line), model, line.get("origin"))
             self.finished.discard(model)
@@ -331,6 +373,10 @@ class Records:
         self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def _numbers(values: Sequence[Any]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
 
 
 def space_to_json(space: KnobSpace) -> dict[str, Any]:

@@ -79,6 +79,8 @@ class TaskReport:
     Attributes:
         origin: the task whose search found the best schedule; `None`: its own.
         algorithm: of the best schedule (`chameleon.kernels.alternatives`); `None`: as the operator is written.
+        chosen_by: what chose the best schedule: `trial`, `confirmation` (timed again) or `network` (compared there).
+        cold_us: its time with cold caches; `None` if it was not timed so.
     """
 
     name: str
@@ -88,6 +90,8 @@ class TaskReport:
     trials: int
     origin: str | None = None
     algorithm: str | None = None
+    chosen_by: str | None = None
+    cold_us: float | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ class TuneReport:
         measured_on: when the network was compiled and timed, in local time.
         measured_before: whether an earlier run did so, since this one found no new schedule.
         warnings: why the times may be off.
+        breakdown: where the latency goes, see `chameleon.jobs.in_network.Breakdown`; `None` where it was not timed.
     """
 
     model: str
@@ -119,6 +124,7 @@ class TuneReport:
     measured_before: bool = False
     warnings: list[str] = field(default_factory=list)
     comparison: dict[str, Any] | None = None  # of the outputs, see `chameleon.jobs.verify.Verdict.to_json`
+    breakdown: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

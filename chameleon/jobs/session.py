@@ -31,7 +31,7 @@ from chameleon.jobs.failure_row import FailureRow
 from chameleon.jobs.group import Group
 from chameleon.jobs.measured import Measured
 from chameleon.jobs.measurer import Measurer
-from chameleon.jobs.records import Confirmation, Records, RecordsError, TaskRecords
+from chameleon.jobs.records import Event, Exchange, Records, RecordsError, TaskRecords
 from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.jobs.teachers import Teacher
 from chameleon.kernels.alternatives import ALGORITHMS, alternatives_of
@@ -67,6 +67,8 @@ class Session:
     curve: list[tuple[float, float]] = field(default_factory=list)  # seconds of tuning and of all kernels together
     untunable: dict[str, str] = field(default_factory=dict)  # why TVM makes no design space, by the task's name
     _started_s: float | None = None
+    exchange_kept_s: float = 0.0  # seconds to keep for comparing schedules in the network
+    exchanged_s: float = 0.0  # seconds that this has taken now
     _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=4))
 
     @property
@@ -109,13 +111,25 @@ class Session:
         """Seconds to keep at the end, as far as the limit has room.
 
         First the best schedules of each group are measured on its other tasks. Then the best of each task are timed
-        again.
+        again, and then close ones are compared in the network.
         """
         kept_s = min(limit_s, self.trial_s * self._n_due)
         for tuner in self.by_importance():
             if kept_s + tuner.confirming_s <= limit_s:
                 kept_s += tuner.confirming_s
-        return kept_s
+        return min(limit_s, kept_s + self.exchange_kept_s)
+
+    @property
+    def exchange_left_s(self) -> float:
+        """Seconds that comparing schedules in the network may take from now on.
+
+        Where no time budget bounds it, it gets the share of the time so far that it would get of a budget.
+        """
+        config, confirm = self.config, self.config.confirm
+        free_s = confirm.exchange_s - self.exchanged_s
+        if config.time_budget_s is not None:
+            return min(free_s, self.time_left_s)
+        return min(free_s, confirm.budget_share * self.elapsed_s - self.exchanged_s)
 
     @property
     def _n_due(self) -> int:
@@ -236,11 +250,13 @@ def open_session(
         known = records.add_task(task.key, task.name, traces.space, anchor_key(task.mod, traces), sketches)
         borrowed = sum(owner != model for owner in known.owners.values())
         shared = _is_done_elsewhere(known, records.finished, model, share)
-        events = _usable_events(records, task.key)
+        events = _usable_events(records, task.key, model)
         tuners.append(
             TaskTuner(task, traces, config, rng, events, borrowed, shared, known.origins, partial(taught, task))
         )
-    groups = _groups(tuners, records, config, lambda known: _is_done_elsewhere(known, records.finished, model, share))
+    groups = _groups(
+        tuners, records, config, model, lambda known: _is_done_elsewhere(known, records.finished, model, share)
+    )
     elapsed_s = records.elapsed_s.get(model, 0.0) if any(tuner.best_s for tuner in tuners) else 0.0
     return Session(tuners, groups, config, elapsed_s, row=FailureRow(config.max_failures_in_row), untunable=untunable)
 
@@ -266,7 +282,11 @@ def _algorithms(known: TaskRecords | None, config: TuneConfig) -> Collection[str
 
 
 def _groups(
-    tuners: Sequence[TaskTuner], records: Records, config: TuneConfig, is_done: Callable[[TaskRecords], bool]
+    tuners: Sequence[TaskTuner],
+    records: Records,
+    config: TuneConfig,
+    model: str,
+    is_done: Callable[[TaskRecords], bool],
 ) -> list[Group]:
     """The tasks with the same main block together; if nothing is to be shared, each task alone.
 
@@ -283,21 +303,28 @@ def _groups(
     for anchor, members in alike.items():
         known = {key: t for key, t in records.tasks.items() if key not in ours and t.anchor == anchor and t.events}
         others = [
-            Measured(key, _usable_events(records, key), config.confirm.contenders, t.origins)
+            Measured(key, _usable_events(records, key, model), config.confirm.contenders, t.origins)
             for key, t in known.items()
         ]
         groups.append(Group.of(members, others, done=any(map(is_done, known.values()))))
     return groups
 
 
-def _usable_events(records: Records, key: str) -> list[Trial | Confirmation]:
-    """What is on record of a task: wrong schedules as failures, without failures of the environment."""
+def _usable_events(records: Records, key: str, model: str) -> list[Event]:
+    """What is on record of a task: wrong schedules as failures, without failures of the environment.
+
+    What was compared in the network of another model says nothing about this one.
+    """
     wrong = records.wrong.get(key, ())
     events = [_wrong_trial(event) if _is_trial_of(event, wrong) else event for event in records.tasks[key].events]
-    return [event for event in events if not _is_of_the_environment(event)]
+    return [event for event in events if not _is_of_the_environment(event) and not _is_of_another(event, model)]
 
 
-def _is_of_the_environment(event: Trial | Confirmation) -> bool:
+def _is_of_another(event: Event, model: str) -> bool:
+    return isinstance(event, Exchange) and event.model != model
+
+
+def _is_of_the_environment(event: Event) -> bool:
     """Whether it is a failure that the environment was to blame for; earlier versions recorded those."""
     return isinstance(event, Trial) and event.seconds is None and environment_cause(event.message) is not None
 
@@ -314,7 +341,7 @@ def _is_done_elsewhere(known: TaskRecords, finished: set[str], model: str, share
     return any(o in finished for o in owners if o != model) or (share is not None and len(known.owners) >= share)
 
 
-def _is_trial_of(event: Trial | Confirmation, configs: Collection[Config]) -> bool:
+def _is_trial_of(event: Event, configs: Collection[Config]) -> bool:
     return isinstance(event, Trial) and event.config in configs
 
 

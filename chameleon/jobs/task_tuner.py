@@ -16,7 +16,7 @@ from tvm.s_tir import Schedule
 from chameleon.jobs.allocate import Progress
 from chameleon.jobs.config import TuneConfig
 from chameleon.jobs.measured import Measured
-from chameleon.jobs.records import Confirmation
+from chameleon.jobs.records import Event
 from chameleon.jobs.teachers import Teacher
 from chameleon.kernels.lower import Task
 from chameleon.search import Trial, make_searcher, warm_start
@@ -43,7 +43,7 @@ class TaskTuner(Measured):
         traces: TraceSpace,
         config: TuneConfig,
         rng: np.random.Generator,
-        history: Sequence[Trial | Confirmation],
+        history: Sequence[Event],
         borrowed: int = 0,
         shared: bool = False,
         origins: Mapping[Config, str] = MappingProxyType({}),
@@ -56,7 +56,7 @@ class TaskTuner(Measured):
         self.shared = shared
         self.given_up = False
         self.tried: set[Config] = {t.config for t in self.trials}  # measured, or offered
-        self._rounds = config.confirm.rounds
+        self._rounds = config.confirm.rounds * (2 if config.confirm.cold else 1)
         self._heard: set[Config] = set()
         self._teachers, self._taught = teachers, False
         self._searcher = make_searcher(config.searcher, traces.space, rng, **config.options)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from chameleon.jobs.busy import activity, busy_warnings, spread_warnings
 from chameleon.jobs.compile import Compiled
 from chameleon.jobs.config import TuneConfig
 from chameleon.jobs.confirm import confirm_best
+from chameleon.jobs.exchange import exchange_best
+from chameleon.jobs.in_network import Alone, breakdown, profile_network
 from chameleon.jobs.measurer import Measurer
 from chameleon.jobs.records import Records
 from chameleon.jobs.run_folder import (
@@ -49,6 +52,7 @@ from chameleon.jobs.stages import Say, stage
 from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.jobs.teachers import Teacher, earlier_runs, taught_by
 from chameleon.kernels.alternatives import algorithm_of
+from chameleon.kernels.lower import kernel_tasks, moving_kernels
 from chameleon.measure import WarmBuilder, WarmRunner
 from chameleon.measure.link import find_compiler
 from chameleon.measure.remote import check_tracker, rpc_runner
@@ -132,7 +136,10 @@ def _measure(job: Opened, spec: JobSpec, session: Session, records: Records, wat
             before = activity()
             with session.running():
                 # What was kept for the last two steps may turn out to be more than they take.
-                steps = (tune, share_best, confirm_best)
+                steps = [tune, share_best, confirm_best]
+                if spec.tracker is None and job.target.kind.name == "llvm":
+                    steps.append(partial(exchange_best, job))
+                    session.exchange_kept_s = session.config.confirm.exchange_s
                 while sum([step(session, measurer, records, name, watch) for step in steps]):
                     pass
             watch(session)
@@ -194,7 +201,7 @@ def _measurer(spec: JobSpec, target: Target, stack: ExitStack) -> Measurer:
     assert spec.device_key is not None  # `_check_config` has checked this
     builder = stack.enter_context(WarmBuilder(export="tar"))
     runner = stack.enter_context(rpc_runner(spec.tracker, spec.device_key))
-    return Measurer(target, builder, runner, together=16)
+    return Measurer(target, builder, runner, devices=1)
 
 
 def _finish(
@@ -224,7 +231,7 @@ def _finish(
     report = dataclasses.replace(_report(job, session), warnings=warnings, comparison=shipped.verdict.to_json())
     if spec.tracker is None and job.target.kind.name == "llvm":
         with doing(f"timing {job.model.name}", job.out):
-            report = _timed(report, job, shipped.compiled, say)
+            report = _timed(report, job, session, shipped.compiled, say)
     finish_s, now = round(time.monotonic() - start_s, 1), datetime.now().isoformat(" ", "minutes")
     report = dataclasses.replace(report, finish_s=finish_s, measured_on=now)
     report_path.write_text(json.dumps(report.to_json(), indent=1) + "\n")
@@ -244,15 +251,17 @@ def _stored(report: TuneReport, before: dict[str, Any]) -> TuneReport | None:
         measured_before=True,
         comparison=before["comparison"],
         warnings=[*before.get("warnings", []), *report.warnings],
+        breakdown=before.get("breakdown"),
     )
 
 
-def _timed(report: TuneReport, job: Opened, compiled: Compiled, say: Say) -> TuneReport:
-    """The report with the latencies of the network, and warnings where they cannot be relied on."""
+def _timed(report: TuneReport, job: Opened, session: Session, compiled: Compiled, say: Say) -> TuneReport:
+    """The report with the latencies of the network and where they go, and warnings where they cannot be relied on."""
     before = activity()
     with stage(say, "timing untuned and tuned"):
         timed = bench_model(job.model, job.target, compiled)
-    latencies = {"untuned": timed.untuned, "tuned": timed.tuned}
+        profile = profile_network(job.model, job.target, compiled.executable)
+    latencies = timed.latency
     warnings = [
         *busy_warnings("the timing of the network", before, activity()),
         *spread_warnings({name: (t.low_ms, t.median_ms, t.high_ms) for name, t in latencies.items()}),
@@ -264,7 +273,14 @@ def _timed(report: TuneReport, job: Opened, compiled: Compiled, say: Say) -> Tun
         latency_ms={name: t.median_ms for name, t in latencies.items()},
         quartiles_ms={name: (t.low_ms, t.high_ms) for name, t in latencies.items()},
         warnings=[*report.warnings, *warnings],
+        breakdown=breakdown(profile, _alone(job, session), moving_kernels(job.lowered)).to_json(),
     )
+
+
+def _alone(job: Opened, session: Session) -> dict[str, Alone]:
+    """The kernels that were timed alone, by name, as they were."""
+    alone = {t.key: Alone(t.task.name, t.now_s, t.cold_s) for t in session.tasks if t.now_s is not None}
+    return {name: alone[key] for name, key in kernel_tasks(job.lowered).items() if key in alone}
 
 
 def _report(job: Opened, session: Session) -> TuneReport:
@@ -287,8 +303,17 @@ def _task_report(tuner: TaskTuner, session: Session) -> TaskReport:
     origin = tuner.origins.get(tuner.best.config) if tuner.best else None
     algorithm = algorithm_of(tuner.traces.workload(tuner.best.config)) if tuner.best else None
     # A task of another model is known by its key only.
-    origin = names.get(origin or "", origin)
-    return TaskReport(task.name, task.weight, task.flop, best_us, len(tuner.best_s), origin, algorithm)
+    return TaskReport(
+        task.name,
+        task.weight,
+        task.flop,
+        best_us,
+        len(tuner.best_s),
+        names.get(origin or "", origin),
+        algorithm,
+        tuner.chosen_by,
+        tuner.cold_s * 1e6 if tuner.cold_s else None,
+    )
 
 
 def _check_config(spec: JobSpec, config: TuneConfig) -> None:

@@ -4,11 +4,13 @@
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from tvm.ir import Call, Op
+from tvm.ir import Call, Op, TensorLoad
 from tvm.s_tir import SBlock
-from tvm.tirx import Buffer, IntImm, PrimFunc
+from tvm.tirx import Buffer, BufferStore, IntImm, PrimFunc
+from tvm.tirx.buffer import is_buffer_var
 from tvm_ffi import structural_equal, structural_walk
 
 from chameleon.ir import static_shape, tensor_bytes
@@ -34,6 +36,17 @@ def names_elements_only(func: PrimFunc) -> bool:
 
     structural_walk(func.body, (Call, call))
     return not taken and not any(block.match_buffers for block in blocks_of(func, with_root=True))
+
+
+def only_moves(func: PrimFunc) -> bool:
+    """Whether a kernel only moves data: it writes all that it reads, unchanged, perhaps to other places."""
+    values: list[Any] = []
+    structural_walk(func.body, (BufferStore, lambda store: values.append(store.value)))
+    shapes = [static_shape(p) for p in func.params if is_buffer_var(p)]
+    if len(shapes) != 2 or not all(isinstance(value, TensorLoad) for value in values):
+        return False
+    read, written = shapes
+    return read is not None and written is not None and math.prod(read) == math.prod(written)
 
 
 def alike(a: Buffer, b: Buffer) -> bool:

@@ -13,10 +13,12 @@ from tvm import relax
 from tvm.ir import Call, IRModule, Op
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
+from tvm.tirx import PrimFunc
 from tvm_ffi import structural_equal, structural_hash
 
 from chameleon.ir import has_call
 from chameleon.kernels.axes import with_positive_axes
+from chameleon.kernels.inspect import only_moves
 from chameleon.models.errors import first_line
 from chameleon.models.load import Model, ModelError
 from chameleon.models.simplify import fold_exactly
@@ -122,6 +124,20 @@ def extract_tasks(lowered: IRModule, target: Target) -> list[Task]:
 def task_key(mod: IRModule) -> str:
     """A hash of a kernel's structure; the names of its variables do not matter."""
     return f"{structural_hash(mod) & (2**64 - 1):016x}"
+
+
+def kernel_tasks(lowered: IRModule) -> dict[str, str]:
+    """For each kernel of a lowered module, by its name, the key of its task; equal kernels have one key."""
+    kernels = {v.name_hint: f for v, f in lowered.functions_items() if isinstance(f, PrimFunc)}
+    return {
+        name: task_key(IRModule({"main": func.with_attr("global_symbol", "main")})) for name, func in kernels.items()
+    }
+
+
+def moving_kernels(lowered: IRModule) -> list[str]:
+    """The names of the kernels that only move data, such as changes of the layout; sorted."""
+    kernels = [(v.name_hint, f) for v, f in lowered.functions_items() if isinstance(f, PrimFunc)]
+    return sorted(name for name, func in kernels if only_moves(func))
 
 
 def build(mod: IRModule, target: Target) -> Any:

@@ -119,6 +119,15 @@ class RemoteRunner(_PyRunner):
         """Run all inputs: one future for each, in order; the `error_msg` of a failure begins with its reason."""
         return self._engine.run(runner_inputs)
 
+    @property
+    def cold(self) -> bool:
+        """Whether each timed run finds cold caches, all arguments but the first; for CPUs only."""
+        return self._engine.cold
+
+    @cold.setter
+    def cold(self, wanted: bool) -> None:
+        self._engine.cold = wanted
+
     def worker_pids(self) -> list[int]:
         """Process ids of the workers' supervisors."""
         return self._engine.desk.pids()
@@ -132,6 +141,9 @@ class _RemoteEngine:
         host, port = parse_tracker(config.tracker)
         self._rpc = RPCConfig(host, port, config.device_key, session_timeout_sec=config.session_timeout_s)
         self._evaluator = EvaluatorConfig(config.number, config.repeats, config.min_repeat_ms, False)
+        # One run a repeat: only the first run of a repeat finds cold caches.
+        self._cold_evaluator = EvaluatorConfig(1, config.number * config.repeats, 0, True)
+        self.cold = False
         pool = PoolConfig(
             target="chameleon.measure.remote:run_remote",
             forked=True,
@@ -151,7 +163,7 @@ class _RemoteEngine:
         args = [info.as_json() for info in runner_input.args_info]
         return RemoteRequest(
             self._rpc,
-            self._evaluator,
+            self._cold_evaluator if self.cold else self._evaluator,
             str(runner_input.artifact_path),
             device_name(str(runner_input.device_type)),
             tuple([str(kind), str(dtype), [int(n) for n in shape]] for kind, dtype, shape in args),

@@ -51,6 +51,10 @@ class RunConfig:
     recycle_after: int = 500  # the worker is replaced after so many runs
 
 
+FLUSH = "cache_flush_cpu_non_first_arg"
+"""TVM's function that throws all arguments of a kernel but the first out of the CPU's caches."""
+
+
 @dataclass(frozen=True)
 class RunRequest:
     """What the worker needs to time one candidate."""
@@ -60,6 +64,7 @@ class RunRequest:
     signature: Signature
     best_s: float  # the best so far of the same task, infinite before the first
     timing: TimingConfig
+    cold: bool = False
 
 
 class WarmRunner(_PyRunner):
@@ -114,6 +119,18 @@ class WarmRunner(_PyRunner):
     def task(self, key: str | None) -> None:
         self._engine.task = key
 
+    @property
+    def cold(self) -> bool:
+        """Whether each timed run finds cold caches: all arguments but the first are thrown out of them before it.
+
+        For CPUs only. The result is then the median over runs that are timed one by one, and no best time is kept.
+        """
+        return self._engine.cold
+
+    @cold.setter
+    def cold(self, wanted: bool) -> None:
+        self._engine.cold = wanted
+
     def forget(self) -> None:
         """Forget the best times of all tasks: the next candidate of each is measured at full length."""
         self._engine.best_s.clear()
@@ -140,6 +157,7 @@ class _RunEngine:
         threads = str(config.n_threads or usable_cores())
         self.last_run_s: list[float] = []
         self.task: str | None = None
+        self.cold = False
         self.best_s: dict[str, float] = {}  # by task
         self.pool = WorkerPool(
             PoolConfig(
@@ -168,13 +186,17 @@ class _RunEngine:
         task = self.task
         best_s = of_this_call.get(signature, math.inf) if task is None else self.best_s.get(task, math.inf)
         device = device_name(str(runner_input.device_type))
-        request = RunRequest(str(runner_input.artifact_path), device, signature, best_s, self.config.timing)
+        best_s = math.inf if self.cold else best_s
+        timing = self.config.timing
+        request = RunRequest(str(runner_input.artifact_path), device, signature, best_s, timing, self.cold)
         outcome = self.pool.map([request])[0]
         self.last_run_s.append(outcome.wall_s)
         if not outcome.ok:
             if device != "cpu" and outcome.reason == "error":
                 self.pool.close()  # after some errors a GPU's driver refuses all that this process asks for
             return RunnerResult(None, _error_message(outcome))
+        if self.cold:
+            return RunnerResult([outcome.value], None)
         if task is None:
             of_this_call[signature] = min(outcome.value, best_s)
         else:
@@ -217,6 +239,8 @@ def signature_of(runner_input: RunnerInput) -> Signature:
 
 # --- inside the worker ---
 
+MOST_COLD_RUNS = 50
+
 
 class Timer:
     """Times candidates; keeps the inputs of the last few signatures."""
@@ -240,6 +264,10 @@ class Timer:
         if estimate_s > slow_above_s:
             return estimate_s
         number = max(1, math.ceil(timing.min_repeat_s / estimate_s))
+        if request.cold:
+            runs = min(max(number, timing.repeats), MOST_COLD_RUNS)
+            cold = module.time_evaluator(module.entry_name, device, number=1, repeat=runs, f_preproc=FLUSH)
+            return statistics.median(float(s) for s in cold(*arguments).results)
         evaluator = module.time_evaluator(module.entry_name, device, number=number, repeat=1)
         return raced_s(lambda: float(evaluator(*arguments).mean), timing, request.best_s * timing.close_factor)
 

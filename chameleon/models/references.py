@@ -1,4 +1,4 @@
-"""Runs a network without TVM: an ONNX file in ONNX Runtime, any other network in PyTorch."""
+"""Runs a network without TVM: an ONNX file in ONNX Runtime or OpenVINO, any other network in PyTorch."""
 
 from __future__ import annotations
 
@@ -72,6 +72,80 @@ def onnxruntime_run(path: Path, *, threads: int = 0, exact: bool = False) -> Run
     return run
 
 
+def openvino_run(path: Path, *, threads: int) -> Run:
+    """A function that runs an ONNX file in OpenVINO, tuned for latency, in the network's own types.
+
+    Args:
+        threads: how many threads it uses.
+
+    Raises:
+        ModelError: if OpenVINO is missing or cannot load the file.
+    """
+    try:
+        import openvino  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ModelError(f"{error} (pip install 'chameleon-tvm[bench]')") from error
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",  # else it computes in bfloat16 where the processor can
+    }
+    try:
+        compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+        request = compiled.create_infer_request()
+    except Exception as error:
+        raise ModelError(f"{path.name}: OpenVINO cannot load this network: {first_line(error)}") from error
+
+    def run(inputs: Arrays) -> list[NDArray[Any]]:
+        try:
+            request.infer(dict(enumerate(inputs)), share_inputs=True)
+            return [np.array(request.get_output_tensor(i).data) for i in range(len(compiled.outputs))]
+        except Exception as error:
+            raise ModelError(f"{path.name}: OpenVINO cannot run this network: {first_line(error)}") from error
+
+    return run
+
+
+def inductor_run(source: Source, *, threads: int) -> Run:
+    """A function that runs a PyTorch network as `torch.compile` makes it; the first run compiles it.
+
+    The weights are frozen, so that they are folded and packed.
+
+    Args:
+        threads: how many threads PyTorch uses from now on.
+
+    Raises:
+        ModelError: if the network does not come from PyTorch.
+    """
+    if source.kind == "onnx":
+        raise ModelError(f"{source.spec} is no PyTorch network")
+    torch.set_num_threads(threads)
+    compiled = _compiled_call(source)
+
+    def run(inputs: Arrays) -> list[NDArray[Any]]:
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                result = compiled([tensor_of(x) for x in inputs])
+        except Exception as error:
+            raise ModelError(f"{source.spec}: torch.compile cannot run this network: {first_line(error)}") from error
+        return [array_of(leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+
+    return run
+
+
+def _compiled_call(source: Source) -> Callable[[Sequence[torch.Tensor]], Any]:
+    """A network after `torch.compile`, as a function of its input tensors."""
+    module, arguments_of = _network(source)
+    compiled = torch.compile(module, options={"freezing": True})
+
+    def call(tensors: Sequence[torch.Tensor]) -> Any:
+        arguments, keywords = arguments_of(tensors)
+        return compiled(*arguments, **keywords)
+
+    return call
+
+
 def _make_exact(options: Any, path: Path) -> None:
     """Switch off what ONNX Runtime changes for speed.
 
@@ -105,20 +179,31 @@ def _pytorch_run(source: Source) -> Run:
 
 
 def _call(source: Source, tensors: Sequence[torch.Tensor]) -> Any:
+    module, arguments_of = _network(source)
+    arguments, keywords = arguments_of(tensors)
+    return module(*arguments, **keywords)
+
+
+def _network(source: Source) -> tuple[torch.nn.Module, Callable[[Sequence[torch.Tensor]], tuple[Any, Any]]]:
+    """The PyTorch module of a network, and what makes its arguments of the tensors: positional ones and keywords."""
     if source.kind == "zoo":
-        return zoo_network(source.spec, source.seed, GivenShapes(source.shapes)).module(*tensors)
+        network = zoo_network(source.spec, source.seed, GivenShapes(source.shapes))
+        return network.module, lambda tensors: (tuple(tensors), {})
     program = load_program(Path(source.spec))
-    rest = iter(tensors)
-    leaves = [
-        next(rest)
-        if isinstance(given.arg, torch.export.graph_signature.TensorArgument)
-        else getattr(given.arg, "value", None)
-        for given in program.graph_signature.input_specs
-        if given.kind is torch.export.graph_signature.InputKind.USER_INPUT
-    ]
-    structure: Any = program.call_spec.in_spec
-    arguments, keywords = pytree.tree_unflatten(leaves, structure)
-    return program.module()(*arguments, **keywords)
+
+    def arguments_of(tensors: Sequence[torch.Tensor]) -> tuple[Any, Any]:
+        rest = iter(tensors)
+        leaves = [
+            next(rest)
+            if isinstance(given.arg, torch.export.graph_signature.TensorArgument)
+            else getattr(given.arg, "value", None)
+            for given in program.graph_signature.input_specs
+            if given.kind is torch.export.graph_signature.InputKind.USER_INPUT
+        ]
+        structure: Any = program.call_spec.in_spec
+        return pytree.tree_unflatten(leaves, structure)
+
+    return program.module(), arguments_of
 
 
 def tensor_of(array: NDArray[Any]) -> torch.Tensor:

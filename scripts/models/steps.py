@@ -103,7 +103,7 @@ def _command(step: str, path: Path, folder: Path, run: Path, trials: int) -> tup
         "compile": (("compile", model, "-o", str(plain), *out), plain),
         "memory_aware": (("compile", model, "--memory-aware", "-o", str(lean), *out), lean),
         "memory": (("memory", model, "--time-limit", str(MEMORY_LIMIT_S)), None),
-        "bench": (("bench", model, *out), None),
+        "bench": (("bench", model, *out, "--against", "onnxruntime"), None),
     }
     return commands[step]
 

@@ -20,7 +20,8 @@ from chameleon.jobs.bench import BenchConfig, bench_model, interleaved
 from chameleon.jobs.compare import Difference
 from chameleon.jobs.compile import compile_model
 from chameleon.kernels.lower import Task, extract_tasks, lower
-from chameleon.models.load import Model, input_arrays, load_model
+from chameleon.models.load import Model, ModelError, input_arrays, load_model
+from chameleon.models.references import inductor_run, onnxruntime_run, openvino_run
 from tests.support.tiny_models import NETWORKS, reference, save_onnx, save_pt2
 from tuners.trace_space import Refused, TraceSpace
 
@@ -126,17 +127,40 @@ def test_bench_compares_three_and_sees_a_difference(tmp_path: Path) -> None:
     model = load("mobile", tmp_path)
     compiled = compile_model(lower(model, CPU), CPU, ms.database.MemoryDatabase())
     network = save_onnx("mobile", tmp_path / "mobile.onnx")
-    result = bench_model(model, CPU, compiled, onnxruntime=network, config=SHORT)
-    assert set(result.difference) == {"untuned", "onnxruntime"}
+    peers = {"onnxruntime": onnxruntime_run(network, threads=2)}
+    result = bench_model(model, CPU, compiled, default=compiled, peers=peers, config=SHORT)
+    assert set(result.difference) == {"untuned", "default", "onnxruntime"}
     assert result.agrees
-    assert result.onnxruntime is not None
-    for latency in (result.untuned, result.tuned, result.onnxruntime):
+    assert list(result.latency) == ["untuned", "default", "tuned", "onnxruntime"]
+    for latency in result.latency.values():
         assert 0 < latency.low_ms <= latency.median_ms <= latency.high_ms
         assert latency.runs == SHORT.rounds * SHORT.runs
     other = compile_model(lower(load("shared", tmp_path), CPU), CPU, ms.database.MemoryDatabase())
     assert other.executable is not compiled.executable
     wrong = Difference(0.1, 0.1, "output 0 is off")
-    assert not type(result)(result.untuned, result.tuned, None, {"untuned": wrong}).agrees
+    assert not type(result)(result.latency, {"untuned": wrong}).agrees
+
+
+@pytest.mark.needs("openvino")
+@pytest.mark.parametrize("name", ["mobile", "residual"])
+def test_openvino_computes_what_pytorch_does(name: str, tmp_path: Path) -> None:
+    (x,) = input_arrays(load(name, tmp_path), np.random.default_rng(1))
+    run = openvino_run(save_onnx(name, tmp_path / "network.onnx"), threads=2)
+    for given in (x, 2 * x, x):
+        np.testing.assert_allclose(run([given])[0], reference(name, given), rtol=1e-4, atol=1e-5)
+
+
+def test_torch_compile_computes_what_pytorch_does(tmp_path: Path) -> None:
+    model = load("residual", tmp_path)
+    (x,) = input_arrays(model, np.random.default_rng(1))
+    run = inductor_run(model.source, threads=2)
+    np.testing.assert_allclose(run([x])[0], reference("residual", x), rtol=1e-4, atol=1e-5)
+
+
+def test_an_onnx_file_is_not_for_torch_compile(tmp_path: Path) -> None:
+    model = load_model(str(save_onnx("residual", tmp_path / "network.onnx")))
+    with pytest.raises(ModelError, match="no PyTorch network"):
+        inductor_run(model.source, threads=2)
 
 
 def test_contenders_take_turns() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chameleon.jobs.records import Confirmation, Records, RecordsError
+from chameleon.jobs.records import Confirmation, Exchange, Records, RecordsError
 from chameleon.search import KnobSpace, Status, Trial
 from chameleon.search.space import option, split
 from chameleon.wording import same_target
@@ -151,15 +151,17 @@ def test_a_second_task_line_with_other_knobs_is_refused(tmp_path):
 
 
 def test_confirmations_and_the_end_of_tuning_are_read_back(tmp_path):
-    again = Confirmation({TRIALS[0].config: (1.1e-3, 1.2e-3), TRIALS[2].config: ()})
+    again = Confirmation({TRIALS[0].config: (1.1e-3, 1.2e-3), TRIALS[2].config: ()}, {TRIALS[0].config: (2e-3,)})
+    exchanged = Exchange(TRIALS[2].config, TRIALS[0].config, ((0.1, 0.2), (0.3, 0.4)), "net")
     written(tmp_path / "t.jsonl")
     with Records(tmp_path / "t.jsonl", "llvm") as records:
         records.add_task("k1", "conv", SPACE)
         records.confirm("k1", again, model="net", elapsed_s=4.0)
+        records.exchange("k1", exchanged, elapsed_s=4.2)
         records.finish("net", elapsed_s=4.5)
     before = (tmp_path / "t.jsonl").read_bytes()
     with Records(tmp_path / "t.jsonl", "llvm") as records:
-        assert records.tasks["k1"].events == [*TRIALS, again]
+        assert records.tasks["k1"].events == [*TRIALS, again, exchanged]
         assert records.elapsed_s == {"net": 4.5}
         assert records.finished == {"net"}
         records.finish("net", elapsed_s=4.5)

@@ -96,6 +96,26 @@ def test_a_schedule_that_fails_the_second_time_is_not_the_best(on):
     assert session.tasks[0].best.config == (1,)
 
 
+def test_times_with_cold_caches_decide(tmp_path, monkeypatch):
+    """Alone and hot, configuration 0 is the best; with cold caches it is slow."""
+    (tmp_path / "artifacts").mkdir()
+    cold = lambda digit: 9e-3 if digit == 0 else TRUE_S[digit] + 1e-3  # noqa: E731
+    machine = Machine(tmp_path / "artifacts", lambda _, digit, __: cold(digit) if machine.cold else TRUE_S[digit])
+    machine.cold = False
+    session = tune_tasks([made_up_task("k")], machine, config(trials=12), tmp_path / "t.jsonl", monkeypatch)
+    assert digits(machine)[12:] == [0, 0, 1, 1, 2, 2, 2, 2, 1, 1, 0, 0, 0, 0, 1, 1, 2, 2]
+    (task,) = session.tasks
+    assert task.best.config == (1,)
+    assert (task.now_s, task.cold_s) == (TRUE_S[1], cold(1))
+    assert not machine.cold
+    given = config(trials=12, confirm=ConfirmConfig(cold=False))
+    machine.measured.clear()
+    session = tune_tasks([made_up_task("k")], machine, given, tmp_path / "hot.jsonl", monkeypatch)
+    assert len(digits(machine)) == 12 + 9
+    assert session.tasks[0].best.config == (0,)
+    assert session.tasks[0].cold_s is None
+
+
 def test_resuming_confirms_again_only_if_the_best_changed(on):
     order = digits(on(steady, config(trials=6))[1])[:6]
     best = min(order)
@@ -115,7 +135,8 @@ def test_confirming_can_be_turned_off(on):
 
 @pytest.mark.parametrize("budget_s", [3.0, 10.0, 11.0, 24.5, 40.0, 53.0, 100.0])
 def test_nothing_starts_after_the_deadline(on, budget_s):
-    session, machine = on(steady, config(time_budget_s=budget_s), keys=("a", "b", "c"), build_s=0.5, run_s=1.0)
+    given = config(time_budget_s=budget_s, confirm=ConfirmConfig(cold=False))  # else twice the time is kept for it
+    session, machine = on(steady, given, keys=("a", "b", "c"), build_s=0.5, run_s=1.0)
     assert machine.started_s
     assert max(machine.started_s) < budget_s
     assert session.elapsed_s <= budget_s + 1.5
@@ -123,7 +144,7 @@ def test_nothing_starts_after_the_deadline(on, budget_s):
         assert session.elapsed_s > 0.8 * budget_s
     if budget_s > 52.5:  # a fifth of it is enough for one task: 3 * (0.5 + 3 * 1) s
         assert any(not t.unconfirmed for t in session.tasks)
-    _, machine = on(steady, config(time_budget_s=budget_s), keys=("a", "b", "c"), build_s=0.5, run_s=1.0)
+    _, machine = on(steady, given, keys=("a", "b", "c"), build_s=0.5, run_s=1.0)
     assert not machine.started_s  # the budget is used up for good
 
 

@@ -178,6 +178,24 @@ def test_times_agree_with_the_evaluator_in_rank_and_roughly_in_size(builder: War
     assert all(0.1 < m / d < 10 for m, d in zip(measured, direct, strict=True))
 
 
+def test_cold_caches_are_asked_for_and_leave_no_best_time(builder: WarmBuilder, runner: WarmRunner) -> None:
+    """The number of cold runs is bounded: as many as fill an endless repeat would not end."""
+    mod = misbuild.doubling()
+    path = str(build(builder, mod)[0].artifact_path)
+    runner.task = "cold"
+    runner.cold = True
+    try:
+        (cold,) = run(runner, mod, path)
+    finally:
+        runner.cold = False
+    assert float(cold.run_secs[0]) > 0
+    (hot,) = run(runner, mod, path)
+    assert float(hot.run_secs[0]) > 0
+    signature = (("float32", (64,)), ("float32", (64,)))
+    unending = TimingConfig(min_repeat_s=1e9)
+    assert 0 < Timer()(RunRequest(path, "cpu", signature, float("inf"), unending, cold=True)) < 1
+
+
 def test_the_first_estimate_is_short() -> None:
     calls: list[int] = []
     timing = TimingConfig(quick_runs=3, quick_budget_s=60.0)

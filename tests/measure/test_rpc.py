@@ -17,7 +17,7 @@ from tvm.s_tir import meta_schedule as ms
 from chameleon.cli import main
 from chameleon.errors import UsageError
 from chameleon.measure import WarmBuilder, failure_reason, rpc_runner
-from chameleon.measure.remote import RemoteRunner, check_tracker, parse_tracker
+from chameleon.measure.remote import RemoteConfig, RemoteRunner, check_tracker, parse_tracker
 from chameleon.target import detect_target
 from chameleon.workers.faults import EnvironmentFault
 from tests.support import misbuild
@@ -113,6 +113,19 @@ def test_candidates_are_timed_remotely_and_one_that_hangs_costs_itself(
     assert workers
     runner.close()
     assert not any(w.is_running() for w in workers)
+
+
+def test_cold_caches_are_asked_for_remotely(serve: Serve, runner: RemoteRunner, artifacts: list[str]) -> None:
+    """Each repeat is then one run: only the first one finds cold caches."""
+    serve()
+    runner.cold = True
+    (cold,) = submit(runner, artifacts[0])
+    runner.cold = False
+    (hot,) = submit(runner, artifacts[0])
+    config = RemoteConfig("", "")
+    assert len(cold.result().run_secs) == config.number * config.repeats
+    assert len(hot.result().run_secs) == config.repeats
+    assert all(float(s) > 0 for s in cold.result().run_secs)
 
 
 def test_measuring_goes_on_when_a_dead_server_is_back(
