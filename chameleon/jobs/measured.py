@@ -6,12 +6,12 @@ import heapq
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
-from chameleon.jobs.records import Config, Confirmation
+from chameleon.jobs.records import Config, Confirmation, Records
 from chameleon.search import Trial
-from tuners.outcomes import failure_reason
+from tuners.outcomes import environment_cause, failed_trial, failure_reason
 
 
 class Measured:
@@ -97,3 +97,21 @@ class Measured:
 
     def _believed_s(self, trial: Trial) -> float:
         return self._confirmed.get(trial.config, trial.seconds or math.inf)
+
+
+def usable_events(records: Records, key: str) -> list[Trial | Confirmation]:
+    """What is on record of a task: wrong schedules as failures, without failures of the environment."""
+    events = (usable_event(event, records.wrong.get(key, ())) for event in records.tasks[key].events)
+    return [event for event in events if event is not None]
+
+
+def usable_event(event: Trial | Confirmation, wrong: Collection[Config]) -> Trial | Confirmation | None:
+    """An event, a wrong schedule as a failure; None if the environment was to blame for it.
+
+    Earlier versions recorded failures of the environment.
+    """
+    if not isinstance(event, Trial):
+        return event
+    if event.config in wrong:
+        return failed_trial(event.config, "wrong_values: the network's outputs were wrong with it", event.timings)
+    return None if event.seconds is None and environment_cause(event.message) is not None else event

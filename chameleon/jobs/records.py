@@ -8,6 +8,7 @@ ended. The format is documented in docs/records.md.
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import logging
 import os
@@ -42,6 +43,21 @@ class Confirmation:
     seconds: Mapping[Config, Sequence[float]]
 
 
+@dataclass(frozen=True)
+class Stamp:
+    """When something was recorded.
+
+    Attributes:
+        model: whose tuning recorded it.
+        elapsed_s: how long that tuning had taken.
+        search_s: seconds of it that the searcher took since the trial before; 0 where the records do not tell.
+    """
+
+    model: str
+    elapsed_s: float
+    search_s: float = 0.0
+
+
 @dataclass
 class TaskRecords:
     """What is known of one workload, in the order of measuring.
@@ -51,6 +67,7 @@ class TaskRecords:
         knobs: the knobs and sketches of its space, as `space_to_json` writes them.
         anchor: what tasks with the same main block share (`tuners.anchors`); None if unknown.
         events: its trials and confirmations.
+        stamps: when each of the events was recorded.
         owners: for each trial the model whose tuning made it.
         origins: for each trial that took over a schedule of another task the key of that task.
     """
@@ -60,6 +77,7 @@ class TaskRecords:
     knobs: Mapping[str, Any] = field(default_factory=dict)
     anchor: str | None = None
     events: list[Trial | Confirmation] = field(default_factory=list)
+    stamps: list[Stamp] = field(default_factory=list)
     owners: dict[Config, str] = field(default_factory=dict)
     origins: dict[Config, str] = field(default_factory=dict)
 
@@ -77,23 +95,33 @@ class TaskRecords:
         except (KeyError, TypeError, ValueError, IndexError):
             return None
 
-    def add(self, trial: Trial, model: str, origin: str | None = None) -> None:
+    def add(self, trial: Trial, stamp: Stamp, origin: str | None = None) -> None:
         """Take a trial. A configuration counts once: a second trial of it counts only where the first one failed."""
         if trial.config in self.owners:
             known = next(i for i, e in enumerate(self.events) if isinstance(e, Trial) and e.config == trial.config)
             if trial.seconds is None or self.events[known].seconds is not None:
                 return
-            del self.events[known]
-        self.events.append(trial)
-        self.owners[trial.config] = model
+            del self.events[known], self.stamps[known]
+        self._take(trial, stamp)
+        self.owners[trial.config] = stamp.model
         self.origins.pop(trial.config, None)
         if origin is not None:
             self.origins[trial.config] = origin
 
+    def confirm(self, confirmation: Confirmation, stamp: Stamp) -> None:
+        """Take the times of the best schedules, timed again."""
+        self._take(confirmation, stamp)
+
+    def _take(self, event: Trial | Confirmation, stamp: Stamp) -> None:
+        self.events.append(event)
+        self.stamps.append(stamp)
+
     def forget_failures(self) -> list[str]:
         """Drop the failed trials; returns the model of each."""
         failed = [trial.config for trial in self.trials if trial.seconds is None]
-        self.events = [e for e in self.events if not isinstance(e, Trial) or e.seconds is not None]
+        kept = [not isinstance(e, Trial) or e.seconds is not None for e in self.events]
+        self.events = [e for e, keep in zip(self.events, kept, strict=True) if keep]
+        self.stamps = [s for s, keep in zip(self.stamps, kept, strict=True) if keep]
         for config in failed:
             self.origins.pop(config, None)
         return [self.owners.pop(config) for config in failed]
@@ -107,7 +135,7 @@ class Records:
 
     Args:
         path: the file; a writer creates it where it does not exist.
-        target: the target that every trial in it was measured on.
+        target: the target that every trial in it was measured on; None, for a reader: whichever the file names.
         read_only: only read, without the writer's lock.
 
     Raises:
@@ -115,27 +143,51 @@ class Records:
         OSError: if the file cannot be created or read.
     """
 
-    def __init__(self, path: Path, target: str, *, read_only: bool = False) -> None:
+    def __init__(self, path: Path, target: str | None = None, *, read_only: bool = False) -> None:
+        self._clear(path, target, read_only=read_only)
+        self._file = path.open("rb" if read_only else "a+b")
+        try:
+            if not read_only:
+                self._lock()
+            lines = list(self._lines())
+            self._load_all(lines)
+        except BaseException:
+            self._file.close()
+            raise
+        if not lines:
+            self._write(tuning_header(self.target))
+
+    @classmethod
+    def of_lines(cls, path: Path, lines: Sequence[Mapping[str, Any]]) -> Records:
+        """What these lines hold, header first, without a file; nothing can be written.
+
+        Args:
+            path: where they come from, for messages.
+
+        Raises:
+            RecordsError: if they are no records.
+        """
+        records = cls.__new__(cls)
+        records._clear(path, None, read_only=True)
+        records._file = io.BytesIO()
+        records._load_all([(number, dict(line)) for number, line in enumerate(lines, start=1)])
+        return records
+
+    def _clear(self, path: Path, target: str | None, *, read_only: bool) -> None:
         self.path = path
+        self.target = target or ""
         self.tasks: dict[str, TaskRecords] = {}
         self.elapsed_s: dict[str, float] = {}
         self.finished: set[str] = set()  # models whose tuning has ended
         # by task, the configurations whose schedules computed wrong values in their network
         self.wrong: dict[str, set[Config]] = {}
         self._read_only = read_only
-        self._file = path.open("rb" if read_only else "a+b")
-        try:
-            if not read_only:
-                self._lock()
-            lines = list(self._lines())
-            self._check_header(lines, target)
-            for number, line in lines[1:]:
-                self._load(number, line, target)
-        except BaseException:
-            self._file.close()
-            raise
-        if not lines:
-            self._write({"chameleon": FORMAT, "kind": "tuning", "target": target})
+
+    def _load_all(self, lines: Sequence[tuple[int, dict[str, Any]]]) -> None:
+        for number, line in lines[:1]:
+            self._check_header(number, line)
+        for number, line in lines[1:]:
+            self._load(number, line)
 
     def add_task(self, key: str, name: str, space: KnobSpace, anchor: str | None = None) -> TaskRecords:
         """Introduce a workload and return what earlier runs have recorded of it.
@@ -179,22 +231,34 @@ class Records:
         self.finished -= set(forgotten)
         return len(forgotten)
 
-    def append(self, key: str, trial: Trial, *, model: str, elapsed_s: float, origin: str | None = None) -> None:
+    def append(
+        self,
+        key: str,
+        trial: Trial,
+        *,
+        model: str,
+        elapsed_s: float,
+        origin: str | None = None,
+        search_s: float = 0.0,
+    ) -> None:
         """Write one trial to disk.
 
         Args:
             elapsed_s: the time that tuning `model` has taken so far.
             origin: the key of the task whose schedule was taken over; None where the task was searched itself.
+            search_s: seconds that the searcher has taken since the trial before.
         """
-        self.tasks[key].add(trial, model, origin)
+        search_s = round(search_s, 4)
+        self.tasks[key].add(trial, Stamp(model, elapsed_s, search_s), origin)
         self.finished.discard(model)
         self._spent(model, elapsed_s)
-        taken = {} if origin is None else {"origin": origin}
-        self._write({"task": key, **trial.to_json(), **taken, "model": model, "elapsed_s": round(elapsed_s, 3)})
+        more = {} if origin is None else {"origin": origin}
+        more |= {"search_s": search_s} if search_s else {}
+        self._write({"task": key, **trial.to_json(), **more, "model": model, "elapsed_s": round(elapsed_s, 3)})
 
     def confirm(self, key: str, confirmation: Confirmation, *, model: str, elapsed_s: float) -> None:
         """Write to disk that the best schedules of a task were timed again, all in one line."""
-        self.tasks[key].events.append(confirmation)
+        self.tasks[key].confirm(confirmation, Stamp(model, elapsed_s))
         self._spent(model, elapsed_s)
         again = [{"config": list(config), "seconds": list(s)} for config, s in confirmation.seconds.items()]
         line = {"kind": "confirmation", "task": key, "again": again, "model": model, "elapsed_s": round(elapsed_s, 3)}
@@ -252,28 +316,26 @@ class Records:
                 )
             yield number, line
 
-    def _check_header(self, lines: list[tuple[int, dict[str, Any]]], target: str) -> None:
-        if not lines:
-            return
-        number, header = lines[0]
+    def _check_header(self, number: int, header: Mapping[str, Any]) -> None:
         if header.get("chameleon") != FORMAT or header.get("kind") != "tuning":
             raise RecordsError(
                 f"{self.path}:{number}: expected the header of tuning records (format {FORMAT}), "
                 f"got {str(header)[:120]}"
             )
-        if not same_target(str(header.get("target")), target):
+        self.target = self.target or str(header.get("target"))
+        if not same_target(str(header.get("target")), self.target):
             raise RecordsError(
-                f"{self.path} holds records of target {header.get('target')}, expected {target}; "
+                f"{self.path} holds records of target {header.get('target')}, expected {self.target}; "
                 "give another --out or that --target"
             )
 
-    def _load(self, number: int, line: dict[str, Any], target: str) -> None:
+    def _load(self, number: int, line: dict[str, Any]) -> None:
         try:
             kind = line.get("kind")
             if kind == "task":
                 self._load_task(number, line)
             elif kind == "tuning":  # the header of a file that was appended to this one
-                self._check_header([(number, line)], target)
+                self._check_header(number, line)
             elif kind == "finished":
                 self.finished.add(line["model"])
                 self._spent(line["model"], float(line["elapsed_s"]))
@@ -300,14 +362,14 @@ class Records:
 
     def _load_event(self, line: dict[str, Any]) -> None:
         task, model = self.tasks[line["task"]], line["model"]
+        stamp = Stamp(model, float(line["elapsed_s"]), float(line.get("search_s", 0.0)))
         if line.get("kind") == "confirmation":
-            task.events.append(
-                Confirmation({tuple(a["config"]): tuple(float(s) for s in a["seconds"]) for a in line["again"]})
-            )
+            again = {tuple(a["config"]): tuple(float(s) for s in a["seconds"]) for a in line["again"]}
+            task.confirm(Confirmation(again), stamp)
         else:
-            task.add(Trial.from_json(line), model, line.get("origin"))
+            task.add(Trial.from_json(line), stamp, line.get("origin"))
             self.finished.discard(model)
-        self._spent(model, float(line["elapsed_s"]))
+        self._spent(model, stamp.elapsed_s)
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._read_only:
@@ -315,6 +377,11 @@ class Records:
         self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def tuning_header(target: str) -> dict[str, Any]:
+    """The first line of a file of records."""
+    return {"chameleon": FORMAT, "kind": "tuning", "target": target}
 
 
 def space_to_json(space: KnobSpace) -> dict[str, Any]:

@@ -342,6 +342,9 @@ def claim(job: Opened, spec: JobSpec, config: TuneConfig, *, finished: bool) -> 
     run = {"model": job.model.name, "fingerprint": job.model.fingerprint, "target": str(job.target)}
     run |= {"inputs": {name: list(shape) for name, shape in job.model.source.shapes.items()}}
     run |= {"tracker": spec.tracker is not None}
+    run |= {"tasks": [{"key": t.key, "name": t.name, "weight": t.weight, "flop": t.flop} for t in job.tasks]}
+    if spec.records is not None:  # shared with other runs, beside this folder
+        run |= {"records": spec.records.name}
     run = {**run, "config": dataclasses.asdict(config), "finished": finished}
     (job.out / "run.json").write_text(json.dumps(run, indent=1) + "\n")
     write_manifest(job.out / "manifest.json", {"model": spec.model, "config": dataclasses.asdict(config)})

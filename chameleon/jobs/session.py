@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,16 +29,14 @@ from chameleon.jobs.allocate import forecast_gain, next_task
 from chameleon.jobs.config import TuneConfig
 from chameleon.jobs.failure_row import FailureRow
 from chameleon.jobs.group import Group
-from chameleon.jobs.measured import Measured
+from chameleon.jobs.measured import Measured, usable_events
 from chameleon.jobs.measurer import Measurer
-from chameleon.jobs.records import Confirmation, Records, TaskRecords
+from chameleon.jobs.records import Records, TaskRecords
 from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.jobs.teachers import Teacher
 from chameleon.kernels.lower import Task
-from chameleon.search import Trial
 from tuners.anchors import anchor_key
 from tuners.meta_schedule import args_info_of
-from tuners.outcomes import environment_cause, failed_trial
 from tuners.proposals import Config
 from tuners.trace_space import TraceSpace
 
@@ -66,6 +64,7 @@ class Session:
     curve: list[tuple[float, float]] = field(default_factory=list)  # seconds of tuning and of all kernels together
     untunable: dict[str, str] = field(default_factory=dict)  # why TVM makes no design space, by the task's name
     _started_s: float | None = None
+    _search_s: float = 0.0
     _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=4))
 
     @property
@@ -81,6 +80,18 @@ class Session:
             yield
         finally:
             self.before_s, self._started_s = self.elapsed_s, None
+
+    @contextmanager
+    def searching(self) -> Iterator[None]:
+        """Inside this context the time counts as the searcher's."""
+        start_s = time.monotonic()
+        yield
+        self._search_s += time.monotonic() - start_s
+
+    def take_search_s(self) -> float:
+        """The seconds that the searchers took since this was asked last."""
+        taken, self._search_s = self._search_s, 0.0
+        return taken
 
     @property
     def trials(self) -> int:
@@ -230,7 +241,7 @@ def open_session(
         known = records.add_task(task.key, task.name, traces.space, anchor_key(task.mod, traces))
         borrowed = sum(owner != model for owner in known.owners.values())
         shared = _is_done_elsewhere(known, records.finished, model, share)
-        events = _usable_events(records, task.key)
+        events = usable_events(records, task.key)
         tuners.append(
             TaskTuner(task, traces, config, rng, events, borrowed, shared, known.origins, partial(taught, task))
         )
@@ -257,23 +268,11 @@ def _groups(
     for anchor, members in alike.items():
         known = {key: t for key, t in records.tasks.items() if key not in ours and t.anchor == anchor and t.events}
         others = [
-            Measured(key, _usable_events(records, key), config.confirm.contenders, t.origins)
+            Measured(key, usable_events(records, key), config.confirm.contenders, t.origins)
             for key, t in known.items()
         ]
         groups.append(Group.of(members, others, done=any(map(is_done, known.values()))))
     return groups
-
-
-def _usable_events(records: Records, key: str) -> list[Trial | Confirmation]:
-    """What is on record of a task: wrong schedules as failures, without failures of the environment."""
-    wrong = records.wrong.get(key, ())
-    events = [_wrong_trial(event) if _is_trial_of(event, wrong) else event for event in records.tasks[key].events]
-    return [event for event in events if not _is_of_the_environment(event)]
-
-
-def _is_of_the_environment(event: Trial | Confirmation) -> bool:
-    """Whether it is a failure that the environment was to blame for; earlier versions recorded those."""
-    return isinstance(event, Trial) and event.seconds is None and environment_cause(event.message) is not None
 
 
 def _is_done_elsewhere(known: TaskRecords, finished: set[str], model: str, share: float | None) -> bool:
@@ -286,15 +285,6 @@ def _is_done_elsewhere(known: TaskRecords, finished: set[str], model: str, share
     if not owners or owners[0] == model:
         return False
     return any(o in finished for o in owners if o != model) or (share is not None and len(known.owners) >= share)
-
-
-def _is_trial_of(event: Trial | Confirmation, configs: Collection[Config]) -> bool:
-    return isinstance(event, Trial) and event.config in configs
-
-
-def _wrong_trial(trial: Trial) -> Trial:
-    """The trial of a schedule that turned out to compute wrong values: a failure, whatever its time was."""
-    return failed_trial(trial.config, "wrong_values: the network's outputs were wrong with it", trial.timings)
 
 
 def tune(session: Session, measurer: Measurer, records: Records, model: str, watch: Callable[[Session], None]) -> int:
@@ -377,12 +367,15 @@ def _measure(
     in_time = lambda: session.elapsed_s < start_s + left_s  # noqa: E731
     session.current = session.tasks.index(tuner)
     watch(session)
-    candidates = propose()
+    with session.searching():
+        candidates = propose()
     if candidates and in_time():
         for trial in measurer(candidates, task=tuner.key, in_time=in_time):
-            origin = origins.get(trial.config)
-            records.append(tuner.key, trial, model=model, elapsed_s=session.elapsed_s, origin=origin)
-            tuner.tell([trial])
+            origin, search_s = origins.get(trial.config), session.take_search_s()
+            now_s = session.elapsed_s
+            records.append(tuner.key, trial, model=model, elapsed_s=now_s, origin=origin, search_s=search_s)
+            with session.searching():
+                tuner.tell([trial])
             made += 1
             watch(session)
             session.row.note(tuner, trial, session.tasks)
