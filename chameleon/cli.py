@@ -323,6 +323,27 @@ def memory_command(
     )
 
 
+@app.command("report")
+def report_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, or of a zoo with several.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The page to write. Default: report.html in DIR.")
+    ] = None,
+    json_out: JsonOpt = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Serve the page, which refreshes itself while a run goes on; Ctrl-C ends.")
+    ] = False,
+    host: Annotated[
+        str, typer.Option(help="The address to serve on; with another than this, other machines can read the page.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to serve on; 0: any that is free.", min=0, max=65535)] = 8000,
+) -> None:
+    """Make one page about a run that has ended, goes on or was interrupted: curves, kernels, failures, knobs."""
+    from chameleon.cli_report import ReportRequest, run_report
+
+    run_report(ReportRequest(folder, output, json_out, serve, host, port), console)
+
+
 @app.command("models")
 def models_command(contains: Annotated[str, typer.Argument(help="List names that contain this.")] = "") -> None:
     """List the names of the networks in the zoo."""

@@ -33,6 +33,7 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
 from chameleon.errors import ChameleonError, doing
+from chameleon.files import read_json
 from chameleon.jobs.config import TuneConfig
 from chameleon.jobs.records import Records
 from chameleon.jobs.session import Session, database_of, open_session
@@ -348,15 +349,6 @@ def claim(job: Opened, spec: JobSpec, config: TuneConfig, *, finished: bool) -> 
     run = {**run, "config": dataclasses.asdict(config), "finished": finished}
     (job.out / "run.json").write_text(json.dumps(run, indent=1) + "\n")
     write_manifest(job.out / "manifest.json", {"model": spec.model, "config": dataclasses.asdict(config)})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file that an earlier run wrote, empty if it is missing or was cut off."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def export(compiled: Any, path: Path, check: Callable[[Path], Verdict], toolchain: Toolchain | None = None) -> Verdict:
