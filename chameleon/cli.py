@@ -23,6 +23,7 @@ from rich.table import Table
 
 import chameleon
 from chameleon.cli_print import print_bench, print_report, zoo_table
+from chameleon.cli_records import records_app
 from chameleon.error_log import write_log
 from chameleon.errors import ChameleonError, UnforeseenError, described, first_line
 from chameleon.files import check_writable
@@ -41,6 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(records_app, name="records")
 DEBUG = "--debug"
 TRACEBACK = "Traceback (most recent call last)"
 console = Console()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +48,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def slug(text: str) -> str:
+    """Turn a text into one that may be part of a file name."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-")

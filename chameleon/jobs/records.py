@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +21,15 @@ from typing import Any
 import numpy as np
 
 from chameleon.errors import ChameleonError
+from chameleon.files import read_json
 from chameleon.search import Knob, KnobSpace, Trial
 from chameleon.wording import same_target
 
 FORMAT = 1
+RECORDS = "trials.jsonl"
+"""The file in a run's folder."""
+QUIET_S = 120.0
+"""Where the system does not list its locks, nobody is taken to write a file that did not change for so long."""
 Config = tuple[int, ...]
 logger = logging.getLogger("chameleon")
 
@@ -305,16 +311,7 @@ class Records:
         if len(whole) < len(content) and not self._read_only:
             logger.warning("%s: cut off a torn last line (%d bytes)", self.path, len(content) - len(whole))
             self._file.truncate(len(whole))
-        for number, text in enumerate(whole.splitlines(), start=1):
-            try:
-                line = json.loads(text)
-            except ValueError:
-                line = None
-            if not isinstance(line, dict):
-                raise RecordsError(
-                    f"{self.path}:{number}: expected a JSON object, got {text[:80]!r}; remove the line or the file"
-                )
-            yield number, line
+        yield from enumerate(parse_lines(self.path, whole), start=1)
 
     def _check_header(self, number: int, header: Mapping[str, Any]) -> None:
         if header.get("chameleon") != FORMAT or header.get("kind") != "tuning":
@@ -377,6 +374,46 @@ class Records:
         self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def parse_lines(path: Path, whole: bytes) -> Iterator[dict[str, Any]]:
+    """The objects of complete lines.
+
+    Raises:
+        RecordsError: if a line holds anything else.
+    """
+    for number, text in enumerate(whole.splitlines(), start=1):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            line = None
+        if not isinstance(line, dict):
+            raise RecordsError(
+                f"{path}:{number}: expected a JSON object, got {text[:80]!r}; remove the line or the file"
+            )
+        yield line
+
+
+def records_path(folder: Path) -> Path | None:
+    """The records of a run: in its folder, or beside it where several runs share them; None if there are none.
+
+    Only the name is taken from the run's `run.json`, so that a file cannot point anywhere else.
+    """
+    name = Path(str(read_json(folder / "run.json").get("records") or RECORDS)).name
+    return next((path for path in (folder / name, folder.parent / name) if path.is_file()), None)
+
+
+def is_written(path: Path) -> bool:
+    """Whether a process holds the writer's lock on a file; asked of the system, without taking a lock."""
+    try:
+        locks = Path("/proc/locks").read_text()
+    except OSError:  # not Linux
+        return time.time() - path.stat().st_mtime < QUIET_S
+    inode = str(path.stat().st_ino)
+    rows = [line.split() for line in locks.splitlines()]
+    return any(
+        "FLOCK" in row and "WRITE" in row and row[5].rpartition(":")[2] == inode for row in rows if len(row) > 5
+    )
 
 
 def tuning_header(target: str) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +32,7 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
 from chameleon.errors import ChameleonError, doing
-from chameleon.files import read_json
+from chameleon.files import read_json, slug
 from chameleon.jobs.config import TuneConfig
 from chameleon.jobs.records import Records
 from chameleon.jobs.session import Session, database_of, open_session
@@ -385,8 +384,3 @@ def export_database(database: ms.database.Database, folder: Path) -> None:
     for record in database.get_all_tuning_records():
         exported.commit_workload(record.workload.mod)
         exported.commit_tuning_record(record)
-
-
-def slug(text: str) -> str:
-    """Turn a text into one that may be part of a file name."""
-    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-")

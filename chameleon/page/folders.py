@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from chameleon.errors import UsageError
 from chameleon.files import read_json
-from chameleon.jobs.records import Records
-
-RECORDS = "trials.jsonl"
-QUIET_S = 120.0
-"""Where the system does not list its locks, a run whose records did not change for so long is taken for ended."""
+from chameleon.jobs.records import Records, is_written, records_path
 
 
 @dataclass(frozen=True)
@@ -59,32 +54,10 @@ def find_runs(folder: Path) -> list[Run]:
 
 def _read(folder: Path) -> Run:
     known = read_json(folder / "run.json")
-    path = records_path(folder, known)
+    path = records_path(folder)
     records = None
     if path is not None and path.stat().st_size:
         with Records(path, read_only=True) as records:
             pass
     state = "finished" if known.get("finished") else "running" if path and is_written(path) else "interrupted"
     return Run(folder, known, read_json(folder / "report.json"), read_json(folder / "manifest.json"), records, state)
-
-
-def records_path(folder: Path, known: dict[str, Any]) -> Path | None:
-    """The records of a run: in its folder, or beside it where several runs share them; None if there are none.
-
-    Only the name is taken from `run.json`, so that a file cannot point anywhere else.
-    """
-    name = Path(str(known.get("records") or RECORDS)).name
-    return next((path for path in (folder / name, folder.parent / name) if path.is_file()), None)
-
-
-def is_written(path: Path) -> bool:
-    """Whether a process holds the writer's lock on a file; asked of the system, without taking a lock."""
-    try:
-        locks = Path("/proc/locks").read_text()
-    except OSError:
-        return time.time() - path.stat().st_mtime < QUIET_S
-    inode = str(path.stat().st_ino)
-    rows = [line.split() for line in locks.splitlines()]
-    return any(
-        "FLOCK" in row and "WRITE" in row and row[5].rpartition(":")[2] == inode for row in rows if len(row) > 5
-    )

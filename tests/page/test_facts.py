@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from chameleon.cli import main
-from chameleon.jobs.records import Records
+from chameleon.jobs.records import Records, records_path
 from chameleon.page.facts import Failure, Point, TimeSpent, facts_of
-from chameleon.page.folders import records_path
 from chameleon.search import Status, Trial
 from tests.support.recorded_run import BROKEN, SPACE, TARGET, TRIALS, make_run
 
@@ -135,7 +134,8 @@ def test_a_name_in_a_file_is_no_path(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "a"
     folder.mkdir(parents=True)
     for name in (str(secret), "../../elsewhere/secret.jsonl"):
-        assert records_path(folder, {"records": name}) is None
+        (folder / "run.json").write_text(json.dumps({"records": name}))
+        assert records_path(folder) is None
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
