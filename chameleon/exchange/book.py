@@ -159,10 +159,10 @@ def _identity(line: Line) -> Any:
 
 
 def _pruned(line: Line, best: Mapping[str, set[Config]]) -> Line | None:
-    """The line as far as it is about the best trials; None if it is not. What is known to be wrong stays known."""
+    """The line as far as it is about the best trials; None for another trial. What is wrong stays known."""
     if "status" in line:
         return line if tuple(line["config"]) in best[line["task"]] else None
     if line.get("kind") != "confirmation":
         return line
-    again = [a for a in line["again"] if tuple(a["config"]) in best[line["task"]]]
-    return {**line, "again": again} if again else None
+    # Without a schedule left it still says when the best was chosen among those timed again.
+    return {**line, "again": [a for a in line["again"] if tuple(a["config"]) in best[line["task"]]]}

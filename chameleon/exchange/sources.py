@@ -43,7 +43,8 @@ def lines_of(path: Path, target: str | None = None) -> list[Line]:
         return list(parse_lines(path, content[: content.rfind(b"\n") + 1]))
     if {"input", "config", "result"} <= first.keys():
         return lines_of_log(path, content, target)
-    if b"\t" in content[:4096].partition(b"\n")[0] and not first:
+    head = content[:4096].partition(b"\n")[0]
+    if b"\t" in head and head.isascii() and not head.lstrip().startswith(b"{"):
         raise RecordsError(
             f"{path}: AutoTVM's old format, which holds pickles, is not read; "
             "convert it with `python -m tvm.autotvm.record --mode read` where it was written"

@@ -12,7 +12,7 @@ import jinja2
 
 from chameleon.page.charts import HEIGHT, WIDTH, chart
 from chameleon.page.facts import RunFacts, TimeSpent, to_json
-from chameleon.wording import speed_text, time_text
+from chameleon.wording import ratio_text, speed_text, time_text
 
 PARTS = {
     "search_s": "choosing and learning",
@@ -42,8 +42,8 @@ def render(runs: Sequence[RunFacts], folder: Path, *, refresh_s: int | None = No
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"us": us, "percent": percent, "seconds": seconds, "text": text}
-    environment.globals |= {"chart": chart, "width": WIDTH, "height": HEIGHT, "policy": POLICY, "speed": speed}
+    environment.filters |= {"us": us, "percent": percent, "seconds": seconds, "text": text, "ratio": ratio_text}
+    environment.globals |= {"chart": chart, "width": WIDTH, "height": HEIGHT, "policy": POLICY, "speed": speed_text}
     shown = [
         {**run, "parts": _parts(facts.time), "picture": _picture(facts, folder)}
         for run, facts in zip(to_json(runs)["runs"], runs, strict=True)
@@ -70,10 +70,6 @@ def seconds(value: float) -> str:
         return f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)
     return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def speed(before: float, after: float) -> str:
-    return speed_text(before, after)
 
 
 def text(value: Any) -> str:
