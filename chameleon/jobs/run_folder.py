@@ -4,7 +4,7 @@
 `chameleon tune` on the same folder goes on where the first one ended. The files are:
 
 runs/resnet18-llvm-znver4/
-    run.json        the model, target and input shapes of the run, and the resolved configuration
+    run.json        the model, target, input shapes and tasks of the run, and the resolved configuration
     manifest.json   commit, platform and versions of the last run
     rewrite.json    what was rewritten before tuning, if anything (`--rewrite`)
     trials.jsonl    every measurement (docs/records.md)
