@@ -86,7 +86,7 @@ def show_command(
     (key,) = _chosen(records, task)
     row = _task_row(records, key)
     knobs = Table("knob", "kind", "values", title=escape(f"{row['task']} ({key})"), title_justify="left")
-    for knob in records.tasks[key].knobs["knobs"]:
+    for knob in records.tasks[key].knobs.get("knobs", ()):
         values = json.dumps(knob["values"])
         knobs.add_row(escape(knob["name"]), knob["kind"], escape(values if len(values) < 90 else f"{values[:88]}..."))
     console.print(knobs)
@@ -201,9 +201,11 @@ def check_command(path: SourceArg, json_out: JsonOpt = None) -> None:
     from dataclasses import asdict
 
     from chameleon.exchange.check import ERROR, check_records
-    from chameleon.exchange.sources import in_folder
+    from chameleon.exchange.sources import DATABASE, in_folder
 
     check_writable(json_out)
+    if (path / DATABASE).exists():
+        raise UsageError(f"{path} is a database of MetaSchedule; `chameleon records import` makes records of it")
     path = in_folder(path) if path.is_dir() else path
     findings = check_records(path)
     _write(json_out, {"findings": [asdict(f) for f in findings]})
@@ -261,7 +263,7 @@ def _task_row(records: Records, key: str) -> dict[str, Any]:
         "task": task.name,
         "key": key,
         "space": task.space,
-        "knobs": [knob["name"] for knob in task.knobs["knobs"]],
+        "knobs": [knob["name"] for knob in task.knobs.get("knobs", ())],
         "trials": len(results.trials),
         "failed": results.failures.total(),
         "models": list(dict.fromkeys(task.owners.values())),
@@ -274,6 +276,8 @@ def _task_row(records: Records, key: str) -> dict[str, Any]:
 def _values(records: Records, key: str, config: Config) -> dict[str, Any]:
     """The values of the knobs that act in a configuration; empty where the records do not tell."""
     task = records.tasks[key]
+    if not {"knobs", "sketches"} <= task.knobs.keys():
+        return {}
     acting = task.knobs["sketches"][config[0] if len(task.knobs["sketches"]) > 1 else 0]
     knobs = task.knobs["knobs"]
     return {knobs[i]["name"]: knobs[i]["values"][config[i]] for i in sorted({0, *acting})}

@@ -31,7 +31,7 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "wrong": ("kind", "task", "config"),
 }
 """The kinds of lines and their fields (docs/records.md)."""
-OPTIONAL = ("anchor", "seconds", "score", "message", "timings", "origin", "search_s", FIELD)
+OPTIONAL = ("anchor", "knobs", "sketches", "seconds", "score", "message", "timings", "origin", "search_s", FIELD)
 PLACE = ("cpu", "cores", "platform")
 """What of a manifest makes times incomparable, besides the version of TVM."""
 
@@ -88,6 +88,10 @@ def _lines(path: Path, content: bytes) -> Iterator[Finding]:
         yield Finding(WARNING, None, "it holds no line", "nothing was measured; `chameleon tune` begins anew")
     seen, number = _Seen(), 0
     for number, text in enumerate(whole.splitlines(), start=1):
+        if number == 1 and not _is_header(text):
+            advice = "put it back (docs/records.md); what another tool wrote is for `chameleon records import`"
+            yield Finding(ERROR, 1, f"no header of records in format {FORMAT}", advice)
+            return
         yield from _line(number, text, seen)
     if len(whole) < len(content) and not is_written(path):
         yield Finding(
@@ -99,16 +103,11 @@ def _lines(path: Path, content: bytes) -> Iterator[Finding]:
 
 
 def _line(number: int, text: bytes, seen: _Seen) -> Iterator[Finding]:
-    try:
-        line = json.loads(text)
-    except ValueError:
-        line = None
-    if not isinstance(line, dict):
+    line = _object(text)
+    if line is None:
         yield Finding(ERROR, number, "a line that is no JSON object", f"remove line {number}: sed -i {number}d FILE")
         return
     kind = str(line.get("kind", "trial"))
-    if number == 1 and (kind != "tuning" or line.get("chameleon") != FORMAT):
-        yield Finding(ERROR, 1, f"no header of records in format {FORMAT}", "put it back; see docs/records.md")
     if kind not in FIELDS:
         yield Finding(ERROR, number, f"a line of the unknown kind {kind!r}", "use the version that wrote it")
         return
@@ -126,6 +125,19 @@ def _line(number: int, text: bytes, seen: _Seen) -> Iterator[Finding]:
         yield Finding(ERROR, number, what, f"remove line {number}: sed -i {number}d FILE")
 
 
+def _object(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) else None
+
+
+def _is_header(text: bytes) -> bool:
+    line = _object(text) or {}
+    return line.get("kind") == "tuning" and line.get("chameleon") == FORMAT
+
+
 def _content(number: int, kind: str, line: Mapping[str, Any], seen: _Seen) -> Iterator[Finding]:
     if kind == "tuning":
         seen.target = seen.target or str(line["target"])
@@ -136,7 +148,8 @@ def _content(number: int, kind: str, line: Mapping[str, Any], seen: _Seen) -> It
     elif kind in ("trial", "confirmation", "wrong"):
         if line["task"] not in seen.spaces:
             what = f"a {kind} line of the task {line['task']!r}, which no line before introduces"
-            yield Finding(ERROR, number, what, "put its task line before it, or remove the line")
+            level = WARNING if kind == "wrong" else ERROR
+            yield Finding(level, number, what, "put its task line before it, or remove the line")
             return
         space = seen.spaces[line["task"]][1]
         configs = [a["config"] for a in line["again"]] if kind == "confirmation" else [line["config"]]
@@ -152,7 +165,7 @@ def _content(number: int, kind: str, line: Mapping[str, Any], seen: _Seen) -> It
 
 
 def _task(number: int, line: Mapping[str, Any], seen: _Seen) -> Iterator[Finding]:
-    space: KnobSpace | None = space_from_json(line) if line["knobs"] else None
+    space: KnobSpace | None = space_from_json(line) if {"knobs", "sketches"} <= line.keys() else None
     known = seen.spaces.setdefault(line["task"], (line["space"], space))
     if known[0] != line["space"]:
         what = f"the task {line['name']!r} comes a second time, with other knobs"

@@ -169,6 +169,16 @@ def test_lists_shows_and_names_the_best(tmp_path: Path, capsys: pytest.CaptureFi
     assert "2 tasks are called 'k'" in " ".join(capsys.readouterr().err.split())
 
 
+def test_records_without_knobs_can_be_looked_into(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "old.jsonl"
+    task = {name: value for name, value in TASKS[0].items() if name not in ("knobs", "sketches")}
+    write_new(path, [tuning_header(TARGET), task, trial_line("k1", (0, 0), 1e-3, "a", 1.0)])
+    for command in (["list", str(path)], ["show", str(path), "k1"], ["best", str(path)], ["check", str(path)]):
+        assert main(["records", *command]) == 0
+    assert main(["records", "export", str(path), "--to", "t4", "-o", str(tmp_path / "t4")]) == 1
+    assert "its knobs are not on record" in " ".join(capsys.readouterr().err.split())
+
+
 def test_what_cannot_be_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "pickled.log").write_bytes(b"llvm\tgANjdHZt\tgAN9cQ==\n")

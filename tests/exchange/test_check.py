@@ -122,6 +122,15 @@ def test_every_field_is_documented() -> None:
     assert {name for fields in FIELDS.values() for name in fields} <= words
 
 
+def test_what_another_tool_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "tune.log"
+    log.write_text('{"input": [], "config": {}, "result": []}\n' * 3)
+    assert found(log) == [(ERROR, 1, "no header of records in format 1")]
+    (tmp_path / "database_tuning_record.json").touch()
+    assert main(["records", "check", str(tmp_path)]) == 2
+    assert "is a database of MetaSchedule" in capsys.readouterr().err
+
+
 def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["records", "check", str(tmp_path / "none")]) == 2
     assert "cannot be read" in capsys.readouterr().err

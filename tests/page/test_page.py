@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -192,6 +193,19 @@ def test_only_the_page_is_served_and_only_by_its_own_name(served: tuple[Path, in
     assert get(port, "/../run.json")[0] == 404
     assert get(port, "/", host=f"evil.example:{port}")[0] == 403
     assert get(port, "/", host=f"localhost:{port}")[0] == 200
+
+
+def test_the_other_internet_protocol(tmp_path: Path) -> None:
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    folder = make_run(tmp_path / "run")
+    with make_server(folder, "::1", 0) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        connection = http.client.HTTPConnection("::1", server.server_address[1], timeout=20)
+        connection.request("GET", "/")
+        assert connection.getresponse().status == 200
+        thread.join()
 
 
 def test_an_address_that_is_taken(served: tuple[Path, int], capsys: pytest.CaptureFixture[str]) -> None:
