@@ -23,6 +23,7 @@ from rich.table import Table
 
 import chameleon
 from chameleon.cli_print import print_bench, print_report, zoo_table
+from chameleon.cli_records import records_app
 from chameleon.error_log import write_log
 from chameleon.errors import ChameleonError, UnforeseenError, described, first_line
 from chameleon.files import check_writable
@@ -41,6 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(records_app, name="records")
 DEBUG = "--debug"
 TRACEBACK = "Traceback (most recent call last)"
 console = Console()
@@ -333,6 +335,27 @@ def memory_command(
         console,
         _say,
     )
+
+
+@app.command("report")
+def report_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, or of a zoo with several.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The page to write. Default: report.html in DIR.")
+    ] = None,
+    json_out: JsonOpt = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Serve the page, which refreshes itself while a run goes on; Ctrl-C ends.")
+    ] = False,
+    host: Annotated[
+        str, typer.Option(help="The address to serve on; with another than this, other machines can read the page.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to serve on; 0: any that is free.", min=0, max=65535)] = 8000,
+) -> None:
+    """Make one page about a run that has ended, goes on or was interrupted: curves, kernels, failures, knobs."""
+    from chameleon.cli_report import ReportRequest, run_report
+
+    run_report(ReportRequest(folder, output, json_out, serve, host, port), console)
 
 
 @app.command("models")

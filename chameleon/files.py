@@ -1,8 +1,11 @@
-"""Checks that files can be written, made before hours are spent on their content."""
+"""Checks that files can be written, made before hours are spent on their content; and reads what a run left."""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 from chameleon.errors import UsageError
 
@@ -36,3 +39,17 @@ def check_picture(path: Path) -> None:
     known = sorted(FigureCanvasBase.get_supported_filetypes())
     if path.suffix.lower().removeprefix(".") not in known:
         raise UsageError(f"cannot draw {path}: expected an extension out of {', '.join(known)}, got {path.suffix!r}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file that an earlier run wrote, empty if it is missing or was cut off."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def slug(text: str) -> str:
+    """Turn a text into one that may be part of a file name."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-")

@@ -67,6 +67,7 @@ def test_the_wheel_holds_types_presets_and_sources(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"chameleon/py.typed", "tuners/py.typed", "chameleon/memory/allocations.cc"} <= names
     assert {"chameleon/presets/quick.yaml", "chameleon/presets/release.yaml"} <= names
+    assert "chameleon/page/page.html.jinja" in names
     assert not {name for name in names if name.startswith(("tests/", "scripts/"))}
     for path in (*ROOT.glob("chameleon/**/*.py"), *ROOT.glob("tuners/*.py")):
         assert path.relative_to(ROOT).as_posix() in names

@@ -163,7 +163,11 @@ def _from_lines(path: Path, text: str) -> Landscape:
     header = lines[0] if lines else {}
     if header.get("kind") != "landscape":
         tuning = header.get("kind") in ("tuning", "task")
-        what = "the records of a tuning run, which hold samples" if tuning else f"a line with {sorted(header)[:8]}"
+        what = (
+            "the records of a tuning run (`chameleon records export --to t4` makes landscapes of them)"
+            if tuning
+            else f"a line with {sorted(header)[:8]}"
+        )
         raise _not_a_landscape(
             path,
             what_else(text)

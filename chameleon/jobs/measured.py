@@ -11,12 +11,12 @@ import heapq
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
-from chameleon.jobs.records import Config, Confirmation, Event, Exchange
+from chameleon.jobs.records import Config, Confirmation, Event, Exchange, Records
 from chameleon.search import Trial
-from tuners.outcomes import failure_reason
+from tuners.outcomes import environment_cause, failed_trial, failure_reason
 
 
 class Measured:
@@ -161,3 +161,30 @@ class Measured:
         if self._cold.get(trial.config) == math.inf:
             return math.inf
         return self._confirmed.get(trial.config, trial.seconds or math.inf)
+
+
+def usable_events(records: Records, key: str, model: str | None = None) -> list[Event]:
+    """What is on record of a task: wrong schedules as failures, without failures of the environment.
+
+    Args:
+        model: what was compared in the network of another model says nothing about this one; None: take all.
+    """
+    wrong = records.wrong.get(key, ())
+    events = (usable_event(event, wrong) for event in records.tasks[key].events)
+    return [event for event in events if event is not None and not _is_of_another(event, model)]
+
+
+def _is_of_another(event: Event, model: str | None) -> bool:
+    return isinstance(event, Exchange) and model is not None and event.model != model
+
+
+def usable_event(event: Event, wrong: Collection[Config]) -> Event | None:
+    """An event, a wrong schedule as a failure; None if the environment was to blame for it.
+
+    Earlier versions recorded failures of the environment.
+    """
+    if not isinstance(event, Trial):
+        return event
+    if event.config in wrong:
+        return failed_trial(event.config, "wrong_values: the network's outputs were wrong with it", event.timings)
+    return None if event.seconds is None and environment_cause(event.message) is not None else event

@@ -8,9 +8,11 @@ ended. The format is documented in docs/records.md.
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +22,15 @@ from typing import Any
 import numpy as np
 
 from chameleon.errors import ChameleonError
+from chameleon.files import read_json
 from chameleon.search import Knob, KnobSpace, Trial
 from chameleon.wording import same_target
 
 FORMAT = 1
+RECORDS = "trials.jsonl"
+"""The file in a run's folder."""
+QUIET_S = 120.0
+"""Where the system does not list its locks, nobody is taken to write a file that did not change for so long."""
 Config = tuple[int, ...]
 logger = logging.getLogger("chameleon")
 
@@ -65,6 +72,24 @@ class Exchange:
 Event = Trial | Confirmation | Exchange
 """What is on record of a task."""
 
+SIDES = ("winner", "loser")
+"""The fields of the line of an exchange that hold its schedules."""
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """When something was recorded.
+
+    Attributes:
+        model: whose tuning recorded it.
+        elapsed_s: how long that tuning had taken.
+        search_s: seconds of it that the searcher took since the trial before; 0 where the records do not tell.
+    """
+
+    model: str
+    elapsed_s: float
+    search_s: float = 0.0
+
 
 @dataclass
 class TaskRecords:
@@ -76,6 +101,7 @@ class TaskRecords:
         anchor: what tasks with the same main block share (`tuners.anchors`); None if unknown.
         algorithms: the alternatives in its space, with their sketches (`chameleon.kernels.alternatives`).
         events: its trials, confirmations and exchanges.
+        stamps: when each of the events was recorded.
         owners: for each trial the model whose tuning made it.
         origins: for each trial that took over a schedule of another task the key of that task.
     """
@@ -86,6 +112,7 @@ class TaskRecords:
     anchor: str | None = None
     algorithms: Mapping[str, Sequence[int]] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
+    stamps: list[Stamp] = field(default_factory=list)
     owners: dict[Config, str] = field(default_factory=dict)
     origins: dict[Config, str] = field(default_factory=dict)
 
@@ -103,23 +130,30 @@ class TaskRecords:
         except (KeyError, TypeError, ValueError, IndexError):
             return None
 
-    def add(self, trial: Trial, model: str, origin: str | None = None) -> None:
+    def add(self, trial: Trial, stamp: Stamp, origin: str | None = None) -> None:
         """Take a trial. A configuration counts once: a second trial of it counts only where the first one failed."""
         if trial.config in self.owners:
             known = next(i for i, e in enumerate(self.events) if isinstance(e, Trial) and e.config == trial.config)
             if trial.seconds is None or self.events[known].seconds is not None:
                 return
-            del self.events[known]
-        self.events.append(trial)
-        self.owners[trial.config] = model
+            del self.events[known], self.stamps[known]
+        self.note(trial, stamp)
+        self.owners[trial.config] = stamp.model
         self.origins.pop(trial.config, None)
         if origin is not None:
             self.origins[trial.config] = origin
 
+    def note(self, event: Event, stamp: Stamp) -> None:
+        """Take an event: a trial that counts, times of the best schedules timed again, or what the network said."""
+        self.events.append(event)
+        self.stamps.append(stamp)
+
     def forget_failures(self) -> list[str]:
         """Drop the failed trials; returns the model of each."""
         failed = [trial.config for trial in self.trials if trial.seconds is None]
-        self.events = [e for e in self.events if not isinstance(e, Trial) or e.seconds is not None]
+        kept = [not isinstance(e, Trial) or e.seconds is not None for e in self.events]
+        self.events = [e for e, keep in zip(self.events, kept, strict=True) if keep]
+        self.stamps = [s for s, keep in zip(self.stamps, kept, strict=True) if keep]
         for config in failed:
             self.origins.pop(config, None)
         return [self.owners.pop(config) for config in failed]
@@ -133,7 +167,7 @@ class Records:
 
     Args:
         path: the file; a writer creates it where it does not exist.
-        target: the target that every trial in it was measured on.
+        target: the target that every trial in it was measured on; None, for a reader: whichever the file names.
         read_only: only read, without the writer's lock.
 
     Raises:
@@ -141,27 +175,51 @@ class Records:
         OSError: if the file cannot be created or read.
     """
 
-    def __init__(self, path: Path, target: str, *, read_only: bool = False) -> None:
+    def __init__(self, path: Path, target: str | None = None, *, read_only: bool = False) -> None:
+        self._clear(path, target, read_only=read_only)
+        self._file = path.open("rb" if read_only else "a+b")
+        try:
+            if not read_only:
+                self._lock()
+            lines = list(self._lines())
+            self._load_all(lines)
+        except BaseException:
+            self._file.close()
+            raise
+        if not lines:
+            self._write(tuning_header(self.target))
+
+    @classmethod
+    def of_lines(cls, path: Path, lines: Sequence[Mapping[str, Any]]) -> Records:
+        """What these lines hold, header first, without a file; nothing can be written.
+
+        Args:
+            path: where they come from, for messages.
+
+        Raises:
+            RecordsError: if they are no records.
+        """
+        records = cls.__new__(cls)
+        records._clear(path, None, read_only=True)
+        records._file = io.BytesIO()
+        records._load_all([(number, dict(line)) for number, line in enumerate(lines, start=1)])
+        return records
+
+    def _clear(self, path: Path, target: str | None, *, read_only: bool) -> None:
         self.path = path
+        self.target = target or ""
         self.tasks: dict[str, TaskRecords] = {}
         self.elapsed_s: dict[str, float] = {}
         self.finished: set[str] = set()  # models whose tuning has ended
         # by task, the configurations whose schedules computed wrong values in their network
         self.wrong: dict[str, set[Config]] = {}
         self._read_only = read_only
-        self._file = path.open("rb" if read_only else "a+b")
-        try:
-            if not read_only:
-                self._lock()
-            lines = list(self._lines())
-            self._check_header(lines, target)
-            for number, line in lines[1:]:
-                self._load(number, line, target)
-        except BaseException:
-            self._file.close()
-            raise
-        if not lines:
-            self._write({"chameleon": FORMAT, "kind": "tuning", "target": target})
+
+    def _load_all(self, lines: Sequence[tuple[int, dict[str, Any]]]) -> None:
+        for number, line in lines[:1]:
+            self._check_header(number, line)
+        for number, line in lines[1:]:
+            self._load(number, line)
 
     def add_task(
         self,
@@ -216,22 +274,34 @@ class Records:
         self.finished -= set(forgotten)
         return len(forgotten)
 
-    def append(self, key: str, trial: Trial, *, model: str, elapsed_s: float, origin: str | None = None) -> None:
+    def append(
+        self,
+        key: str,
+        trial: Trial,
+        *,
+        model: str,
+        elapsed_s: float,
+        origin: str | None = None,
+        search_s: float = 0.0,
+    ) -> None:
         """Write one trial to disk.
 
         Args:
             elapsed_s: the time that tuning `model` has taken so far.
             origin: the key of the task whose schedule was taken over; None where the task was searched itself.
+            search_s: seconds that the searcher has taken since the trial before.
         """
-        self.tasks[key].add(trial, model, origin)
+        search_s = round(search_s, 4)
+        self.tasks[key].add(trial, Stamp(model, elapsed_s, search_s), origin)
         self.finished.discard(model)
         self._spent(model, elapsed_s)
-        taken = {} if origin is None else {"origin": origin}
-        self._write({"task": key, **trial.to_json(), **taken, "model": model, "elapsed_s": round(elapsed_s, 3)})
+        more = {} if origin is None else {"origin": origin}
+        more |= {"search_s": search_s} if search_s else {}
+        self._write({"task": key, **trial.to_json(), **more, "model": model, "elapsed_s": round(elapsed_s, 3)})
 
     def confirm(self, key: str, confirmation: Confirmation, *, model: str, elapsed_s: float) -> None:
         """Write to disk that the best schedules of a task were timed again, all in one line."""
-        self.tasks[key].events.append(confirmation)
+        self.tasks[key].note(confirmation, Stamp(model, elapsed_s))
         self._spent(model, elapsed_s)
         again = []
         for config, seconds in confirmation.seconds.items():
@@ -242,9 +312,9 @@ class Records:
 
     def exchange(self, key: str, exchange: Exchange, *, elapsed_s: float) -> None:
         """Write to disk that two schedules of a task were compared in the network."""
-        self.tasks[key].events.append(exchange)
+        self.tasks[key].note(exchange, Stamp(exchange.model, elapsed_s))
         self._spent(exchange.model, elapsed_s)
-        sides = zip(("winner", "loser"), (exchange.winner, exchange.loser), exchange.seconds, strict=True)
+        sides = zip(SIDES, (exchange.winner, exchange.loser), exchange.seconds, strict=True)
         both = {side: {"config": list(config), "network_s": list(s)} for side, config, s in sides}
         line = {"kind": "exchange", "task": key, **both, "model": exchange.model, "elapsed_s": round(elapsed_s, 3)}
         self._write(line)
@@ -290,39 +360,28 @@ class Records:
         if len(whole) < len(content) and not self._read_only:
             logger.warning("%s: cut off a torn last line (%d bytes)", self.path, len(content) - len(whole))
             self._file.truncate(len(whole))
-        for number, text in enumerate(whole.splitlines(), start=1):
-            try:
-                line = json.loads(text)
-            except ValueError:
-                line = None
-            if not isinstance(line, dict):
-                raise RecordsError(
-                    f"{self.path}:{number}: expected a JSON object, got {text[:80]!r}; remove the line or the file"
-                )
-            yield number, line
+        yield from enumerate(parse_lines(self.path, whole), start=1)
 
-    def _check_header(self, lines: list[tuple[int, dict[str, Any]]], target: str) -> None:
-        if not lines:
-            return
-        number, header = lines[0]
+    def _check_header(self, number: int, header: Mapping[str, Any]) -> None:
         if header.get("chameleon") != FORMAT or header.get("kind") != "tuning":
             raise RecordsError(
                 f"{self.path}:{number}: expected the header of tuning records (format {FORMAT}), "
                 f"got {str(header)[:120]}"
             )
-        if not same_target(str(header.get("target")), target):
+        self.target = self.target or str(header.get("target"))
+        if not same_target(str(header.get("target")), self.target):
             raise RecordsError(
-                f"{self.path} holds records of target {header.get('target')}, expected {target}; "
+                f"{self.path} holds records of target {header.get('target')}, expected {self.target}; "
                 "give another --out or that --target"
             )
 
-    def _load(self, number: int, line: dict[str, Any], target: str) -> None:
+    def _load(self, number: int, line: dict[str, Any]) -> None:
         try:
             kind = line.get("kind")
             if kind == "task":
                 self._load_task(number, line)
             elif kind == "tuning":  # the header of a file that was appended to this one
-                self._check_header([(number, line)], target)
+                self._check_header(number, line)
             elif kind == "finished":
                 self.finished.add(line["model"])
                 self._spent(line["model"], float(line["elapsed_s"]))
@@ -351,21 +410,19 @@ class Records:
 
     def _load_event(self, line: dict[str, Any]) -> None:
         task, model = self.tasks[line["task"]], line["model"]
+        stamp = Stamp(model, float(line["elapsed_s"]), float(line.get("search_s", 0.0)))
         if line.get("kind") == "confirmation":
-            task.events.append(
-                Confirmation(
-                    {tuple(a["config"]): _numbers(a["seconds"]) for a in line["again"]},
-                    {tuple(a["config"]): _numbers(a["cold"]) for a in line["again"] if "cold" in a},
-                )
-            )
+            again = {tuple(a["config"]): _numbers(a["seconds"]) for a in line["again"]}
+            cold = {tuple(a["config"]): _numbers(a["cold"]) for a in line["again"] if "cold" in a}
+            task.note(Confirmation(again, cold), stamp)
         elif line.get("kind") == "exchange":
             winner, loser = line["winner"], line["loser"]
             seconds = (_numbers(winner["network_s"]), _numbers(loser["network_s"]))
-            task.events.append(Exchange(tuple(winner["config"]), tuple(loser["config"]), seconds, model))
+            task.note(Exchange(tuple(winner["config"]), tuple(loser["config"]), seconds, model), stamp)
         else:
-            task.add(Trial.from_json(line), model, line.get("origin"))
+            task.add(Trial.from_json(line), stamp, line.get("origin"))
             self.finished.discard(model)
-        self._spent(model, float(line["elapsed_s"]))
+        self._spent(model, stamp.elapsed_s)
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._read_only:
@@ -377,6 +434,49 @@ class Records:
 
 def _numbers(values: Sequence[Any]) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
+def parse_lines(path: Path, whole: bytes) -> Iterator[dict[str, Any]]:
+    """The objects of complete lines.
+
+    Raises:
+        RecordsError: if a line holds anything else.
+    """
+    for number, text in enumerate(whole.splitlines(), start=1):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            line = None
+        if not isinstance(line, dict):
+            raise RecordsError(
+                f"{path}:{number}: expected a JSON object, got {text[:80]!r}; remove the line or the file"
+            )
+        yield line
+
+
+def records_path(folder: Path) -> Path | None:
+    """The records of a run: in its folder, or beside it where several runs share them; None if there are none.
+
+    Only the name is taken from the run's `run.json`, so that a file cannot point anywhere else.
+    """
+    name = Path(str(read_json(folder / "run.json").get("records") or RECORDS)).name
+    return next((path for path in (folder / name, folder.parent / name) if path.is_file()), None)
+
+
+def is_written(path: Path) -> bool:
+    """Whether a process holds the writer's lock on a file; asked of the system, without taking a lock."""
+    try:
+        locks = Path("/proc/locks").read_text()
+    except OSError:  # not Linux
+        return time.time() - path.stat().st_mtime < QUIET_S
+    inode = str(path.stat().st_ino)
+    rows = [line.split() for line in locks.splitlines()]
+    return any(
+        "FLOCK" in row and "WRITE" in row and row[5].rpartition(":")[2] == inode for row in rows if len(row) > 5
+    )
+
+
+def tuning_header(target: str) -> dict[str, Any]:
+    """The first line of a file of records."""
+    return {"chameleon": FORMAT, "kind": "tuning", "target": target}
 
 
 def space_to_json(space: KnobSpace) -> dict[str, Any]:

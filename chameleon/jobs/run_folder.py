@@ -4,7 +4,7 @@
 `chameleon tune` on the same folder goes on where the first one ended. The files are:
 
 runs/resnet18-llvm-znver4/
-    run.json        the model, target and input shapes of the run, and the resolved configuration
+    run.json        the model, target, input shapes and tasks of the run, and the resolved configuration
     manifest.json   commit, platform and versions of the last run
     rewrite.json    what was rewritten before tuning, if anything (`--rewrite`)
     trials.jsonl    every measurement (docs/records.md)
@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
 from chameleon.errors import ChameleonError, doing
+from chameleon.files import read_json, slug
 from chameleon.jobs.config import TuneConfig
 from chameleon.jobs.records import Records
 from chameleon.jobs.session import Session, database_of, open_session
@@ -350,18 +350,12 @@ def claim(job: Opened, spec: JobSpec, config: TuneConfig, *, finished: bool) -> 
     run = {"model": job.model.name, "fingerprint": job.model.fingerprint, "target": str(job.target)}
     run |= {"inputs": {name: list(shape) for name, shape in job.model.source.shapes.items()}}
     run |= {"tracker": spec.tracker is not None}
+    run |= {"tasks": [{"key": t.key, "name": t.name, "weight": t.weight, "flop": t.flop} for t in job.tasks]}
+    if spec.records is not None:  # shared with other runs, beside this folder
+        run |= {"records": spec.records.name}
     run = {**run, "config": dataclasses.asdict(config), "finished": finished}
     (job.out / "run.json").write_text(json.dumps(run, indent=1) + "\n")
     write_manifest(job.out / "manifest.json", {"model": spec.model, "config": dataclasses.asdict(config)})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file that an earlier run wrote, empty if it is missing or was cut off."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def export(compiled: Any, path: Path, check: Callable[[Path], Verdict], toolchain: Toolchain | None = None) -> Verdict:
@@ -398,8 +392,3 @@ def export_database(database: ms.database.Database, folder: Path) -> None:
     for record in database.get_all_tuning_records():
         exported.commit_workload(record.workload.mod)
         exported.commit_tuning_record(record)
-
-
-def slug(text: str) -> str:
-    """Turn a text into one that may be part of a file name."""
-    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-")

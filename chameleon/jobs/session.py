@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,17 +29,15 @@ from chameleon.jobs.allocate import forecast_gain, next_task
 from chameleon.jobs.config import TuneConfig
 from chameleon.jobs.failure_row import FailureRow
 from chameleon.jobs.group import Group
-from chameleon.jobs.measured import Measured
+from chameleon.jobs.measured import Measured, usable_events
 from chameleon.jobs.measurer import Measurer
-from chameleon.jobs.records import Event, Exchange, Records, RecordsError, TaskRecords
+from chameleon.jobs.records import Exchange, Records, RecordsError, TaskRecords
 from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.jobs.teachers import Teacher
 from chameleon.kernels.alternatives import ALGORITHMS, alternatives_of
 from chameleon.kernels.lower import Task
-from chameleon.search import Trial
 from tuners.anchors import anchor_key
 from tuners.meta_schedule import args_info_of
-from tuners.outcomes import environment_cause, failed_trial
 from tuners.proposals import Config
 from tuners.trace_space import TraceSpace
 
@@ -69,6 +67,7 @@ class Session:
     _started_s: float | None = None
     exchange_kept_s: float = 0.0  # seconds to keep for comparing schedules in the network
     exchanged_s: float = 0.0  # seconds that this has taken now
+    _search_s: float = 0.0
     _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=4))
 
     @property
@@ -84,6 +83,18 @@ class Session:
             yield
         finally:
             self.before_s, self._started_s = self.elapsed_s, None
+
+    @contextmanager
+    def searching(self) -> Iterator[None]:
+        """Inside this context the time counts as the searcher's."""
+        start_s = time.monotonic()
+        yield
+        self._search_s += time.monotonic() - start_s
+
+    def take_search_s(self) -> float:
+        """The seconds that the searchers took since this was asked last."""
+        taken, self._search_s = self._search_s, 0.0
+        return taken
 
     @property
     def trials(self) -> int:
@@ -250,7 +261,7 @@ def open_session(
         known = records.add_task(task.key, task.name, traces.space, anchor_key(task.mod, traces), sketches)
         borrowed = sum(owner != model for owner in known.owners.values())
         shared = _is_done_elsewhere(known, records.finished, model, share)
-        events = _usable_events(records, task.key, model)
+        events = usable_events(records, task.key, model)
         tuners.append(
             TaskTuner(task, traces, config, rng, events, borrowed, shared, known.origins, partial(taught, task))
         )
@@ -303,30 +314,11 @@ def _groups(
     for anchor, members in alike.items():
         known = {key: t for key, t in records.tasks.items() if key not in ours and t.anchor == anchor and t.events}
         others = [
-            Measured(key, _usable_events(records, key, model), config.confirm.contenders, t.origins)
+            Measured(key, usable_events(records, key, model), config.confirm.contenders, t.origins)
             for key, t in known.items()
         ]
         groups.append(Group.of(members, others, done=any(map(is_done, known.values()))))
     return groups
-
-
-def _usable_events(records: Records, key: str, model: str) -> list[Event]:
-    """What is on record of a task: wrong schedules as failures, without failures of the environment.
-
-    What was compared in the network of another model says nothing about this one.
-    """
-    wrong = records.wrong.get(key, ())
-    events = [_wrong_trial(event) if _is_trial_of(event, wrong) else event for event in records.tasks[key].events]
-    return [event for event in events if not _is_of_the_environment(event) and not _is_of_another(event, model)]
-
-
-def _is_of_another(event: Event, model: str) -> bool:
-    return isinstance(event, Exchange) and event.model != model
-
-
-def _is_of_the_environment(event: Event) -> bool:
-    """Whether it is a failure that the environment was to blame for; earlier versions recorded those."""
-    return isinstance(event, Trial) and event.seconds is None and environment_cause(event.message) is not None
 
 
 def _is_done_elsewhere(known: TaskRecords, finished: set[str], model: str, share: float | None) -> bool:
@@ -339,15 +331,6 @@ def _is_done_elsewhere(known: TaskRecords, finished: set[str], model: str, share
     if not owners or owners[0] == model:
         return False
     return any(o in finished for o in owners if o != model) or (share is not None and len(known.owners) >= share)
-
-
-def _is_trial_of(event: Event, configs: Collection[Config]) -> bool:
-    return isinstance(event, Trial) and event.config in configs
-
-
-def _wrong_trial(trial: Trial) -> Trial:
-    """The trial of a schedule that turned out to compute wrong values: a failure, whatever its time was."""
-    return failed_trial(trial.config, "wrong_values: the network's outputs were wrong with it", trial.timings)
 
 
 def tune(session: Session, measurer: Measurer, records: Records, model: str, watch: Callable[[Session], None]) -> int:
@@ -430,12 +413,15 @@ def _measure(
     in_time = lambda: session.elapsed_s < start_s + left_s  # noqa: E731
     session.current = session.tasks.index(tuner)
     watch(session)
-    candidates = propose()
+    with session.searching():
+        candidates = propose()
     if candidates and in_time():
         for trial in measurer(candidates, task=tuner.key, in_time=in_time):
-            origin = origins.get(trial.config)
-            records.append(tuner.key, trial, model=model, elapsed_s=session.elapsed_s, origin=origin)
-            tuner.tell([trial])
+            origin, search_s = origins.get(trial.config), session.take_search_s()
+            now_s = session.elapsed_s
+            records.append(tuner.key, trial, model=model, elapsed_s=now_s, origin=origin, search_s=search_s)
+            with session.searching():
+                tuner.tell([trial])
             made += 1
             watch(session)
             session.row.note(tuner, trial, session.tasks)

@@ -25,13 +25,13 @@ from tvm.target import Target
 from tvm.tirx import PrimFunc
 
 from chameleon.errors import ChameleonError, UsageError, described, doing
+from chameleon.files import read_json
 from chameleon.jobs.compile import Compiled, compile_model
 from chameleon.jobs.run_folder import (
     JobSpec,
     Opened,
     export,
     open_run,
-    read_json,
     recorded_tuners,
     resolved_run,
     target_of,

@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from chameleon.errors import UsageError
-from chameleon.jobs.records import Records, RecordsError
+from chameleon.jobs.records import RECORDS, Records, RecordsError
 from chameleon.search import KnobSpace, Trial
 
-RECORDS = "trials.jsonl"
 logger = logging.getLogger("chameleon")
 
 Teacher = tuple[KnobSpace, Sequence[Trial]]

@@ -24,6 +24,7 @@ import tvm
 from tvm.target import Target
 
 from chameleon.errors import ChameleonError, UsageError, doing
+from chameleon.files import read_json
 from chameleon.jobs.bench import bench_model
 from chameleon.jobs.busy import activity, busy_warnings, spread_warnings
 from chameleon.jobs.compile import Compiled
@@ -43,7 +44,6 @@ from chameleon.jobs.run_folder import (
     claim,
     export_database,
     open_job,
-    read_json,
     target_of,
 )
 from chameleon.jobs.session import Session, open_session, share_best, tune

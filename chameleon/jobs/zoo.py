@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from chameleon.errors import ChameleonError, UsageError, unknown
+from chameleon.files import slug
 from chameleon.jobs.config import TuneConfig, tune_config
-from chameleon.jobs.run_folder import JobSpec, TuneReport, Watch, finished_report, slug
+from chameleon.jobs.run_folder import JobSpec, TuneReport, Watch, finished_report
 from chameleon.jobs.stages import Say
 from chameleon.jobs.tune import tune_model
 from chameleon.models.shapes import parse_dims, parse_shapes

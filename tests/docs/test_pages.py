@@ -18,7 +18,7 @@ LINK = re.compile(r"\[[^\]]+\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
 LINE_LENGTH = 119
 WRITTEN = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "results" / "README.md"]
 APP: Any = typer.main.get_command(app)
-NOT_IN_THE_FIGURE = {"deploy", "doctor", "presets", "testing"}
+NOT_IN_THE_FIGURE = {"deploy", "doctor", "exchange", "page", "presets", "testing"}
 
 
 def name_of(path: Path) -> str:
@@ -32,9 +32,15 @@ def sections() -> dict[str, str]:
 
 
 def options_of(command: Any) -> set[str]:
-    """All names of all options, such as `--rewrite` and `--no-rewrite`."""
+    """All names of all options, such as `--rewrite` and `--no-rewrite`; of a group, those of its commands as well."""
     options = [p for p in command.params if p.param_type_name == "option"]
-    return {name for option in options for name in (*option.opts, *option.secondary_opts)}
+    names = {name for option in options for name in (*option.opts, *option.secondary_opts)}
+    return names.union(*map(options_of, parts_of(command))) if command is not APP else names
+
+
+def parts_of(command: Any) -> list[Any]:
+    """The commands of a group."""
+    return list(getattr(command, "commands", {}).values())
 
 
 def words(text: str) -> set[str]:
@@ -83,7 +89,14 @@ def test_the_page_of_commands_has_no_others() -> None:
     assert not written - known
 
 
-@pytest.mark.parametrize("command", ["", *APP.commands])
+def test_the_commands_of_a_group_are_described() -> None:
+    for name, command in APP.commands.items():
+        assert {part.name for part in parts_of(command)} <= words(sections()[f"chameleon {name}"])
+
+
+@pytest.mark.parametrize(
+    "command", ["", *APP.commands, *(f"{name} {p.name}" for name, c in APP.commands.items() for p in parts_of(c))]
+)
 def test_help_works(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command.split(), "--help"]) == 0
     assert "Usage:" in capsys.readouterr().out

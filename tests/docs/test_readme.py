@@ -30,6 +30,11 @@ ELSEWHERE = {
     "chameleon tune resnet18 --config quick": "tests/jobs/test_config.py reads the preset; it would take minutes here",
     "chameleon zoo configs/zoo-small.yaml": "tests/jobs/test_zoo.py, on a smaller list",
     "chameleon autotvm resnet-18 --tuner chameleon": "tests/autotvm/test_script.py, on a smaller network",
+    "chameleon records export runs/resnet20 --to metaschedule -o database": "tests/exchange/test_metaschedule.py",
+    "chameleon records import database -o imported.jsonl": "tests/exchange/test_metaschedule.py",
+    "chameleon records import tune.log -o autotvm.jsonl": "tests/exchange/test_formats.py; tests/autotvm/test_logs.py",
+    "chameleon records export autotvm.jsonl --to autotvm -o again.log": "the same",
+    "chameleon report tests/data/tiny-run --serve": "tests/page/test_page.py, until it is told to end",
     "python -m tvm.exec.rpc_tracker --host 0.0.0.0 --port 9190": "tests/measure/test_rpc.py starts one in Python",
     "python -m tvm.exec.rpc_server --tracker 192.168.1.5:9190 --key board": "tests/measure/test_rpc.py, the same",
     "chameleon tune resnet18 --tracker 192.168.1.5:9190 --device-key board "
@@ -37,7 +42,14 @@ ELSEWHERE = {
 }
 """Commands that are not run here, and what covers them."""
 
-WITHOUT_TVM = ("chameleon --version", "chameleon replay", "chameleon searchers", "chameleon memory configs/")
+WITHOUT_TVM = (
+    "chameleon --version",
+    "chameleon replay",
+    "chameleon searchers",
+    "chameleon memory configs/",
+    "chameleon report",
+    "chameleon records",
+)
 RUN = [command for command in commands() if command not in ELSEWHERE]
 LANGUAGES = {"bash", "python", "yaml", "text"}
 CODE = re.compile(r"^\s*(chameleon \w|make \w|pip |python |\$ |import \w|from \w+[\w.]* import )", re.MULTILINE)
