@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -82,7 +83,8 @@ def test_cold_caches_decide_and_the_time_stays_that_of_hot_ones():
 @pytest.fixture
 def job(tmp_path: Path) -> Opened:
     network = write_network(tmp_path / "tiny.onnx", channels=4)
-    return open_job(JobSpec(str(network), TARGET, tmp_path / "run"), lambda _: None)
+    found = open_job(JobSpec(str(network), TARGET, tmp_path / "run"), lambda _: None)
+    return dataclasses.replace(found, tasks=found.tasks[:3])  # the others keep their default schedules
 
 
 def opened(job: Opened, records: Records, *, exchange_s: float = 1e6) -> Session:
