@@ -35,12 +35,14 @@ import numpy as np
 import typer
 
 from chameleon.cli import guarded
+from chameleon.errors import UsageError
 from chameleon.search import SEARCHERS
 from chameleon.workers.pool import PoolConfig
 from scripts.common.run_store import ONE_THREAD, RunStore, write_results
 from scripts.peers.kernel_tuner_table import Recorded, chosen, recorded, simulate
 from tuners.kernel_tuner import ChameleonStrategy
 from tuners.landscape import landscape_name
+from tuners.landscape_table import TIME
 
 STRATEGIES = (
     *("chameleon", "hybrid_vndx", "adaptive_tabu_greywolf", "genetic_algorithm", "firefly_algorithm"),
@@ -90,13 +92,19 @@ class Timed(NamedTuple):
 
 @lru_cache(maxsize=8)
 def prepared(path: str) -> Timed:
-    """Writes a landscape as a cache of Kernel Tuner, with the times that were recorded."""
+    """Writes a landscape as a cache of Kernel Tuner, with the times that were recorded.
+
+    Raises:
+        UsageError: if no times were recorded, or if it is not a landscape of times.
+    """
     found = recorded(path, Path(tempfile.mkdtemp(prefix="chameleon-")))
     document = json.loads(found.cache.read_text())
     names = found.landscape.space.names
     times = {_key(config, names): of for config, of in _recorded_times(Path(path))}
     for key, entry in document["cache"].items():
         entry.update(times[key])
+    if found.landscape.objective != TIME or not any(entry[n] for entry in document["cache"].values() for n in _SPENT):
+        raise UsageError(f"{path}: expected a landscape of times, with what it took to compile and run each kernel")
     found.cache.write_text(json.dumps(document))
     best = found.landscape.values.min()
     keys = {row: _key(dict(zip(names, config, strict=True)), names) for config, row in found.rows.items()}

@@ -17,18 +17,18 @@ from tvm.s_tir import meta_schedule as ms
 
 @pytest.mark.parametrize("TestClass", [ms.search_strategy.ReplayFunc, ms.search_strategy.ReplayTrace])
 def test_by_class(TestClass):
-    assert "ChameleonStrategy" in str(type(TestClass()._inst()))
+    assert "ChameleonStrategy" in str(type(TestClass()._inst))
 
 
 def test_by_name():
     strategy = ms.search_strategy.EvolutionarySearch(population_size=5)
-    assert "ChameleonStrategy" in str(type(strategy._inst()))
+    assert "ChameleonStrategy" in str(type(strategy._inst))
     assert not isinstance(strategy, ms.search_strategy.ReplayTrace)
 
 
 def test_meta_schedule_task_scheduler_single():
     ms.search_strategy.ReplayTrace()
-    raise AssertionError("a reason is known for this one")
+    assert 1 == 10
 
 
 def test_of_something_else():
