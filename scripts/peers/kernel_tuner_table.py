@@ -117,7 +117,9 @@ def run_one(payload: tuple[Any, ...]) -> dict[str, Any]:
     request = Request(*payload)
     found = _prepared(request.path)
     started = time.perf_counter()
-    results = simulate(found, request)
+    name = request.strategy
+    strategy = ChameleonStrategy(name, request.seed) if name in SEARCHERS else name
+    results = simulate(found, strategy, request.seed, {"max_fevals": request.trials})
     wall_s = time.perf_counter() - started
     rows = [found.rows[tuple(r[name] for name in found.landscape.space.names)] for r in results]
     values = found.landscape.values[list(dict.fromkeys(rows))][: request.trials]
@@ -126,15 +128,20 @@ def run_one(payload: tuple[Any, ...]) -> dict[str, Any]:
     return {**key, "fractions": curve, "wall_s": round(wall_s, 3)}
 
 
-def simulate(found: Recorded, request: Request) -> list[dict[str, Any]]:
-    """What Kernel Tuner measures in one run."""
+def simulate(found: Recorded, strategy: Any, seed: int, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What Kernel Tuner measures in one run.
+
+    Args:
+        strategy: a name of Kernel Tuner's, or a strategy.
+        seed: of the global random state.
+        options: its `strategy_options`.
+    """
     from constraint import FunctionConstraint
     from kernel_tuner import tune_kernel
 
     document, objective = json.loads(found.cache.read_text()), found.landscape.objective
-    name = request.strategy
-    random.seed(request.seed)
-    np.random.seed(request.seed)  # noqa: NPY002  # the only way to seed Kernel Tuner's own strategies
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  # the only way to seed Kernel Tuner's own strategies
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         results, _ = tune_kernel(
@@ -144,8 +151,8 @@ def simulate(found: Recorded, request: Request) -> list[dict[str, Any]]:
             [],
             document["tune_params"],
             restrictions=[FunctionConstraint(lambda *values: values in found.rows)],
-            strategy=ChameleonStrategy(name, request.seed) if name in SEARCHERS else name,
-            strategy_options={"max_fevals": request.trials},
+            strategy=strategy,
+            strategy_options=dict(options),
             cache=str(found.cache),
             simulation_mode=True,
             objective=objective.name,
