@@ -434,6 +434,8 @@ class Records:
 
 def _numbers(values: Sequence[Any]) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
+
+
 def parse_lines(path: Path, whole: bytes) -> Iterator[dict[str, Any]]:
     """The objects of complete lines.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,7 +31,7 @@ from chameleon.jobs.failure_row import FailureRow
 from chameleon.jobs.group import Group
 from chameleon.jobs.measured import Measured, usable_events
 from chameleon.jobs.measurer import Measurer
-from chameleon.jobs.records import Exchange, Records, RecordsError, TaskRecords
+from chameleon.jobs.records import Records, RecordsError, TaskRecords
 from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.jobs.teachers import Teacher
 from chameleon.kernels.alternatives import ALGORITHMS, alternatives_of

@@ -32,7 +32,9 @@ def confirmation_line(task: str, config: tuple[int, int], seconds: float, model:
 
 
 def exchange_line(task: str, winner: Any, loser: Any, seconds: float, model: str, elapsed_s: float) -> Any:
-    sides = {side: {"config": config, "network_s": [seconds]} for side, config in zip(SIDES, (winner, loser), strict=True)}
+    sides = {
+        side: {"config": config, "network_s": [seconds]} for side, config in zip(SIDES, (winner, loser), strict=True)
+    }
     return {"kind": "exchange", "task": task, **sides, "model": model, "elapsed_s": elapsed_s}
 
 
