@@ -39,7 +39,7 @@ class StoreFeatures:
 
     def __init__(self, traces: TraceSpace, target: Target | None) -> None:
         self._traces = traces
-        self._context = ms.TuneContext(mod=traces.mod, target=target, num_threads=1, rand_state=1)
+        self._context = ms.TuneContext(mod=traces.modules[0], target=target, num_threads=1, rand_state=1)
         self._extractor = ms.feature_extractor.PerStoreFeature()
         self._made: dict[tuple[int, ...], tuple[Schedule, Digits]] = {}
 

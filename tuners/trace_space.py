@@ -94,7 +94,8 @@ class TraceSpace:
 
     Attributes:
         space: the knobs.
-        forms: for each sketch the module that it schedules: 0 is the workload, 1 its first alternative.
+        modules: the workload and its alternatives.
+        forms: for each sketch the position in `modules` of what it schedules.
 
     Raises:
         ValueError: on a module without a schedulable function, or with loops whose extent is not known.
@@ -129,7 +130,7 @@ class TraceSpace:
     def _build(self, found: Sequence[_DesignSpaces]) -> None:
         if not found[0].schedules:
             raise ValueError("the space generator gave no design space: nothing in this module can be scheduled")
-        self.mod = found[0].mod
+        self.modules = tuple(spaces.mod for spaces in found)
         # The generator's order depends on its rules. On x86 these depend on what was imported before. The digits must
         # not depend on that, so the traces of each module are sorted.
         traces: dict[str, tuple[int, _DesignSpaces, Trace]] = {}

@@ -4,10 +4,11 @@
 # (TVM's attributes come from C++ and have no types)
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from chameleon.files import read_json
 from chameleon.jobs.records import Config, Records, RecordsError, space_to_json, tuning_header
 from chameleon.jobs.run_folder import JobSpec, open_run
 from chameleon.jobs.stages import Say
+from chameleon.kernels.alternatives import algorithm_of, replaced_by
 from chameleon.kernels.lower import Task, task_key
 from chameleon.models.load import model_names
 from tuners.anchors import anchor_key
 from tuners.meta_schedule import args_info_of
 from tuners.outcomes import measured_trial
-from tuners.trace_space import Refused, TraceSpace
+from tuners.task_space import task_space
+from tuners.trace_space import Refused
 
 logger = logging.getLogger("chameleon")
 
@@ -50,27 +53,46 @@ def lines_of_database(folder: Path, target: str | None) -> list[Line]:
     except Exception as error:  # whatever TVM's reader throws
         raise RecordsError(f"{folder}: not a database of MetaSchedule: {first_line(error)}") from error
     chosen = one_target(folder, [str(r.target) for r in found], target)
-    by_task: dict[str, tuple[IRModule, list[Any]]] = {}
+    mods, algorithms = _workloads(folder)
+    by_task: dict[str, list[Any]] = {}
     for record in found:
         if str(record.target) == chosen:
             mod = record.workload.mod
-            by_task.setdefault(task_key(mod), (mod, []))[1].append(record)
+            key = replaced_by(mod) or task_key(mod)
+            mods.setdefault(key, mod)
+            by_task.setdefault(key, []).append(record)
     lines: list[Line] = [tuning_header(chosen)]
-    for key, (mod, records) in by_task.items():
-        lines += _task_lines(key, mod, records, Target(chosen), folder.resolve().name)
+    for key, records in by_task.items():
+        names = algorithms.get(key, set())
+        lines += _task_lines(key, mods[key], names, records, Target(chosen), folder.resolve().name)
     return lines
 
 
-def _task_lines(key: str, mod: IRModule, records: Sequence[Any], target: Target, model: str) -> list[Line]:
+def _workloads(folder: Path) -> tuple[dict[str, IRModule], dict[str, set[str]]]:
+    """The workloads of a database by their keys, and the names of the other algorithms for them."""
+    lines = (folder / "database_workload.json").read_text().splitlines()
+    mods, algorithms = {}, {}
+    for mod in (ms.database.Workload.from_json(json.loads(line)).mod for line in lines if line.strip()):
+        if (name := algorithm_of(mod)) is None:
+            mods[task_key(mod)] = mod
+        else:
+            algorithms.setdefault(str(replaced_by(mod)), set()).add(name)
+    return mods, algorithms
+
+
+def _task_lines(
+    key: str, mod: IRModule, names: Collection[str], records: Sequence[Any], target: Target, model: str
+) -> list[Line]:
     try:
-        traces = TraceSpace(mod, target)
+        traces, algorithms = task_space(mod, target, names)
     except Exception as error:  # TVM's rules fail in many ways
         logger.warning("the workload %s is left out: TVM makes no design space for it: %s", key, first_line(error))
         return []
     anchor = anchor_key(mod, traces)
     blocks = [knob.name.partition(".")[0] for knob in traces.space.knobs if "." in knob.name]
     name = f"{blocks[0] if blocks else 'workload'}-{key[:6]}"
-    like = {} if anchor is None else {"anchor": anchor}
+    more: dict[str, Any] = {} if anchor is None else {"anchor": anchor}
+    more |= {"algorithms": algorithms} if algorithms else {}
     best: dict[Config, Line] = {}
     foreign = 0
     for record in records:
@@ -84,7 +106,7 @@ def _task_lines(key: str, mod: IRModule, records: Sequence[Any], target: Target,
             best[trial.config] = {"task": key, **trial.to_json(), "model": model, "elapsed_s": 0.0}
     if foreign:
         logger.warning("%s: %d records come from other design spaces and are left out", name, foreign)
-    return [{"kind": "task", "task": key, "name": name, **like, **space_to_json(traces.space)}, *best.values()]
+    return [{"kind": "task", "task": key, "name": name, **more, **space_to_json(traces.space)}, *best.values()]
 
 
 def export_run(
@@ -127,7 +149,8 @@ def export_run(
 
 def _commit(database: ms.database.Database, task: Task, target: Target, records: Records, best: int | None) -> int:
     """Commit the schedules of one task, the fastest first; returns how many."""
-    known, traces = records.tasks[task.key], TraceSpace(task.mod, target)
+    known = records.tasks[task.key]
+    traces, _ = task_space(task.mod, target, known.algorithms)
     if traces.space.fingerprint() != known.space:
         raise RecordsError(
             f"{records.path}: the records of task {known.name!r} were made with other knobs (space {known.space}, now "
@@ -136,7 +159,8 @@ def _commit(database: ms.database.Database, task: Task, target: Target, records:
     results = measured(records, task.key)
     times: Mapping[Config, float] = {c: s * (results.now_s or 0.0) for c, s in results.slowness().items()}
     written = 0
-    workload = database.commit_workload(task.mod)
+    for mod in traces.modules:  # without them an import would not know the same space
+        database.commit_workload(mod)
     for config in sorted(times, key=lambda config: times[config])[:best]:
         try:
             schedule = traces.schedule(config)
@@ -144,7 +168,13 @@ def _commit(database: ms.database.Database, task: Task, target: Target, records:
             logger.warning("%s: a schedule is left out: %s", task.name, refusal)
             continue
         database.commit_tuning_record(
-            ms.database.TuningRecord(schedule.trace, workload, [times[config]], target, args_info_of(schedule))
+            ms.database.TuningRecord(
+                schedule.trace,
+                database.commit_workload(traces.workload(config)),
+                [times[config]],
+                target,
+                args_info_of(schedule),
+            )
         )
         written += 1
     return written

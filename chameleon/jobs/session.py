@@ -34,12 +34,12 @@ from chameleon.jobs.measurer import Measurer
 from chameleon.jobs.records import Records, RecordsError, TaskRecords
 from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.jobs.teachers import Teacher
-from chameleon.kernels.alternatives import ALGORITHMS, alternatives_of
+from chameleon.kernels.alternatives import ALGORITHMS
 from chameleon.kernels.lower import Task
 from tuners.anchors import anchor_key
 from tuners.meta_schedule import args_info_of
 from tuners.proposals import Config
-from tuners.trace_space import TraceSpace
+from tuners.task_space import task_space
 
 FIRST_TRIAL_S = 1.0
 """Seconds that a trial takes, for want of knowledge before the first one."""
@@ -249,16 +249,15 @@ def open_session(
 
     for task, rng in zip(tasks, rngs, strict=True):
         try:
-            alternatives = alternatives_of(task.mod, target, _algorithms(records.tasks.get(task.key), config))
-            forms = [(a.mod, a.space) for a in alternatives]
-            traces = TraceSpace(task.mod, target, seed=config.seed, alternatives=forms)
+            names = _algorithms(records.tasks.get(task.key), config)
+            traces, algorithms = task_space(task.mod, target, names, seed=config.seed)
         except RecordsError:
             raise
         except Exception as error:  # TVM's rules fail in many ways, such as a ScheduleError
             untunable[task.name] = first_line(error)
             continue
-        sketches = {a.name: _positions(traces.forms, i) for i, a in enumerate(alternatives, start=1)}
-        known = records.add_task(task.key, task.name, traces.space, anchor_key(task.mod, traces), sketches)
+        anchor = anchor_key(task.mod, traces)
+        known = records.add_task(task.key, task.name, traces.space, anchor, algorithms)
         borrowed = sum(owner != model for owner in known.owners.values())
         shared = _is_done_elsewhere(known, records.finished, model, share)
         events = usable_events(records, task.key, model)
@@ -270,10 +269,6 @@ def open_session(
     )
     elapsed_s = records.elapsed_s.get(model, 0.0) if any(tuner.best_s for tuner in tuners) else 0.0
     return Session(tuners, groups, config, elapsed_s, row=FailureRow(config.max_failures_in_row), untunable=untunable)
-
-
-def _positions(forms: Sequence[int], form: int) -> list[int]:
-    return [i for i, f in enumerate(forms) if f == form]
 
 
 def _algorithms(known: TaskRecords | None, config: TuneConfig) -> Collection[str]:

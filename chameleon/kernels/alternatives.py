@@ -87,6 +87,12 @@ def algorithm_of(mod: IRModule) -> str | None:
     return None if name is None else str(name)
 
 
+def replaced_by(mod: IRModule) -> str | None:
+    """The key of the kernel that the kernel `main` may replace; None if it is no alternative."""
+    key = (mod["main"].attrs or {}).get(REPLACES)
+    return None if key is None else str(key)
+
+
 def with_alternatives(lowered: IRModule, database: ms.database.Database) -> IRModule:
     """Put the alternatives into a network for which a database has schedules, and transform their weights.
 
@@ -94,7 +100,7 @@ def with_alternatives(lowered: IRModule, database: ms.database.Database) -> IRMo
         lowered: as `chameleon.kernels.lower.lower` makes it.
     """
     mods = [record.workload.mod for record in database.get_all_tuning_records()]
-    found = {str(m["main"].attrs[REPLACES]): m["main"] for m in mods if algorithm_of(m) is not None}
+    found = {key: m["main"] for m in mods if (key := replaced_by(m)) is not None}
     if not found:
         return lowered
     functions, weights = dict(lowered.functions_items()), {}

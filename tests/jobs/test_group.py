@@ -18,7 +18,7 @@ from chameleon.jobs.session import Session, open_session
 from chameleon.kernels.lower import Task
 from chameleon.search import Status, Trial
 from chameleon.target import detect_target
-from tests.support.made_up import TARGET, Machine, Seconds, Traces, config, made_up_task, tune_tasks
+from tests.support.made_up import TARGET, Machine, Seconds, Traces, config, made_up_task, task_space, tune_tasks
 
 pytestmark = pytest.mark.tvm
 
@@ -209,7 +209,7 @@ def test_only_one_schedule_is_shared_where_only_one_is_the_best(on, tmp_path):
 @given(order=st.permutations(range(4)), names=st.permutations(["p", "q", "r", "s"]))
 def test_groups_and_leaders_depend_neither_on_the_order_nor_on_names(order, names):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session_module, "TraceSpace", Traces)
+        patch.setattr(session_module, "task_space", task_space)
         patch.setattr(session_module, "anchor_key", lambda mod, _: ANCHORS[str(mod.attrs["how"])])
         tasks = [made_up_task(TASKS[i].key, name=names[i], weight=TASKS[i].weight, flop=TASKS[i].flop) for i in order]
         with Records(Path("/dev/null"), TARGET, read_only=True) as records:

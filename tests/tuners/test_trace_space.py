@@ -73,7 +73,7 @@ def test_digits_survive_the_round_trip(name: str, kind: str, seed: int) -> None:
     except Refused:
         return
     assert (traces.digits(schedule) == digits).all()
-    stored = Schedule(traces.mod)
+    stored = Schedule(traces.modules[0])
     assert schedule.trace is not None
     Trace.apply_json_to_schedule(schedule.trace.as_json(), stored)
     assert (traces.digits(stored) == digits).all()
@@ -228,7 +228,7 @@ def test_a_record_in_a_database_reads_back(tmp_path) -> None:
     traces = space_of("conv2d_nchw")
     row, schedule = finished(traces, 5)
     database = ms.database.JSONDatabase(str(tmp_path / "w.json"), str(tmp_path / "r.json"))
-    workload = database.commit_workload(traces.mod)
+    workload = database.commit_workload(traces.modules[0])
     database.commit_tuning_record(
         ms.database.TuningRecord(schedule.trace, workload, [1e-3], LLVM, args_info_of(schedule))
     )

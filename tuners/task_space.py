@@ -1,0 +1,30 @@
+"""The space of a task of a network: its own design spaces and those of the other algorithms for it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from tvm.ir import IRModule
+from tvm.target import Target
+
+from chameleon.kernels.alternatives import ALGORITHMS, alternatives_of
+from tuners.trace_space import TraceSpace
+
+
+def task_space(
+    mod: IRModule, target: Target, names: Collection[str] = ALGORITHMS, *, seed: int = 0
+) -> tuple[TraceSpace, dict[str, list[int]]]:
+    """Make the space of a task, and say which of its sketches belong to which other algorithm.
+
+    Args:
+        mod: a module with one function, `main`, as MetaSchedule's tasks have it.
+        names: which algorithms may take the place of the operator as it is written.
+        seed: of the generator's own sampling; it does not change the space.
+
+    Raises:
+        Exception: in many ways, if TVM's rules fail on the workload.
+    """
+    others = alternatives_of(mod, target, names)
+    traces = TraceSpace(mod, target, seed=seed, alternatives=[(other.mod, other.space) for other in others])
+    forms = enumerate((other.name for other in others), start=1)
+    return traces, {name: [i for i, f in enumerate(traces.forms) if f == form] for form, name in forms}
