@@ -188,7 +188,8 @@ def t4_results(timed: Timed, entries: Sequence[dict[str, Any]]) -> list[dict[str
         error: {"__error__": getattr(util, error)()} for error in ("CompilationFailedConfig", "RuntimeFailedConfig")
     }
     marked = [entry | failed.get(str(entry["time"]), {}) for entry in entries]
-    found = get_t4_results(marked, dict.fromkeys(timed.found.landscape.space.names), "time")["results"]
+    document: dict[str, Any] = get_t4_results(marked, dict.fromkeys(timed.found.landscape.space.names), "time")
+    found = document["results"]
     for result in found:
         result["measurements"] = [m for m in result["measurements"] if m["name"] == "time"]
     return found
