@@ -106,7 +106,7 @@ def prepared(path: str) -> Timed:
     if found.landscape.objective != TIME or not any(entry[n] for entry in document["cache"].values() for n in _SPENT):
         raise UsageError(f"{path}: expected a landscape of times, with what it took to compile and run each kernel")
     found.cache.write_text(json.dumps(document))
-    best = found.landscape.values.min()
+    best = np.nanmin(found.landscape.values)  # NaN where a kernel failed
     keys = {row: _key(dict(zip(names, config, strict=True)), names) for config, row in found.rows.items()}
     goals = frozenset(key for row, key in keys.items() if found.landscape.values[row] == best)
     return Timed(found, tuple(document["cache"][keys[row]] for row in range(len(keys))), goals)
@@ -188,7 +188,8 @@ def t4_results(timed: Timed, entries: Sequence[dict[str, Any]]) -> list[dict[str
         error: {"__error__": getattr(util, error)()} for error in ("CompilationFailedConfig", "RuntimeFailedConfig")
     }
     marked = [entry | failed.get(str(entry["time"]), {}) for entry in entries]
-    found = get_t4_results(marked, dict.fromkeys(timed.found.landscape.space.names), "time")["results"]
+    document: dict[str, Any] = get_t4_results(marked, dict.fromkeys(timed.found.landscape.space.names), "time")
+    found = document["results"]
     for result in found:
         result["measurements"] = [m for m in result["measurements"] if m["name"] == "time"]
     return found
@@ -214,7 +215,7 @@ def results_of(timed: Timed, line: Mapping[str, Any], limit_s: float) -> list[di
 def _rest(timed: Timed, seen: set[int], limit_s: float, seed: int) -> list[dict[str, Any]]:
     """Random configurations for the rest of the time, where the optimum was found."""
     values = timed.found.landscape.values
-    if values.min() not in values[list(seen)]:
+    if np.nanmin(values) not in values[list(seen)]:
         return []
     spent_s, entries = sum(timed.spent_s(row) for row in seen), []
     for row in np.random.default_rng(seed).permutation(len(timed.entries)).tolist():
@@ -250,7 +251,9 @@ def limit_s(space: Any, cutoff: float) -> float:
 def scores(
     runs: Mapping[tuple[str, str], Sequence[Any]], spaces: Mapping[str, Any], cutoff: float
 ) -> dict[str, dict[str, float]]:
-    """The score of each strategy on each landscape, and on all of them (`all`), by the package.
+    """The score of each strategy on each landscape, by the package, and the mean of these (`all`).
+
+    The package takes the mean of the landscapes' curves and then over the time; the order makes no difference.
 
     Args:
         runs: what `results_of` gave, by strategy and landscape.
@@ -273,12 +276,12 @@ def scores(
             {"recorded": described},
             *(cutoff, FIRST, CONFIDENCE, RESOLUTION),
         )
-    places = {place: [of] for place, of in zip(spaces, data.values(), strict=True)} | {"all": [*data.values()]}
-    found = {}
-    for place, of in places.items():
-        curves, *_ = get_strategies_aggregated_performance(of, CONFIDENCE)  # type: ignore[arg-type]
-        found[place] = {name: float(np.mean(curve)) for name, curve in zip(names, curves, strict=True)}
-    return {name: {place: found[place][name] for place in found} for name in names}
+    found: dict[str, dict[str, float]] = {name: {} for name in names}
+    for landscape, of in zip(spaces, data.values(), strict=True):
+        curves, *_ = get_strategies_aggregated_performance([of], CONFIDENCE)  # type: ignore[arg-type]
+        for name, curve in zip(names, curves, strict=True):
+            found[name][landscape] = float(np.mean(curve))
+    return {name: {**each, "all": float(np.mean([*each.values()]))} for name, each in found.items()}
 
 
 def _described(folder: Path, name: str, runs: Sequence[Any], space: Any) -> Any:
