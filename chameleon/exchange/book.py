@@ -15,7 +15,7 @@ from typing import Any
 
 from chameleon.errors import UsageError
 from chameleon.jobs.measured import Measured, usable_events
-from chameleon.jobs.records import SIDES, Config, Records, RecordsError, tuning_header
+from chameleon.jobs.records import Config, Records, RecordsError, tuning_header
 from chameleon.wording import same_target
 
 Line = dict[str, Any]
@@ -80,8 +80,7 @@ class Book:
         """Keep the best so many trials of each task, and no others; returns how many trials went."""
         records, best = self.records(), {}
         for key in records.tasks:
-            slowness = measured(records, key).slowness()
-            best[key] = set(sorted(slowness, key=lambda config: slowness[config])[:keep])
+            best[key] = set(measured(records, key).ranking()[:keep])
         before = self.n_trials
         events = [_pruned(line, best) for line in self._events.values()]
         self._events = {_identity(line): line for line in events if line is not None}
@@ -162,9 +161,6 @@ def _pruned(line: Line, best: Mapping[str, set[Config]]) -> Line | None:
     """The line as far as it is about the best trials; None for another trial. What is wrong stays known."""
     if "status" in line:
         return line if tuple(line["config"]) in best[line["task"]] else None
-    if line.get("kind") == "exchange":
-        both = {tuple(line[side]["config"]) for side in SIDES}
-        return line if both <= best[line["task"]] else None
     if line.get("kind") != "confirmation":
         return line
     # Without a schedule left it still says when the best was chosen among those timed again.

@@ -133,6 +133,18 @@ class Measured:
         """For each schedule that works its time, where that of the best is 1."""
         return {t.config: self._believed_s(t) / self.now_s for t in self._believed()} if self.now_s else {}
 
+    def ranking(self) -> list[Config]:
+        """The schedules that work: the best first, and one that lost in the network behind the one that won."""
+        slowness, best = self.slowness(), self.best.config if self.best else None
+
+        def losses(config: Config) -> int:
+            beaten = [config]
+            while (winner := self._lost.get(beaten[-1])) in slowness and winner not in beaten:
+                beaten.append(winner)
+            return len(beaten)
+
+        return sorted(slowness, key=lambda config: (config != best, losses(config), slowness[config]))
+
     @property
     def unconfirmed(self) -> bool:
         """Whether the best schedule may only have been lucky: it has rivals and was not timed again beside them."""
