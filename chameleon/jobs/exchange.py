@@ -37,6 +37,9 @@ CLOSE_FACTOR = 1.15
 WON_ROUNDS = 0.75
 """Share of the rounds in which a rival must be faster. Noise alone gives half."""
 
+NETWORK_FACTOR = 3
+"""How many times longer it takes to compile a network and to compare its outputs than to build each of its kernels."""
+
 TURNS = BenchConfig(rounds=8, runs=4)
 
 
@@ -61,8 +64,9 @@ def exchange_best(
     if not any(tuner.rivals(CLOSE_FACTOR) for tuner in session.tasks):
         return 0
     start_s, before_s = session.elapsed_s, session.exchanged_s
+    builds_s = sum(t.best.timings.get("build", 0.3) for t in session.tasks if t.best)
     # The first network and one other have to be compiled before anything is learnt.
-    if session.exchange_left_s < 2 * sum(t.best.timings.get("build", 0.3) for t in session.tasks if t.best):
+    if session.exchange_left_s < 2 * NETWORK_FACTOR * builds_s:
         return 0
     try:
         with Verifier(job.model, job.target) as verifier:

@@ -62,7 +62,7 @@ class Session:
     before_s: float
     current: int | None = None
     row: FailureRow = field(default_factory=lambda: FailureRow(TuneConfig.max_failures_in_row))
-    curve: list[tuple[float, float]] = field(default_factory=list)  # seconds of tuning and of all kernels together
+    curve: list[tuple[float, float]] = field(default_factory=list)  # seconds of tuning, and expected of all kernels
     untunable: dict[str, str] = field(default_factory=dict)  # why TVM makes no design space, by the task's name
     _started_s: float | None = None
     exchange_kept_s: float = 0.0  # seconds to keep for comparing schedules in the network
@@ -160,11 +160,15 @@ class Session:
         return self.elapsed_s / self.trials if self.trials and self.elapsed_s else FIRST_TRIAL_S
 
     def note_batch(self, seconds: float, trials: int) -> None:
-        """Remember how long a batch took, and how far the kernels have come."""
+        """Remember how long a batch took, and how far the kernels have come.
+
+        Where several tasks share a search, its best time counts for all of them: they get its schedules at the end.
+        """
         if trials:
             self._recent.append((seconds, trials))
         if all(t.now_s for t in self.tasks if not t.given_up):
-            self.curve.append((self.elapsed_s, sum(t.task.weight * (t.now_s or 0.0) for t in self.tasks)))
+            shared = [(group.progress.weight, group.leader.now_s or 0.0) for group in self.groups]
+            self.curve.append((self.elapsed_s, sum(weight * now_s for weight, now_s in shared)))
 
     @property
     def forecast(self) -> float | None:

@@ -216,3 +216,15 @@ def test_groups_and_leaders_depend_neither_on_the_order_nor_on_names(order, name
             session = open_session(tasks, detect_target(), records, config(trials=8), "net")
     found = sorted((g.leader.key, sorted(t.key for t in g.followers)) for g in session.groups)
     assert found == [("a", ["b", "c"]), ("x", [])]
+
+
+def test_the_forecast_counts_on_what_the_others_will_get(on):
+    session, _ = on(config(trials=40))
+    best_s: dict[tuple[str, ...], float] = {}
+    for group in session.groups:
+        best_s[tuple(sorted(t.key for t in group.members))] = group.leader.now_s
+    weights = {"a": 3, "b": 1, "c": 1, "x": 1}
+    expected = sum(sum(weights[k] for k in keys) * seconds for keys, seconds in best_s.items())
+    assert session.curve[-1][1] == pytest.approx(expected)
+    seconds = [s for _, s in session.curve]
+    assert seconds == sorted(seconds, reverse=True)
