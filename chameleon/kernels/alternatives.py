@@ -12,13 +12,12 @@ put the algorithms that won into a network: see `with_alternatives`.
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import tvm_ffi
-from numpy.typing import NDArray
 from tvm import relax
 from tvm.ir import Call, IRModule, Op
 from tvm.relax.expr_functor import PyExprMutator, mutator
@@ -103,20 +102,12 @@ def with_alternatives(lowered: IRModule, database: ms.database.Database) -> IRMo
     found = {key: m["main"] for m in mods if (key := replaced_by(m)) is not None}
     if not found:
         return lowered
-    functions, weights = dict(lowered.functions_items()), {}
-    for var, func in functions.items():
+    chosen: dict[Any, PrimFunc] = {}
+    for var, func in lowered.functions_items():
         other = found.get(task_key(_as_task(func))) if isinstance(func, PrimFunc) else None
         if other is not None:
-            functions[var] = _named_as(func, other)
-            transform = partial(transformed_weights, m=WINOGRAD[str(other.attrs[ALGORITHM])])
-            weights[var] = (int(other.attrs[WEIGHT]), transform)
-    if not weights:
-        return lowered
-    mod = IRModule(functions, attrs=lowered.attrs)
-    for var, func in lowered.functions_items():
-        if isinstance(func, relax.Function):
-            mod[var] = _Transformed(weights).visit_expr(func)
-    return mod
+            chosen[var] = _named_as(func, other)
+    return _Exchange(lowered, chosen).run() if chosen else lowered
 
 
 def _named_as(func: PrimFunc, other: PrimFunc) -> PrimFunc:
@@ -132,22 +123,30 @@ def _as_task(func: PrimFunc) -> IRModule:
 
 
 @mutator
-class _Transformed(PyExprMutator):
-    """Transforms the constant weights in calls of some kernels; equal weights are transformed once."""
+class _Exchange(PyExprMutator):
+    """Puts alternatives into the place of kernels, and transforms the constant weights in their calls."""
 
-    def __init__(self, weights: Mapping[Any, tuple[int, Callable[[NDArray[Any]], NDArray[Any]]]]) -> None:
-        super().__init__()
-        self._weights = weights
-        self._made: dict[Any, Any] = {}
+    def __init__(self, mod: IRModule, chosen: Mapping[Any, PrimFunc]) -> None:
+        super().__init__(IRModule({v: f for v, f in mod.functions_items() if v not in chosen}, attrs=mod.attrs))
+        self._mod, self._chosen = mod, chosen
+        self._new = {var: self.builder_.add_func(func, var.name_hint) for var, func in chosen.items()}
+        self._weights: dict[Any, Any] = {}  # equal ones are transformed once
+
+    def run(self) -> IRModule:
+        for var, func in self._mod.functions_items():
+            if isinstance(func, relax.Function):
+                self.builder_.update_func(var, self.visit_expr(func))
+        return self.builder_.get()
 
     def visit_call_(self, call: Call) -> Any:
-        if call.op != Op.get("relax.call_tir") or call.args[0] not in self._weights:
+        if call.op != Op.get("relax.call_tir") or call.args[0] not in self._chosen:
             return super().visit_call_(call)
         kernel, inputs, *rest = call.args
-        position, transform = self._weights[kernel]
-        fields = list(inputs.fields)
-        old = fields[position]
-        if (kernel, old) not in self._made:
-            self._made[kernel, old] = relax.const(transform(old.value.numpy()))
-        fields[position] = self._made[kernel, old]
-        return Call(call.op, [kernel, relax.Tuple(fields), *rest], call.attrs, call.ty_args, call.span)
+        attrs = self._chosen[kernel].attrs
+        position, m = int(attrs[WEIGHT]), WINOGRAD[str(attrs[ALGORITHM])]
+        fields = [self.visit_expr(x) for x in inputs.fields]
+        old = inputs.fields[position]
+        if (m, old) not in self._weights:
+            self._weights[m, old] = relax.const(transformed_weights(old.value.numpy(), m))
+        fields[position] = self._weights[m, old]
+        return Call(call.op, [self._new[kernel], relax.Tuple(fields), *rest], call.attrs, call.ty_args, call.span)
