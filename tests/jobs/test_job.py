@@ -101,6 +101,7 @@ def test_tune_then_resume_then_compile_and_bench(network, tmp_path, capsys):
         "best_us",
         "trials",
         "origin",
+        "algorithm",
         "chosen_by",
         "cold_us",
     }
