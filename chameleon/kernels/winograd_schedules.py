@@ -56,7 +56,7 @@ class _Blocks:
 def winograd_space(m: int, target: Target) -> ms.space_generator.ScheduleFn:
     """A space generator for a kernel that `winograd_form` made with tiles of m x m outputs.
 
-    It also works in MetaSchedule itself: `ms.tune_tir(mod, target, ..., space=winograd_space(4, target))`.
+    It is one of MetaSchedule's own kind, `ScheduleFn`, with the post-processors of its CPU rules.
     """
     cores = int(target.attrs.get("num-cores", 1))
     postprocs = ms.Postproc.create("llvm")

@@ -31,7 +31,6 @@ from chameleon.kernels.winograd import (
     winograd_form,
 )
 from chameleon.kernels.winograd_schedules import winograd_space
-from chameleon.measure import WarmBuilder, WarmRunner
 from tests.support.workloads import conv2d
 from tuners.meta_schedule import args_info_of
 from tuners.trace_space import TraceSpace
@@ -221,14 +220,3 @@ def test_names_restrict_the_alternatives() -> None:
     assert [a.name for a in alternatives_of(mod, CPU, ["winograd2"])] == ["winograd2"]
     assert alternatives_of(mod, CPU, []) == []
     assert alternatives_of(mod, Target({"kind": "cuda", "arch": "sm_80", "max_threads_per_block": 1024})) == []
-
-
-@pytest.mark.slow
-def test_the_space_works_in_stock_metaschedule(tmp_path: Any) -> None:
-    lowered, _, _ = kernel((1, 12, 12, 16), 16)
-    form = winograd_form(conv_task(lowered), 4)
-    assert form is not None
-    with WarmBuilder() as builder, WarmRunner() as runner:
-        options = {"builder": builder, "runner": runner, "space": winograd_space(4, CPU), "strategy": "replay-trace"}
-        database = ms.tune_tir(form, CPU, str(tmp_path), max_trials_global=4, num_trials_per_iter=4, **options)
-    assert any(r.run_secs and float(r.run_secs[0]) < 1e9 for r in database.get_all_tuning_records())
