@@ -41,6 +41,21 @@ def check_picture(path: Path) -> None:
         raise UsageError(f"cannot draw {path}: expected an extension out of {', '.join(known)}, got {path.suffix!r}")
 
 
+def read_bytes(path: Path, give: str) -> bytes:
+    """What a file holds.
+
+    Args:
+        give: what to give in its place, for the message.
+
+    Raises:
+        UsageError: if it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}); give {give}") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a file that an earlier run wrote, empty if it is missing or was cut off."""
     try:

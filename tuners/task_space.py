@@ -1,13 +1,17 @@
 """The space of a task of a network: its own design spaces and those of the other algorithms for it."""
 
+# pyright: reportArgumentType=false
+# (TVM's attributes come from C++ and have no types)
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from tvm.ir import IRModule
+from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
 from chameleon.kernels.alternatives import ALGORITHMS, alternatives_of
+from tuners.meta_schedule import args_info_of
 from tuners.trace_space import TraceSpace
 
 
@@ -28,3 +32,16 @@ def task_space(
     traces = TraceSpace(mod, target, seed=seed, alternatives=[(other.mod, other.space) for other in others])
     forms = enumerate((other.name for other in others), start=1)
     return traces, {name: [i for i, f in enumerate(traces.forms) if f == form] for form, name in forms}
+
+
+def commit_schedule(
+    database: ms.database.Database, traces: TraceSpace, config: Sequence[int], seconds: float, target: Target
+) -> None:
+    """Commit the schedule of a configuration `[n_knobs]` to a database, with its time.
+
+    Raises:
+        Refused: if the replay or a post-processor refuses it.
+    """
+    schedule = traces.schedule(config)
+    workload, arguments = database.commit_workload(traces.workload(config)), args_info_of(schedule)
+    database.commit_tuning_record(ms.database.TuningRecord(schedule.trace, workload, [seconds], target, arguments))

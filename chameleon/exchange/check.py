@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chameleon.errors import UsageError
 from chameleon.exchange.autotvm import FIELD
-from chameleon.files import read_json
+from chameleon.exchange.sources import A_SOURCE
+from chameleon.files import read_bytes, read_json
 from chameleon.jobs.records import FORMAT, SIDES, is_written, space_from_json
 from chameleon.manifest import manifest
 from chameleon.search import KnobSpace, Trial
@@ -72,12 +72,7 @@ def check_records(path: Path) -> list[Finding]:
     Raises:
         UsageError: if it cannot be read.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UsageError(
-            f"{path} cannot be read ({error.strerror}); give a file of records or a run's folder"
-        ) from error
+    content = read_bytes(path, A_SOURCE)
     found: dict[tuple[str, str, str], Finding] = {}
     for f in (*_lines(path, content), *_environment(path)):
         key = (f.level, f.what, f.advice)

@@ -27,9 +27,8 @@ from chameleon.kernels.alternatives import algorithm_of, replaced_by
 from chameleon.kernels.lower import Task, task_key
 from chameleon.models.load import model_names
 from tuners.anchors import anchor_key
-from tuners.meta_schedule import args_info_of
 from tuners.outcomes import measured_trial
-from tuners.task_space import task_space
+from tuners.task_space import commit_schedule, task_space
 from tuners.trace_space import Refused
 
 logger = logging.getLogger("chameleon")
@@ -163,18 +162,9 @@ def _commit(database: ms.database.Database, task: Task, target: Target, records:
         database.commit_workload(mod)
     for config in sorted(times, key=lambda config: times[config])[:best]:
         try:
-            schedule = traces.schedule(config)
+            commit_schedule(database, traces, config, times[config], target)
         except Refused as refusal:
             logger.warning("%s: a schedule is left out: %s", task.name, refusal)
             continue
-        database.commit_tuning_record(
-            ms.database.TuningRecord(
-                schedule.trace,
-                database.commit_workload(traces.workload(config)),
-                [times[config]],
-                target,
-                args_info_of(schedule),
-            )
-        )
         written += 1
     return written

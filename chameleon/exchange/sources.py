@@ -13,9 +13,11 @@ from chameleon.errors import ChameleonError, UsageError
 from chameleon.exchange.autotvm import lines_of_log
 from chameleon.exchange.book import Line
 from chameleon.exchange.landscapes import lines_of_landscape
+from chameleon.files import read_bytes
 from chameleon.jobs.records import RECORDS, RecordsError, parse_lines, records_path
 
 DATABASE = "database_tuning_record.json"
+A_SOURCE = "a file of records or a run's folder"
 
 
 def lines_of(path: Path, target: str | None = None) -> list[Line]:
@@ -32,12 +34,7 @@ def lines_of(path: Path, target: str | None = None) -> list[Line]:
         if (path / DATABASE).is_file():
             return _of_database(path, target)
         path = in_folder(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UsageError(
-            f"{path} cannot be read ({error.strerror}); give a file of records or a run's folder"
-        ) from error
+    content = read_bytes(path, A_SOURCE)
     first = _first_object(content)
     if first.get("kind") == "tuning":
         return list(parse_lines(path, content[: content.rfind(b"\n") + 1]))

@@ -37,9 +37,8 @@ from chameleon.jobs.teachers import Teacher
 from chameleon.kernels.alternatives import ALGORITHMS
 from chameleon.kernels.lower import Task
 from tuners.anchors import anchor_key
-from tuners.meta_schedule import args_info_of
 from tuners.proposals import Config
-from tuners.task_space import task_space
+from tuners.task_space import commit_schedule, task_space
 
 FIRST_TRIAL_S = 1.0
 """Seconds that a trial takes, for want of knowledge before the first one."""
@@ -252,11 +251,9 @@ def open_session(
         return [*teachers, *(t.teacher for t in tuners if t.task is not task)] if config.learn else []
 
     for task, rng in zip(tasks, rngs, strict=True):
+        names = _algorithms(records.tasks.get(task.key), config)
         try:
-            names = _algorithms(records.tasks.get(task.key), config)
             traces, algorithms = task_space(task.mod, target, names, seed=config.seed)
-        except RecordsError:
-            raise
         except Exception as error:  # TVM's rules fail in many ways, such as a ScheduleError
             untunable[task.name] = first_line(error)
             continue
@@ -434,16 +431,7 @@ def database_of(tasks: Sequence[TaskTuner], target: Target) -> ms.database.Datab
     for tuner in tasks:
         if tuner.best is None or tuner.now_s is None:
             continue
-        schedule = tuner.traces.schedule(tuner.best.config)
-        database.commit_tuning_record(
-            ms.database.TuningRecord(
-                schedule.trace,
-                database.commit_workload(tuner.traces.workload(tuner.best.config)),
-                [tuner.now_s],
-                target,
-                args_info_of(schedule),
-            )
-        )
+        commit_schedule(database, tuner.traces, tuner.best.config, tuner.now_s, target)
     return database
 
 

@@ -135,7 +135,7 @@ def _measure(job: Opened, spec: JobSpec, session: Session, records: Records, wat
             measurer.check()
             before = activity()
             with session.running():
-                # What was kept for the last two steps may turn out to be more than they take.
+                # What was kept for the last steps may turn out to be more than they take.
                 steps = [tune, share_best, confirm_best]
                 if spec.tracker is None and job.target.kind.name == "llvm":
                     steps.append(partial(exchange_best, job))

@@ -27,7 +27,7 @@ from tvm.tirx import PrimFunc
 
 from chameleon.kernels.lower import task_key
 from chameleon.kernels.optional import if_possible
-from chameleon.kernels.winograd import find_convolution, transformed_weights, winograd_form
+from chameleon.kernels.winograd import Convolution, find_convolution, transformed_weights, winograd_form
 from chameleon.kernels.winograd_schedules import winograd_space
 
 ALGORITHM, REPLACES, WEIGHT = "chameleon.algorithm", "chameleon.replaces", "chameleon.weight"
@@ -61,20 +61,23 @@ def alternatives_of(mod: IRModule, target: Target, names: Collection[str] = ALGO
     Args:
         names: which algorithms may be used.
     """
-    if target.kind.name != "llvm":
+    if target.kind.name != "llvm" or not names:
+        return []
+    convolution = if_possible("finding its convolution", "a kernel", partial(find_convolution, mod["main"]), None)
+    if convolution is None:
         return []
     found = []
     for name, m in WINOGRAD.items():
-        make = partial(_winograd, mod, name, m)
+        make = partial(_winograd, mod, convolution, name, m)
         other = if_possible(name, "a kernel", make, None) if name in names else None
         if other is not None:
             found.append(Alternative(name, other, winograd_space(m, target)))
     return found
 
 
-def _winograd(mod: IRModule, name: str, m: int) -> IRModule | None:
-    other, convolution = winograd_form(mod, m), find_convolution(mod["main"])
-    if other is None or convolution is None:
+def _winograd(mod: IRModule, convolution: Convolution, name: str, m: int) -> IRModule | None:
+    other = winograd_form(mod, convolution, m)
+    if other is None:
         return None
     marks = {ALGORITHM: name, REPLACES: task_key(mod), WEIGHT: convolution.weight}
     return IRModule({"main": other["main"].with_attrs(marks)})

@@ -18,9 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tvm import tirx
 from tvm.ir import Range
-from tvm.ir.expr import TensorLoad, TensorRegion
 from tvm.s_tir import SBlock, Schedule
 from tvm.s_tir.dlight.analysis.common_analysis import get_sblockrealize
 from tvm.sym import Analyzer
@@ -29,6 +27,7 @@ from tvm.tirx.buffer import is_buffer_var
 from tvm_ffi import structural_equal, structural_map, structural_walk
 
 from chameleon.ir import element_bytes
+from chameleon.kernels.buffers import with_buffers
 from chameleon.kernels.inspect import STACK_BYTES, alike, blocks_of, is_one
 
 _MAY_OVERWRITE = "chameleon.may_overwrite"
@@ -61,15 +60,7 @@ def overwriting(func: PrimFunc, position: int, n_inputs: int) -> PrimFunc:
 
     It must be called with that input and the output in the same memory.
     """
-    old, new = func.params[position], func.params[n_inputs]
-
-    def load(node: TensorLoad) -> Any:
-        return tirx.BufferLoad(new, node.indices) if node.source.same_as(old) else node
-
-    def region(node: Any) -> Any:
-        return tirx.BufferRegion(new, node.region) if node.source.same_as(old) else node
-
-    return func.with_body(structural_map(func.body, [(TensorLoad, load), (TensorRegion, region)]))
+    return func.with_body(with_buffers(func.body, {func.params[position]: func.params[n_inputs]}))
 
 
 def _replaceable(buffer: Buffer, output: Buffer, blocks: Sequence[SBlock]) -> bool:

@@ -38,10 +38,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import te, tirx, topi
 from tvm.ir import IRModule
-from tvm.ir.expr import TensorLoad, TensorRegion
 from tvm.s_tir import SBlock, SBlockRealize
 from tvm.tirx import PrimFunc
-from tvm_ffi import structural_equal, structural_map
+from tvm_ffi import structural_equal
+
+from chameleon.kernels.buffers import with_buffers
 
 TILES = (2, 4)
 """The sizes m of a tile of outputs; larger ones round too much in float32."""
@@ -127,18 +128,17 @@ def transformed_weights(weight: NDArray[Any], m: int) -> NDArray[Any]:
     return np.einsum("ei,ijck,vj->evck", g, weight.astype(np.float64), g).astype(weight.dtype)
 
 
-def winograd_form(mod: IRModule, m: int) -> IRModule | None:
+def winograd_form(mod: IRModule, found: Convolution, m: int) -> IRModule | None:
     """The kernel `main` of a module with Winograd's algorithm in the place of its convolution.
 
     It takes the transformed weights `[m + 2, m + 2, c, k]` where the kernel takes the weights. All else is equal.
 
+    Args:
+        found: the convolution, see `find_convolution`.
+
     Returns:
-        None if the kernel has no 3x3 convolution of stride 1 with constant weights, in float32 and with the channels
-        last, or if there are too few tiles for the algorithm to pay.
+        None if there are too few tiles for the algorithm to pay.
     """
-    found = find_convolution(mod["main"])
-    if found is None:
-        return None
     n, rows, columns = found.tiles(m)
     if n * rows * columns < LEAST_TILES or min(int(d) for d in found.output.shape[1:3]) < m:
         return None
@@ -146,7 +146,10 @@ def winograd_form(mod: IRModule, m: int) -> IRModule | None:
 
 
 def find_convolution(func: PrimFunc) -> Convolution | None:
-    """The 3x3 convolution of stride 1 of a fused kernel in NHWC; None if it has none, or more than one."""
+    """The 3x3 convolution of stride 1 of a fused kernel; None if it has none, or more than one.
+
+    Its weights are constant, all is float32, and the channels come last.
+    """
     statements = _statements(func)
     found = [(i, c) for i, s in enumerate(statements) if (c := _as_convolution(func, s)) is not None]
     if len(found) != 1:
@@ -258,7 +261,7 @@ def _with_stages(func: PrimFunc, conv: Convolution, m: int) -> PrimFunc:
     stages = _stages(conv, m)
     new = dict(zip(stages.params, (conv.source, weights, conv.output), strict=True))
     outer, replaced = _statements(func), conv.statements
-    body = [*outer[: replaced[-1]], *(_with_buffers(s, new) for s in _statements(stages)), *outer[replaced[-1] + 1 :]]
+    body = [*outer[: replaced[-1]], *(with_buffers(s, new) for s in _statements(stages)), *outer[replaced[-1] + 1 :]]
     body = [s for i, s in enumerate(body) if i not in replaced[:-1]]
     gone = [w.source for i in replaced[:-1] for w in _block(outer[i]).writes]
     kept = [b for b in func.body.block.alloc_buffers if not any(b.same_as(g) for g in gone)]
@@ -266,21 +269,6 @@ def _with_stages(func: PrimFunc, conv: Convolution, m: int) -> PrimFunc:
     root = SBlock([], [], [], "root", tirx.SeqStmt(body), alloc_buffers=allocated)
     params = [weights if i == conv.weight else p for i, p in enumerate(func.params)]
     return PrimFunc(params, SBlockRealize([], True, root), func.ret_type, func.attrs)
-
-
-def _with_buffers(statement: Any, new: Mapping[Any, Any]) -> Any:
-    """A loop nest with other buffers in the place of some of its own."""
-
-    def load(node: TensorLoad) -> Any:
-        return tirx.BufferLoad(new[node.source], node.indices) if node.source in new else node
-
-    def store(node: tirx.BufferStore) -> Any:
-        return tirx.BufferStore(new[node.buffer], node.value, node.indices) if node.buffer in new else node
-
-    def region(node: TensorRegion) -> Any:
-        return tirx.BufferRegion(new[node.source], node.region) if node.source in new else node
-
-    return structural_map(statement, [(TensorLoad, load), (tirx.BufferStore, store), (TensorRegion, region)])
 
 
 def _stages(conv: Convolution, m: int) -> PrimFunc:

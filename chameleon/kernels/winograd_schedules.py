@@ -91,10 +91,8 @@ def _extents(sch: Schedule, block: str) -> list[int]:
 
 def _in_bands(sch: Schedule, m: int, band: int) -> Schedule:
     blocks = _blocks(sch, m)
-    n, y, x, k = sch.get_loops(blocks.outputs)
-    (tile_y, i), (tile_x, j) = sch.split(y, [None, m]), sch.split(x, [None, m])
+    n, (tile_y, i), (tile_x, j), (chunk, vector) = _tiled(sch, blocks.outputs, m)
     outer, inner = sch.split(tile_y, [None, band])
-    chunk, vector = _vector(sch, k)
     sch.reorder(n, outer, inner, tile_x, chunk, i, j, vector)
     bands = sch.fuse(n, outer)
     _outputs(sch, blocks, chunk, (i, j, vector))
@@ -111,9 +109,7 @@ def _in_bands(sch: Schedule, m: int, band: int) -> Schedule:
 
 def _in_phases(sch: Schedule, m: int) -> Schedule:
     blocks = _blocks(sch, m)
-    n, y, x, k = sch.get_loops(blocks.outputs)
-    (tile_y, i), (tile_x, j) = sch.split(y, [None, m]), sch.split(x, [None, m])
-    chunk, vector = _vector(sch, k)
+    n, (tile_y, i), (tile_x, j), (chunk, vector) = _tiled(sch, blocks.outputs, m)
     sch.reorder(n, tile_y, tile_x, chunk, i, j, vector)
     _outputs(sch, blocks, chunk, (i, j, vector))
     sch.parallel(sch.fuse(n, tile_y, tile_x, chunk))
@@ -157,6 +153,12 @@ def _behind(sch: Schedule, consumers: Sequence[Any]) -> list[Any]:
             found[name] = block
             queue.extend(sch.get_consumers(block))
     return list(found.values())
+
+
+def _tiled(sch: Schedule, outputs: Any, m: int) -> tuple[Any, Any, Any, Any]:
+    """The loops over images, rows and columns (tiles, and inside one) and channels (vectors, and inside one)."""
+    n, y, x, k = sch.get_loops(outputs)
+    return n, sch.split(y, [None, m]), sch.split(x, [None, m]), _vector(sch, k)
 
 
 def _outputs(sch: Schedule, blocks: _Blocks, at: Any, loops: Sequence[Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from scripts.common.experiment_stats import Floats, Run, bootstrap, geomean_of_means, mean_of_means
+from scripts.common.tables import markdown
 
 GOALS = (0.95, 0.99)
 BASELINE = "xgb-64"
@@ -125,7 +126,7 @@ def table(rows: Sequence[Mapping[str, Any]], about: Mapping[str, str]) -> str:
     head = ["tuner", "what it is", *(f"trials to {n}" for n in names), *(f"s to {n}" for n in names)]
     head += [f"times less time to {n} than {base['tuner']}" for n in names]
     head += ["best at equal time", "best at the end", "tuner s/trial"]
-    lines = [head, ["---"] * len(head)]
+    lines: list[list[str]] = []
     for row in rows:
         cells = [row["tuner"], about.get(row["tuner"], "")]
         for what, form in (("trials", "{:.0f}"), ("seconds", "{:.0f}")):
@@ -133,7 +134,7 @@ def table(rows: Sequence[Mapping[str, Any]], about: Mapping[str, str]) -> str:
         cells += [_ratio(base, row, name) for name in names]
         cells += [f"{row[k]['mean']:.3f} ({row[k]['low']:.3f}-{row[k]['high']:.3f})" for k in ("equal_time", "final")]
         lines.append([*cells, f"{row['tuner_s_per_trial']:.3f}"])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+    return markdown(head, lines)
 
 
 def _cell(row: Mapping[str, Any], what: str, name: str, form: str) -> str:

@@ -33,6 +33,7 @@ from chameleon.search import SEARCHERS, Status
 from chameleon.workers.pool import PoolConfig
 from scripts.common.experiment_stats import bootstrap, mean_of_means
 from scripts.common.run_store import ONE_THREAD, RunStore, write_results
+from scripts.common.tables import markdown
 from tuners.kernel_tuner import ChameleonStrategy
 from tuners.landscape import Landscape, landscape_name, load_landscape
 from tuners.landscape_table import TIME
@@ -184,14 +185,14 @@ def summarise(lines: Sequence[Mapping[str, Any]], marks: Sequence[int]) -> list[
 
 def table(rows: Sequence[Mapping[str, Any]], marks: Sequence[int]) -> str:
     """Make a table in Markdown: the mean fraction of the optimum with its interval."""
-    lines = [["strategy", "of", *(f"@{m}" for m in marks), "trials", "s/run"]]
-    lines.append(["---"] * len(lines[0]))
+    head = ["strategy", "of", *(f"@{m}" for m in marks), "trials", "s/run"]
+    lines: list[list[str]] = []
     for row in rows:
         gained = [row[f"fraction_{m}"] for m in marks]
         cells = [f"{g['mean']:.3f} ({g['low']:.3f} to {g['high']:.3f})" for g in gained]
         whose = "Chameleon" if row["ours"] else "Kernel Tuner"
         lines.append([row["strategy"], whose, *cells, f"{row['trials']:.0f}", f"{row['wall_s']:.1f}"])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+    return markdown(head, lines)
 
 
 def chosen(strategies: str) -> list[str]:

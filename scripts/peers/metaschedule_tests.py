@@ -31,6 +31,7 @@ import typer
 from chameleon.cli import guarded
 from chameleon.errors import ChameleonError
 from scripts.common.run_store import write_results
+from scripts.common.tables import markdown
 
 URL = "https://raw.githubusercontent.com/apache/tvm/v{version}/tests/python/s_tir/meta_schedule/{name}"
 FILES = ("test_meta_schedule_search_strategy.py", "test_meta_schedule_task_scheduler.py")
@@ -132,11 +133,11 @@ def _row(case: ElementTree.Element) -> dict[str, Any]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Make a table in Markdown: each test, and why it cannot pass."""
-    lines = [["test", "with ours", "why"], ["---"] * 3]
+    lines: list[list[str]] = []
     for row in rows:
         verdict = "passes" if row["passed"] else "cannot" if row["known"] else "FAILS"
         lines.append([row["test"], verdict, row["why"].replace("|", "\\|")])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+    return markdown(["test", "with ours", "why"], lines)
 
 
 @app.command()

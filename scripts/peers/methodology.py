@@ -39,6 +39,7 @@ from chameleon.errors import UsageError
 from chameleon.search import SEARCHERS
 from chameleon.workers.pool import PoolConfig
 from scripts.common.run_store import ONE_THREAD, RunStore, write_results
+from scripts.common.tables import markdown
 from scripts.peers.kernel_tuner_table import Recorded, chosen, recorded, simulate
 from tuners.kernel_tuner import ChameleonStrategy
 from tuners.landscape import landscape_name
@@ -331,8 +332,8 @@ def summarise(
 
 def table(rows: Sequence[Mapping[str, Any]], landscapes: Sequence[str]) -> str:
     """Make a table in Markdown: both scores on all landscapes, `score` on each, and the engine's time."""
-    lines = [["strategy", "of", "score", "recorded", *landscapes, "engine ms"]]
-    lines.append(["---"] * len(lines[0]))
+    head = ["strategy", "of", "score", "recorded", *landscapes, "engine ms"]
+    lines: list[list[str]] = []
     for row in rows:
         both = [
             f"{row[kind]['all']:.3f}" + (f" ± {row[f'{kind}_error']:.3f}" if f"{kind}_error" in row else "")
@@ -341,7 +342,7 @@ def table(rows: Sequence[Mapping[str, Any]], landscapes: Sequence[str]) -> str:
         each = [f"{row['score'][landscape]:.3f}" for landscape in landscapes]
         whose = "Chameleon" if row["ours"] else "Kernel Tuner"
         lines.append([row["strategy"], whose, *both, *each, f"{row['engine_ms']:.0f}"])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+    return markdown(head, lines)
 
 
 @app.command()

@@ -35,6 +35,7 @@ from chameleon.search.annealing import AnnealingConfig
 from chameleon.workers.pool import PoolConfig
 from scripts.common.experiment_stats import Floats, bootstrap, mean_of_means
 from scripts.common.run_store import ONE_THREAD, RunStore, write_results
+from scripts.common.tables import markdown
 from tuners.landscape import Landscape, landscape_name, load_landscape
 from tuners.replay import ReplayRun, replay
 
@@ -187,7 +188,7 @@ def table(rows: Sequence[Mapping[str, Any]], marks: Sequence[int]) -> str:
         *(f"difference @{m}" for m in marks),
         "engine ms/trial",
     ]
-    lines = [head, ["---"] * len(head)]
+    lines: list[list[str]] = []
     for row in rows:
         cells = [row["group"], row["variant"], *(f"{row[f'fraction_{m}']['mean']:.3f}" for m in marks)]
         for mark in marks:
@@ -195,7 +196,7 @@ def table(rows: Sequence[Mapping[str, Any]], marks: Sequence[int]) -> str:
             text = f"{gap['mean']:+.3f} ({gap['low']:+.3f} to {gap['high']:+.3f})"
             cells.append(f"**{text}**" if gap["low"] > 0 or gap["high"] < 0 else text)
         lines.append([*cells, f"{row['engine_s_per_trial'] * 1e3:.0f}"])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+    return markdown(head, lines)
 
 
 def chosen_variants(groups: str) -> list[str]:

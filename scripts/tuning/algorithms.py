@@ -38,6 +38,7 @@ from chameleon.models.load import load_model
 from chameleon.search import make_searcher
 from chameleon.target import detect_target
 from scripts.common.run_store import RunStore, write_results
+from scripts.common.tables import markdown
 from tuners.anchors import anchor_key
 from tuners.proposals import Config, Proposals
 from tuners.trace_space import TraceSpace
@@ -117,8 +118,7 @@ def main(
             for row in contest(task, others, measurer, target, trials, seed, rounds):
                 store.add({"convolution": shape, **row})
     rows = list(store.lines.values())
-    lines = [HEAD, ["---"] * len(HEAD), *map(line_of, rows)]
-    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+    table = markdown(HEAD, map(line_of, rows))
     write_results(out / model, rows, table, options, time.perf_counter() - started)
 
 

@@ -42,6 +42,7 @@ from chameleon.jobs.run_folder import JobSpec, TuneReport
 from chameleon.jobs.teachers import RECORDS
 from chameleon.jobs.tune import tune_model
 from chameleon.manifest import write_manifest
+from scripts.common.tables import markdown
 
 WAYS: dict[str, dict[str, Any]] = {
     "tune": {},
@@ -140,7 +141,7 @@ def in_common(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> tuple[floa
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """A table in Markdown, one line for each run."""
-    lines = [list(HEAD), ["---"] * len(HEAD)]
+    lines: list[list[str]] = []
     for r in rows:
         first = next(x for x in rows if x["round"] == r["round"] and x["way"] == rows[0]["way"])
         goal_ms = first["curve"][-1][1] if first["curve"] else np.inf
@@ -152,7 +153,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         lines.append(
             [r["way"], *counts, all_s, as_first_s, f"{r['kernels_ms']:.2f}", f"{sum_ms:.2f}", str(trials), load]
         )
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+    return markdown(HEAD, lines)
 
 
 def check_ways(given: str, teacher: str | None) -> list[str]:

@@ -38,6 +38,7 @@ from chameleon.search.learner import Learner
 from chameleon.search.program_features import Featurize
 from chameleon.target import detect_target
 from scripts.common.experiment_stats import prediction_scores
+from scripts.common.tables import markdown
 from scripts.tuning.compare_metaschedule import workload_of
 from tuners.landscape import landscape_header, read_lines, write_lines
 from tuners.meta_schedule import ChameleonStrategy
@@ -117,7 +118,7 @@ def compare(
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """A table in Markdown: the mean over splits, and the mean difference to the first look with its standard error."""
     head = ["workload", "N", "look", *METRICS, *(f"difference of {m}" for m in METRICS)]
-    lines = [head, ["---"] * len(head)]
+    lines: list[list[str]] = []
     for workload, n in dict.fromkeys((r["workload"], r["trials"]) for r in rows):
         cell = [r for r in rows if (r["workload"], r["trials"]) == (workload, n)]
         of = {look: [r for r in cell if r["look"] == look] for look in LOOKS}
@@ -127,7 +128,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
                 gained = [a[metric] - b[metric] for a, b in zip(mine, of["knobs"], strict=True)]
                 cells.append(f"{np.mean(gained):+.3f} ± {np.std(gained) / len(gained) ** 0.5:.3f}")
             lines.append([workload, str(n), look, *cells])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+    return markdown(head, lines)
 
 
 @app.command()

@@ -33,6 +33,7 @@ from chameleon.search.planners import Planner, View
 from chameleon.workers.pool import PoolConfig
 from scripts.common.experiment_stats import Floats, mean_of_means
 from scripts.common.run_store import ONE_THREAD, RunStore, write_results
+from scripts.common.tables import markdown
 from scripts.tuning.ablation import MARKS, groups_of, line_of
 from tuners.landscape import Landscape, landscape_name, load_landscape
 from tuners.replay import ReplayRun, best_so_far, drive
@@ -148,7 +149,7 @@ def summarise(lines: Sequence[Mapping[str, Any]], marks: Sequence[int]) -> list[
 def table(rows: Sequence[Mapping[str, Any]], marks: Sequence[int]) -> str:
     """Make a table in Markdown; a difference is bold if it is more than two standard errors."""
     head = ["strategy", *(f"@{m}" for m in marks), *(f"difference @{m}" for m in marks), "engine ms/trial"]
-    lines = [head, ["---"] * len(head)]
+    lines: list[list[str]] = []
     for row in rows:
         cells = [row["strategy"]]
         cells += [f"{row[f'fraction_{m}']['mean']:.3f} ± {row[f'fraction_{m}']['error']:.3f}" for m in marks]
@@ -157,7 +158,7 @@ def table(rows: Sequence[Mapping[str, Any]], marks: Sequence[int]) -> str:
             text = f"{gap['mean']:+.3f} ± {gap['error']:.3f}"
             cells.append(f"**{text}**" if abs(gap["mean"]) > 2 * gap["error"] else text)
         lines.append([*cells, f"{row['engine_s_per_trial'] * 1e3:.0f}"])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+    return markdown(head, lines)
 
 
 @app.command()
