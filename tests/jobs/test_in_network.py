@@ -70,7 +70,7 @@ def test_the_parts_add_up(kernels, alone, network_s, allocation_s):
     by_kernel = {k.name: k.calls * k.network_us / 1e3 for k in found.kernels}
     assert sum(by_kernel.values()) == pytest.approx(found.kernels_ms)
     assert found.layout_ms == pytest.approx(sum(by_kernel.get(n, 0) for n in "ab"))
-    assert list(by_kernel.values()) == sorted(by_kernel.values(), reverse=True)
+    assert list(by_kernel.values()) == pytest.approx(sorted(by_kernel.values(), reverse=True))  # most first
     assert {k.name for k in found.kernels if k.alone_us is None} == kernels.keys() - alone.keys()
 
 
