@@ -1,41 +1,63 @@
 #!/usr/bin/env python3
 """Compare stock MetaSchedule with Chameleon: the same workloads, trials and machine.
 
-    python -m scripts.tuning.compare_metaschedule --trials 64
+    python -m scripts.tuning.compare_metaschedule --seeds 5
 
-Three tuners, each in a process of its own with an empty database:
-  stock   MetaSchedule as shipped: evolutionary search, XGBoost, local builder and runner;
-  cured   the same with a build function that leaves out the slow import of all tensor intrinsics in every worker;
-  ours    `ChameleonStrategy` with the warm builder and runner.
+Each tuner runs in a process of its own with an empty database:
+  stock     MetaSchedule as shipped: evolutionary search, XGBoost, local builder and runner;
+  cured     the same with a build function that leaves out the slow import of all tensor intrinsics in every worker;
+  finished  cured's run, and then TVM's own finish by coordinate descent (`post_optimization`: Droplet, 100 trials);
+  ours      `ChameleonStrategy` with the warm builder and runner.
 
 The clock of a run starts after the imports that every tuner needs. After tuning, the three best schedules of each
 tuner are built in one process and timed there in turns, since one tuning measurement on a shared machine says little.
 
 - The reported latency of a tuner is the least median over these rounds.
-- `ratio` is our latency divided by the cured tuner's, round by round (quartiles).
-- `reach` is when our search had measured a schedule as fast as the latency reported for the cured tuner.
+- `ratio` is our latency divided by another tuner's, round by round (quartiles).
+- `reach` is when our search had measured a schedule as fast as the latency reported for that tuner.
+
+The results are written to `runs.jsonl` (a second call runs what is missing), `results.json`, `table.md` and
+`manifest.json`.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 
-TUNERS = ("stock", "cured", "ours")
-WORKLOADS = "C2D:0,C2D:1,C2D:2,C2D:3,DEP:0,DIL:0"
+from chameleon.cli import guarded
+from scripts.common.run_store import RunStore, write_results
+from scripts.common.tables import markdown
+
+WORKLOADS = "C2D:0,C2D:1,C2D:2,C2D:3,C1D:0,C3D:0,GRP:0,DIL:0,DEP:0,T2D:0,GMM:0,CBR:0"
 FINALISTS = 3
+THEIRS = ("finished", "cured", "stock")  # the first of these that took part is what ours is compared with
+app = typer.Typer(add_completion=False)
+
+
+class Tuner(StrEnum):
+    """Who tunes."""
+
+    stock = "stock"
+    cured = "cured"
+    finished = "finished"
+    ours = "ours"
+
+
 Timeline = list[tuple[float, float | None]]  # seconds since the start, measured seconds of the candidate
 
 
@@ -76,9 +98,7 @@ def timeline_callback(timeline: Timeline, start_s: float) -> Any:
     return Note()
 
 
-def tune(
-    tuner: str, workload: str, trials: int, per_iter: int, seed: int, searcher: str, folder: Path
-) -> dict[str, Any]:
+def tune(tuner: Tuner, workload: str, trials: int, per_iter: int, seed: int, folder: Path) -> dict[str, Any]:
     """Make one run of one tuner in this process; its database stays in `folder`."""
     from tvm.s_tir import meta_schedule as ms
 
@@ -92,12 +112,12 @@ def tune(
     start_s = time.perf_counter()
     with ExitStack() as stack:
         options: dict[str, Any] = {}
-        if tuner == "cured":
+        if tuner is Tuner.cured:
             register_build()
             options = {"builder": ms.builder.LocalBuilder(f_build="compare.build", initializer=register_build)}
-        elif tuner == "ours":
+        elif tuner is Tuner.ours:
             builder, runner = stack.enter_context(WarmBuilder()), stack.enter_context(WarmRunner())
-            strategy = ChameleonStrategy(searcher, seed=seed)
+            strategy = ChameleonStrategy(seed=seed)
             options = {"builder": builder, "runner": runner, "strategy": strategy, "cost_model": "random"}
         ms.tune_tir(
             mod,
@@ -113,7 +133,21 @@ def tune(
             **options,
         )
         tuning_s = time.perf_counter() - start_s
-    return {"tuner": tuner, "tuning_s": tuning_s, "timeline": timeline}
+    return {"tuning_s": tuning_s, "timeline": timeline}
+
+
+def finish(cured: Mapping[str, Any], folder: Path, to: Path) -> dict[str, Any]:
+    """Go on from cured's database with TVM's own finish, in this process; its time is added to cured's."""
+    from tvm.s_tir.meta_schedule.post_optimization import PostOpt
+
+    from chameleon.kernels.intrinsics import import_intrinsics
+    from chameleon.target import detect_target
+
+    import_intrinsics()
+    shutil.copytree(folder, to, dirs_exist_ok=True)
+    start_s = time.perf_counter()
+    PostOpt(str(to), detect_target()).run()
+    return {**cured, "tuning_s": cured["tuning_s"] + time.perf_counter() - start_s}
 
 
 def best_modules(folders: Mapping[str, Path], workload: str) -> dict[tuple[str, int], Any]:
@@ -163,158 +197,131 @@ def remeasure(folders: Mapping[str, Path], workload: str, rounds: int) -> dict[s
     }  # a tuner's fastest schedule comes last and replaces the others
 
 
-def in_child(arguments: Sequence[str], log: Path) -> dict[str, Any]:
-    """Run this script again for one part, with its output in `log`; the part's result is a JSON file beside it."""
+def in_child(log: Path, *arguments: object) -> Any:
+    """Run a part of this script in a process of its own, with its output in `log`, and return the part's result."""
     out = log.with_suffix(".json")
     threads = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     with log.open("w") as stream:
         done = subprocess.run(
-            [sys.executable, "-m", "scripts.tuning.compare_metaschedule", *arguments, "--part-out", str(out)],
+            [sys.executable, "-m", "scripts.tuning.compare_metaschedule", "--part", str(out), *map(str, arguments)],
             stdout=stream,
             stderr=subprocess.STDOUT,
             env={**os.environ, "TVM_NUM_THREADS": threads},  # for all tuners: by itself TVM takes half the cores
             check=False,
         )
     if done.returncode != 0 or not out.exists():
-        raise RuntimeError(f"{' '.join(arguments)} ended with code {done.returncode}:\n{log.read_text()[-3000:]}")
+        raise RuntimeError(f"{arguments} ended with code {done.returncode}:\n{log.read_text()[-3000:]}")
     return json.loads(out.read_text())
 
 
-def compare(workload: str, seed: int, a: argparse.Namespace) -> dict[str, Any]:
+def compare(
+    workload: str, seed: int, tuners: Sequence[Tuner], trials: int, per_iter: int, rounds: int
+) -> dict[str, Any]:
     """Run all tuners on one workload, then time their best schedules in turns."""
+    common = ["--workloads", workload, "--trials", trials, "--per-iter", per_iter, "--seed", seed, "--rounds", rounds]
     with tempfile.TemporaryDirectory() as scratch:
-        folders = {tuner: Path(scratch) / tuner for tuner in a.tuners}
+        common += ["--out", scratch]
         runs = {}
-        for tuner, folder in folders.items():
+        for tuner in tuners:
+            folder = Path(scratch) / tuner
             folder.mkdir()
-            common = ["--workloads", workload, "--trials", str(a.trials), "--per-iter", str(a.per_iter)]
-            common += ["--seeds", str(seed), "--searcher", a.searcher, "--folder", str(folder)]
-            runs[tuner] = in_child(["--part", tuner, *common], folder / "log.txt")
-        common = [
-            "--workloads",
-            workload,
-            "--rounds",
-            str(a.rounds),
-            "--folder",
-            scratch,
-            "--tuners",
-            ",".join(folders),
-        ]
-        seconds = in_child(["--part", "remeasure", *common], Path(scratch) / "remeasure.txt")
+            runs[tuner] = in_child(folder / "log.txt", *common, "--tuner", tuner)
+        everyone = [x for tuner in tuners for x in ("--tuner", tuner)]
+        seconds = in_child(Path(scratch) / "remeasure.txt", *common, *everyone)
     return summary(workload, seed, runs, seconds)
+
+
+def part(tuners: Sequence[Tuner], workload: str, trials: int, per_iter: int, seed: int, rounds: int, out: Path) -> Any:
+    """What a child does: one tuner's run, or, for several tuners, the timing of their best schedules."""
+    logging.disable(logging.INFO)
+    if len(tuners) > 1:
+        return remeasure({t: out / t for t in tuners}, workload, rounds)
+    (tuner,) = tuners
+    if tuner is Tuner.finished:
+        return finish(json.loads((out / Tuner.cured / "log.json").read_text()), out / Tuner.cured, out / tuner)
+    return tune(tuner, workload, trials, per_iter, seed, out / tuner)
 
 
 def summary(
     workload: str, seed: int, runs: Mapping[str, Any], seconds: Mapping[str, Sequence[float]]
 ) -> dict[str, Any]:
+    """One line of the results: what each tuner found in what time, and ours beside the best of the others."""
     row: dict[str, Any] = {"workload": workload, "seed": seed, "tuners": {}}
     for tuner, run in runs.items():
-        timeline = run["timeline"]
+        timeline, times = run["timeline"], seconds.get(tuner)
         row["tuners"][tuner] = {
             "trials": len(timeline),
             "failed": sum(s is None for _, s in timeline),
             "tuning_s": round(run["tuning_s"], 2),
-            "s_per_trial": round(run["tuning_s"] / max(1, len(timeline)), 4),
-            "best_us": round(float(np.median(seconds[tuner])) * 1e6, 3) if seconds.get(tuner) else None,
-            "spread_us": [round(float(q) * 1e6, 3) for q in np.quantile(seconds[tuner], (0.1, 0.9))]
-            if seconds.get(tuner)
-            else None,
+            "best_us": round(float(np.median(times)) * 1e6, 3) if times else None,
+            "quartiles_us": [round(float(q) * 1e6, 3) for q in np.quantile(times, (0.25, 0.75))] if times else None,
             "timeline": [[round(t, 2), None if s is None else round(s * 1e6, 3)] for t, s in timeline],
         }
-    if {"ours", "cured"} <= set(runs) and row["tuners"]["cured"]["best_us"] is not None:
-        goal = row["tuners"]["cured"]["best_us"]
+    rival = next((t for t in THEIRS if seconds.get(t)), None)
+    if rival is not None and seconds.get("ours"):
+        goal_us = row["tuners"][rival]["best_us"]
         timeline = row["tuners"]["ours"]["timeline"]
-        reached = next(((i + 1, t) for i, (t, us) in enumerate(timeline) if us is not None and us <= goal), None)
-        quotients = np.array(seconds["ours"]) / np.array(seconds["cured"])
+        reached = next(((i + 1, t) for i, (t, us) in enumerate(timeline) if us is not None and us <= goal_us), None)
+        quotients = np.array(seconds["ours"]) / np.array(seconds[rival])
+        row["rival"] = rival
         row["ratio"] = [round(float(q), 3) for q in np.quantile(quotients, (0.25, 0.5, 0.75))]
         row["reach"] = None if reached is None else {"trials": reached[0], "seconds": reached[1]}
     return row
 
 
 def table(rows: Sequence[Mapping[str, Any]], tuners: Sequence[str]) -> str:
-    """Make a table in Markdown.
-
-    It has the seconds per trial and the best latency of each tuner, and when ours reached the cured tuner's best.
-    """
-    head = [
-        "workload",
-        "seed",
-        *(f"{t} s/trial" for t in tuners),
-        *(f"{t} best us" for t in tuners),
-        "ours / cured",
-        "ours reaches cured's best",
-    ]
-    lines = [" | ".join(head), " | ".join("---" for _ in head)]
-    for row in rows:
-        cells = [row["workload"], str(row["seed"])]
-        cells += [f"{row['tuners'][t]['s_per_trial']:.2f}" for t in tuners]
-        cells += [f"{us:.1f}" if (us := row["tuners"][t]["best_us"]) is not None else "-" for t in tuners]
-        cells.append("{1:.3f} ({0:.3f} - {2:.3f})".format(*row["ratio"]) if "ratio" in row else "-")
-        reach = row.get("reach")
-        if reach:
-            cells.append(
-                f"{reach['trials']} trials, {reach['seconds']:.1f} of {row['tuners']['cured']['tuning_s']:.0f} s"
-            )
-        else:
-            cells.append("not reached" if "reach" in row else "-")
-        lines.append(" | ".join(cells))
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-def arguments() -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    p.add_argument("--workloads", default=WORKLOADS, help="comma-separated OPERATOR:NUMBER of te_workload")
-    p.add_argument("--trials", type=int, default=64)
-    p.add_argument("--per-iter", type=int, default=32, help="at most so many candidates a batch, for every tuner")
-    p.add_argument("--seeds", default="0", help="comma-separated")
-    p.add_argument("--searcher", default="chameleon")
-    p.add_argument(
-        "--tuners", default=",".join(TUNERS), type=lambda text: text.split(","), help="of stock, cured, ours"
+    """A line for each workload: medians over the seeds, and how often ours was as good as its rival's best."""
+    head = ["workload", "seeds", *(f"{t} s" for t in tuners), *(f"{t} us" for t in tuners), "ours / rival: median"]
+    head += ["least to most", "reached", "after, of the rival's time"]
+    lines, medians = [], []
+    for workload in dict.fromkeys(row["workload"] for row in rows):
+        of = [row for row in rows if row["workload"] == workload]
+        ratios = [row["ratio"][1] for row in of if "ratio" in row]
+        medians.append(float(np.median(ratios)) if ratios else np.nan)
+        shares = [r["reach"]["seconds"] / r["tuners"][r["rival"]]["tuning_s"] for r in of if r.get("reach")]
+        cells = [workload, str(len(of))]
+        for figure, digits in (("tuning_s", 0), ("best_us", 1)):
+            values = [[r["tuners"][t][figure] or np.nan for r in of] for t in tuners]
+            cells += [f"{np.nanmedian(v):.{digits}f}" for v in values]
+        cells += [f"{medians[-1]:.3f}", f"{min(ratios):.3f} to {max(ratios):.3f}" if ratios else "-"]
+        cells += [f"{len(shares)} of {len(of)}", f"{np.median(shares):.2f}" if shares else "-"]
+        lines.append(cells)
+    mean = (
+        f"\nGeometric mean of the medians: {np.exp(np.nanmean(np.log(medians))):.3f}, worst {np.nanmax(medians):.3f}\n"
     )
-    p.add_argument("--rounds", type=int, default=21, help="timings of each best schedule")
-    p.add_argument("--out", type=Path, default=Path("results/compare_metaschedule"))
-    for hidden in ("--part", "--part-out", "--folder"):
-        p.add_argument(hidden, help=argparse.SUPPRESS)
-    a = p.parse_args()
-    wrong = sorted(set(a.tuners) - set(TUNERS))
-    if wrong or a.trials < 1 or a.rounds < 1:
-        p.error(
-            f"unknown tuners {', '.join(wrong)}; there are: {', '.join(TUNERS)}"
-            if wrong
-            else "counts must be at least 1"
-        )
-    return a
+    return markdown(head, lines) + mean
 
 
-def part(a: argparse.Namespace) -> None:
-    """Do the part of a child process."""
-    logging.disable(logging.INFO)
-    folder = Path(a.folder)
-    if a.part == "remeasure":
-        result: Any = remeasure({t: folder / t for t in a.tuners}, a.workloads, a.rounds)
-    else:
-        result = tune(a.part, a.workloads, a.trials, a.per_iter, int(a.seeds), a.searcher, folder)
-    Path(a.part_out).write_text(json.dumps(result))
-
-
-def main() -> None:
-    a = arguments()
-    if a.part:
-        part(a)
+@app.command()
+def main(
+    workloads: Annotated[str, typer.Option(help="OPERATOR:NUMBER of te_workload, with commas.")] = WORKLOADS,
+    trials: Annotated[int, typer.Option(min=1, help="Measurements of each tuner.")] = 64,
+    per_iter: Annotated[int, typer.Option(min=1, help="At most so many candidates a batch, for every tuner.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 1,
+    tuner: Annotated[
+        list[Tuner], typer.Option(help="Who tunes, in this order; finished after cured. May be given several times.")
+    ] = [Tuner.cured, Tuner.ours],  # noqa: B006
+    rounds: Annotated[int, typer.Option(min=1, help="Timings of each best schedule.")] = 21,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/compare_metaschedule"),
+    part_of: Annotated[Path | None, typer.Option("--part", hidden=True)] = None,
+) -> None:
+    """Compare MetaSchedule with Chameleon, seed after seed."""
+    if part_of is not None:
+        part_of.write_text(json.dumps(part(tuner, workloads, trials, per_iter, seed, rounds, out)))
         return
-    from chameleon.manifest import write_manifest
-
-    rows = []
-    write_manifest(
-        a.out / "manifest.json", {k: v for k, v in vars(a).items() if not k.startswith("part") and k != "folder"}
-    )
-    for workload in a.workloads.split(","):
-        for seed in map(int, a.seeds.split(",")):
-            rows.append(compare(workload, seed, a))
-            (a.out / "results.json").write_text(json.dumps({"results": rows}, indent=1) + "\n")
-            print(table(rows[-1:], a.tuners).splitlines()[-1], flush=True)
-    print(table(rows, a.tuners))
+    started = time.perf_counter()
+    options = {"trials": trials, "per_iter": per_iter, "rounds": rounds, "tuners": tuner}
+    store = RunStore(out / "runs.jsonl", options, lambda line: (line["workload"], line["seed"]))
+    for number in range(seed, seed + seeds):
+        for workload in workloads.split(","):
+            if (workload, number) not in store.lines:
+                store.add(compare(workload, number, tuner, trials, per_iter, rounds))
+                row = store.lines[workload, number]
+                print(workload, number, row.get("ratio"), row.get("reach"), flush=True)
+    rows = list(store.lines.values())
+    write_results(out, rows, table(rows, tuner), options, time.perf_counter() - started)
 
 
 if __name__ == "__main__":  # TVM's workers import this module again
-    main()
+    sys.exit(guarded(app, sys.argv[1:]))
