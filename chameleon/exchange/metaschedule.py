@@ -23,7 +23,7 @@ from chameleon.files import read_json
 from chameleon.jobs.records import Config, Records, RecordsError, space_to_json, tuning_header
 from chameleon.jobs.run_folder import JobSpec, open_run
 from chameleon.jobs.stages import Say
-from chameleon.kernels.alternatives import algorithm_of, replaced_by
+from chameleon.kernels.alternatives import EXACT, algorithm_of, replaced_by
 from chameleon.kernels.lower import Task, task_key
 from chameleon.models.load import model_names
 from tuners.anchors import anchor_key
@@ -62,7 +62,7 @@ def lines_of_database(folder: Path, target: str | None) -> list[Line]:
             by_task.setdefault(key, []).append(record)
     lines: list[Line] = [tuning_header(chosen)]
     for key, records in by_task.items():
-        names = algorithms.get(key, set())
+        names = algorithms.get(key, set()) | set(EXACT)
         lines += _task_lines(key, mods[key], names, records, Target(chosen), folder.resolve().name)
     return lines
 

@@ -34,7 +34,7 @@ from chameleon.jobs.measurer import Measurer
 from chameleon.jobs.records import Records, RecordsError, TaskRecords
 from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.jobs.teachers import Teacher
-from chameleon.kernels.alternatives import ALGORITHMS
+from chameleon.kernels.alternatives import ALGORITHMS, EXACT
 from chameleon.kernels.lower import Task
 from tuners.anchors import anchor_key
 from tuners.proposals import Config
@@ -279,10 +279,11 @@ def _algorithms(known: TaskRecords | None, config: TuneConfig) -> Collection[str
         RecordsError: if those on record are not exact, and the configuration asks for that.
     """
     if known is None:
-        return () if config.exact else ALGORITHMS
-    if config.exact and known.algorithms:
+        return EXACT if config.exact else ALGORITHMS
+    others = [name for name in known.algorithms if name not in EXACT]
+    if config.exact and others:
         raise RecordsError(
-            f"the records of task {known.name!r} were made with {', '.join(known.algorithms)}, which --exact rules "
+            f"the records of task {known.name!r} were made with {', '.join(others)}, which --exact rules "
             "out; give another --out"
         )
     return known.algorithms.keys()
