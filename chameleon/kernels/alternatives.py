@@ -5,8 +5,8 @@ own, with its own design spaces. It takes the same tensors, except for the weigh
 compile time. The space of a task has the design spaces of all its alternatives (`tuners.trace_space`), so one search
 decides between algorithms and schedules.
 
-A kernel of its own says in its attributes which kernel it may replace. So a database of schedules is all that is needed
-to put the algorithms that won into a network: see `with_alternatives`.
+A kernel of its own says in its attributes which kernel it may replace. So a database of schedules is all that is
+needed to put the algorithms that won into a network: see `with_alternatives`.
 """
 
 # TVM's reflected attributes have no static types:

@@ -27,6 +27,7 @@ import tvm_ffi
 from tvm.ir import IRModule
 from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
+from tvm.sym import Analyzer
 from tvm.target import Target, codegen
 from tvm.tirx import Var
 from tvm_ffi import structural_walk
@@ -179,9 +180,13 @@ def _loads_vectors(sch: Schedule, block: Any, last: Any) -> bool:
     """Whether what changes with the last axis lies side by side in memory, or may be put so when it is compiled."""
     func = sch.mod["main"]
     constant = [func.params[int(i)] for i in (func.attrs or {}).get("layout_free_buffers", [])]
+    analyzer = Analyzer()
+    for v in block.iter_vars:
+        analyzer.bind(v.var, v.dom)
     for read in block.reads:
         movable = any(read.source.same_as(c) for c in constant)
-        if last in _used(read) and not movable and not read.region[-1].min.same_as(last):
+        index = analyzer.simplify(read.region[-1].min)
+        if last in _used(read) and not movable and not index.same_as(last):
             return False
     return all(str(x.source.dtype) == "float32" for x in (*block.reads, *block.writes))
 
