@@ -72,7 +72,7 @@ def test_all_results_of_a_tile_fit_the_registers(rows, vectors, machine):
 def test_the_first_tiles_load_least_for_what_they_compute():
     """On a core with 16 registers 12 results are 4 x 3 or 6 x 2: the tiles of BLIS for this kind of core."""
     assert tiles_of([48], 48, AVX2)[0] == Tile((4,), 24)
-    assert tiles_of([6], 32, AVX2)[0] == Tile((6,), 16)
+    assert tiles_of([6], 16, AVX2)[0] == Tile((6,), 16)
     assert tiles_of([7, 7], 64, AVX2)[0] == Tile((1, 7), 16)  # 14 results; a whole row of the image
     assert tiles_of([8], 12, AVX2) == []  # no whole vectors
 
