@@ -65,7 +65,7 @@ def test_a_torn_line_and_unknown_fields(path: Path) -> None:
         (4, {"elapsed_s": "soon"}, "with a wrong value"),
         (11, {"again": [{"config": [0, 0]}]}, "a confirmation line with a wrong value"),
         (2, {"kind": "tuning", "chameleon": 1, "target": "cuda"}, "records of a second target"),
-        (3, {"task": "k1", "space": "other"}, "comes a second time, with other knobs"),
+        (4, {"space": "other"}, "that does not tell which of its spaces it is about"),
     ],
 )
 def test_what_no_command_can_use_is_an_error(path: Path, number: int, fields: dict[str, object], what: str) -> None:
