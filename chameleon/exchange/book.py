@@ -101,10 +101,7 @@ class Book:
     def _add(self, line: Line) -> None:
         kind = line.get("kind")
         if kind == "task":
-            if (line["task"], line["space"]) not in self._tasks:
-                self._spaces.setdefault(line["task"], []).append(line["space"])
-            known = self._tasks.setdefault((line["task"], line["space"]), dict(line))
-            known.update({name: value for name, value in line.items() if name not in known})
+            self._add_task(line)
         elif kind == "tuning":
             if "environment" in line and line["environment"] != self._assumed:
                 self._tell_environment()
@@ -120,6 +117,20 @@ class Book:
                 self._ends[key] = line
         else:
             self._add_event(line)
+
+    def _add_task(self, line: Line) -> None:
+        key, space = line["task"], line["space"]
+        spaces = self._spaces.setdefault(key, [])
+        if spaces and space not in spaces:  # from here on the lines before must tell which space they are about
+            told = [
+                {**x, "space": spaces[0]} if x.get("task") == key and "space" not in x else x
+                for x in self._events.values()
+            ]
+            self._events = {self._identity(x): x for x in told}
+        if space not in spaces:
+            spaces.append(space)
+        known = self._tasks.setdefault((key, space), dict(line))
+        known.update({name: value for name, value in line.items() if name not in known})
 
     def _add_event(self, line: Line) -> None:
         identity = self._identity(line)

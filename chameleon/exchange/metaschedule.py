@@ -153,8 +153,8 @@ def _commit(database: ms.database.Database, task: Task, target: Target, records:
     traces, _ = task_space(task.mod, target, known.algorithms)
     if traces.space.fingerprint() != known.space:
         raise RecordsError(
-            f"{records.place}: the records of task {known.name!r} were made with other knobs (space {known.space}, now "
-            f"{traces.space.fingerprint()}), perhaps by another version of TVM; export them with that version"
+            f"{records.place}: the records of task {known.name!r} were made with other knobs (space {known.space}, "
+            f"now {traces.space.fingerprint()}), perhaps by another version of TVM; export them with that version"
         )
     results = measured(records, task.key)
     times: Mapping[Config, float] = {c: s * (results.now_s or 0.0) for c, s in results.slowness().items()}

@@ -631,11 +631,14 @@ def _numbers(values: Sequence[Any]) -> tuple[float, ...]:
 
 
 def records_path(folder: Path) -> Path | None:
-    """The records of a run: in its folder, or beside it where several runs share them; None if there are none.
+    """The file with the records of a run: in its folder, or beside it where several runs share it; None without one.
 
-    Only the name is taken from the run's `run.json`, so that a file cannot point anywhere else.
+    Only a name is taken from the run's `run.json`, so that this file cannot point anywhere else.
     """
-    name = Path(str(read_json(folder / "run.json").get("records") or RECORDS)).name
+    known = str(read_json(folder / "run.json").get("records") or RECORDS)
+    if "://" in known:  # a database, which the user has to name
+        return None
+    name = Path(known).name
     return next((path for path in (folder / name, folder.parent / name) if path.is_file()), None)
 
 

@@ -45,9 +45,9 @@ class ZooResult:
 def read_zoo(content: Mapping[str, Any]) -> list[ZooEntry]:
     """Read the entries of a zoo file.
 
-    Its keys are `out` (a folder), `store` (the URL of a database for all records), `defaults` (a preset for all) and `models`: a list of mappings with `model`,
-    optionally `target`, `input_shape` (a shape, or shapes by input name) and `dims` (sizes by name), and any key of a
-    preset.
+    Its keys are `out` (a folder), `store` (the URL of a database for all records), `defaults` (a preset for all) and
+    `models`: a list of mappings with `model`, optionally `target`, `input_shape` (a shape, or shapes by input name)
+    and `dims` (sizes by name), and any key of a preset.
 
     Raises:
         UsageError: on unknown or missing keys.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from chameleon.locks import is_locked, locked, share_lock
@@ -13,6 +13,8 @@ from chameleon.store.lines import Line, identity, is_of, parse_lines
 
 TURN, WRITER = 0, 1
 """The locks: held while a line is written; shared by all processes that have the file open to write."""
+PIECE_BYTES = 1 << 24
+"""A file is read in such pieces."""
 logger = logging.getLogger("chameleon")
 
 
@@ -61,7 +63,7 @@ class FileStore:
     def extend(self, lines: Sequence[Line]) -> int:
         with locked(self._file, TURN):
             self._catch_up(mend=True)
-            known = {identity(line) for line in parse_lines(self.place, self._content(0))}
+            known = {identity(x) for whole, _ in self._pieces(0) for x in parse_lines(self.place, whole)}
             missing = [
                 line for line in {identity(line): line for line in lines}.values() if identity(line) not in known
             ]
@@ -80,23 +82,26 @@ class FileStore:
         Args:
             mend: cut off a torn last line; only with the lock.
         """
-        content = self._content(self._end)
-        whole = content[: content.rfind(b"\n") + 1]
-        if mend and len(whole) < len(content):
-            logger.warning("%s: cut off a torn last line (%d bytes)", self.place, len(content) - len(whole))
-            os.ftruncate(self._file, self._end + len(whole))
-        lines = list(parse_lines(self.place, whole, self._number + 1))
-        self._unread += [(n, x) for n, x in enumerate(lines, self._number + 1) if is_of(x, self._workloads)]
-        self._end += len(whole)
-        self._number += len(lines)
+        torn = 0
+        for whole, torn in self._pieces(self._end):
+            for line in parse_lines(self.place, whole, self._number + 1):
+                self._number += 1
+                if is_of(line, self._workloads):
+                    self._unread.append((self._number, line))
+            self._end += len(whole)
+        if mend and torn:
+            logger.warning("%s: cut off a torn last line (%d bytes)", self.place, torn)
+            os.ftruncate(self._file, self._end)
 
-    def _content(self, start: int) -> bytes:
-        """All bytes from a place on; nothing where the file has become shorter."""
-        left, parts = os.fstat(self._file).st_size - start, []
-        while left > 0 and (part := os.pread(self._file, left, start)):
-            parts.append(part)
-            start, left = start + len(part), left - len(part)
-        return b"".join(parts)
+    def _pieces(self, start: int) -> Iterator[tuple[bytes, int]]:
+        """The whole lines from a place on, some megabytes at a time, and how many bytes of a line follow them."""
+        end, rest = os.fstat(self._file).st_size, b""
+        while start < end and (part := os.pread(self._file, min(PIECE_BYTES, end - start), start)):
+            start += len(part)
+            content = rest + part
+            cut = content.rfind(b"\n") + 1
+            rest = content[cut:]
+            yield content[:cut], len(rest)
 
     def _write(self, lines: Sequence[Line]) -> None:
         """Append lines, all or none, and wait until they are on disk."""

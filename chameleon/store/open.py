@@ -60,7 +60,7 @@ def lines_at(place: Place, target: str | None = None) -> list[Line]:
         store.close()
 
 
-def _databases(place: Url):  # noqa: ANN202  (a module)
+def _databases(place: Url):
     extra = "store" if place.file else "postgres"
     try:
         if extra == "postgres":

@@ -25,7 +25,10 @@ def write(path: Path, environment: Environment | None, model: str = "net") -> No
 
 def test_every_field_of_an_environment_makes_another_one() -> None:
     one = Environment("0.27.0", "abacus", "avx2", 2, "opt-level=3")
-    others = [Environment("0.26.0", "abacus", "avx2", 2, "opt-level=3"), Environment("0.27.0", "slide rule", "avx2", 2)]
+    others = [
+        Environment("0.26.0", "abacus", "avx2", 2, "opt-level=3"),
+        Environment("0.27.0", "slide rule", "avx2", 2),
+    ]
     others += [Environment("0.27.0", "abacus", threads=2), Environment("0.27.0", "abacus", "avx2", 4, "opt-level=3")]
     assert len({e.id for e in (one, *others)}) == 5
     assert Environment("0.27.0", "abacus", "avx2", 2, "opt-level=3").id == one.id
@@ -41,7 +44,9 @@ def test_each_environment_has_its_own_trials_times_and_end(tmp_path: Path) -> No
         records.append("k1", Trial((0, 0), Status.OK, 5e-5), model="net", elapsed_s=1.0)
         records.mark_wrong("k1", (3, 1))
     with Records(path, TARGET, environment=THERE) as records:
-        assert [t for t in records.tasks["k1"].trials if t.seconds] == [t for k, t in TRIALS if k == "k1" and t.seconds]
+        assert [t for t in records.tasks["k1"].trials if t.seconds] == [
+            t for k, t in TRIALS if k == "k1" and t.seconds
+        ]
         assert (records.elapsed_s, records.finished, records.wrong) == ({"net": 20.0}, {"net"}, {})
         assert records.forget_failures() == 3
     with Records(path, TARGET, read_only=True) as records:  # the last trial's

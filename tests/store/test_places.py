@@ -38,7 +38,8 @@ def test_a_url_is_shown_without_its_password(given_url: str, shown: str) -> None
 
 
 @given(
-    user=st.text("abc_", min_size=1), password=st.text(st.characters(codec="ascii", exclude_characters="&"), min_size=1)
+    user=st.text("abc_", min_size=1),
+    password=st.text(st.characters(codec="ascii", exclude_characters="&"), min_size=1),
 )
 def test_no_password_survives(user: str, password: str) -> None:
     secret = f"<{password}>"
