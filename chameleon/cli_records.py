@@ -20,7 +20,8 @@ from chameleon.wording import time_text
 
 if TYPE_CHECKING:
     from chameleon.exchange.book import Book
-    from chameleon.jobs.records import Config, Records
+    from chameleon.jobs.ledger import Config
+    from chameleon.jobs.records import Records
     from chameleon.store.place import Place
 
 records_app = typer.Typer(

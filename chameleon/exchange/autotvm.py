@@ -16,7 +16,8 @@ from typing import Any
 
 from chameleon.errors import UsageError
 from chameleon.exchange.targets import one_target
-from chameleon.jobs.records import Records, space_from_json
+from chameleon.jobs.ledger import space_from_json
+from chameleon.jobs.records import Records
 from chameleon.search import Status
 from chameleon.store.lines import UNKNOWN, Line, RecordsError, parse_lines, tuning_header
 from tuners.autotvm_results import ERRORS, outcome_of

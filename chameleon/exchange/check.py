@@ -11,7 +11,7 @@ from typing import Any
 from chameleon.exchange.autotvm import FIELD
 from chameleon.exchange.sources import A_SOURCE
 from chameleon.files import read_bytes, read_json
-from chameleon.jobs.records import SIDES, space_from_json
+from chameleon.jobs.ledger import SIDES, space_from_json
 from chameleon.manifest import cpu_name, manifest, version_of
 from chameleon.search import KnobSpace, Trial
 from chameleon.store.files import is_written

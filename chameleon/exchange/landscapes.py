@@ -13,7 +13,8 @@ from typing import Any
 
 from chameleon.errors import UsageError
 from chameleon.jobs.measured import usable_event
-from chameleon.jobs.records import Records, space_to_json
+from chameleon.jobs.ledger import space_to_json
+from chameleon.jobs.records import Records
 from chameleon.search import Status, Trial
 from chameleon.store.lines import UNKNOWN, Line, RecordsError, tuning_header
 from tuners.landscape import TIME, load_landscape

@@ -20,7 +20,8 @@ from chameleon.errors import UsageError, first_line
 from chameleon.exchange.book import measured
 from chameleon.exchange.targets import one_target
 from chameleon.files import read_json
-from chameleon.jobs.records import Config, Records, space_to_json
+from chameleon.jobs.ledger import Config, space_to_json
+from chameleon.jobs.records import Records
 from chameleon.jobs.run_folder import JobSpec, open_run
 from chameleon.jobs.stages import Say
 from chameleon.kernels.alternatives import algorithm_of, replaced_by

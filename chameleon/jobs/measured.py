@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
-from chameleon.jobs.records import Config, Confirmation, Event, Exchange, Records, TaskRecords
+from chameleon.jobs.ledger import Config, Confirmation, Event, Exchange, TaskRecords
+from chameleon.jobs.records import Records
 from chameleon.search import Trial
 from tuners.outcomes import environment_cause, failed_trial, failure_reason
 

@@ -304,7 +304,7 @@ def recorded_tuners(job: Opened, spec: JobSpec) -> list[TaskTuner]:
     No search space is made for the other tasks: they keep their default schedules.
 
     Raises:
-        ChameleonError: if there are no records.
+        ChameleonError: if there are no records, or only those of other environments.
     """
     _check_store(job.out, spec)
     place, keys = spec.records or job.out / RECORDS, [task.key for task in job.tasks]
@@ -313,6 +313,11 @@ def recorded_tuners(job: Opened, spec: JobSpec) -> list[TaskTuner]:
     known = read_json(job.out / "run.json").get("environment")
     with Records(place, str(job.target), read_only=True, environment=known, workloads=keys) as records:
         tasks = [t for t in job.tasks if t.key in records.tasks and records.tasks[t.key].events]
+        if not tasks and records.measured_in:
+            raise ChameleonError(
+                f"{place} holds trials of other environments only, such as of another version of TVM; "
+                f"`chameleon tune {spec.model}` measures the best of them again"
+            )
         return open_session(
             tasks, job.target, records, TuneConfig(searcher="random", share=False), job.model.name
         ).tasks

@@ -32,7 +32,8 @@ from chameleon.jobs.failure_row import FailureRow
 from chameleon.jobs.group import Group
 from chameleon.jobs.measured import Measured, usable, usable_events
 from chameleon.jobs.measurer import Measurer
-from chameleon.jobs.records import Records, RecordsError, TaskRecords
+from chameleon.jobs.ledger import TaskRecords
+from chameleon.jobs.records import Records, RecordsError
 from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.jobs.teachers import Teacher
 from chameleon.kernels.alternatives import ALGORITHMS

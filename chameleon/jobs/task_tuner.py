@@ -16,7 +16,7 @@ from tvm.s_tir import Schedule
 from chameleon.jobs.allocate import Progress
 from chameleon.jobs.config import TuneConfig
 from chameleon.jobs.measured import Measured
-from chameleon.jobs.records import Event
+from chameleon.jobs.ledger import Event
 from chameleon.jobs.teachers import Teacher
 from chameleon.kernels.lower import Task
 from chameleon.search import Trial, make_searcher, warm_start

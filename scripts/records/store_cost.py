@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from chameleon.jobs.environment import Environment
-from chameleon.jobs.records import Records, space_to_json
+from chameleon.jobs.ledger import space_to_json
+from chameleon.jobs.records import Records
 from chameleon.search import KnobSpace, Status, Trial
 from chameleon.store.lines import UNKNOWN, Line, tuning_header
 from chameleon.store.open import open_store

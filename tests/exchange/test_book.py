@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from chameleon.cli import main
 from chameleon.exchange.book import Book, measured, write_new
 from chameleon.exchange.sources import lines_of
-from chameleon.jobs.records import SIDES, Records, RecordsError, space_to_json, tuning_header
+from chameleon.jobs.ledger import SIDES, space_to_json
+from chameleon.jobs.records import Records, RecordsError, tuning_header
 from chameleon.search import KnobSpace, Status, Trial, option
 from tests.support.recorded_run import SPACE, TARGET, TRIALS, make_run
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from chameleon.cli import main
 from chameleon.exchange.check import ERROR, FIELDS, WARNING, check_records
-from chameleon.jobs.records import Exchange, Records, RecordsError
+from chameleon.jobs.ledger import Exchange
+from chameleon.jobs.records import Records, RecordsError
 from tests.support.recorded_run import TARGET, make_run
 
 DOCS = Path(__file__).parents[2] / "docs" / "records.md"

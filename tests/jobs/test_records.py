@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chameleon.jobs.records import Confirmation, Exchange, Records, RecordsError
+from chameleon.jobs.ledger import Confirmation, Exchange
+from chameleon.jobs.records import Records, RecordsError
 from chameleon.search import KnobSpace, Status, Trial
 from chameleon.search.space import option, split
 from chameleon.wording import same_target
