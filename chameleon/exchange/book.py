@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from chameleon.errors import UsageError
-from chameleon.jobs.measured import Measured, usable, usable_events
 from chameleon.jobs.ledger import Config
+from chameleon.jobs.measured import Measured, usable, usable_events
 from chameleon.jobs.records import Records
 from chameleon.store.lines import UNKNOWN, Line, RecordsError, tuning_header
 from chameleon.store.open import open_store

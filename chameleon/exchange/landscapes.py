@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from chameleon.errors import UsageError
-from chameleon.jobs.measured import usable_event
 from chameleon.jobs.ledger import space_to_json
+from chameleon.jobs.measured import usable_event
 from chameleon.jobs.records import Records
 from chameleon.search import Status, Trial
 from chameleon.store.lines import UNKNOWN, Line, RecordsError, tuning_header

@@ -30,9 +30,9 @@ from chameleon.jobs.allocate import forecast_gain, next_task
 from chameleon.jobs.config import TuneConfig
 from chameleon.jobs.failure_row import FailureRow
 from chameleon.jobs.group import Group
+from chameleon.jobs.ledger import TaskRecords
 from chameleon.jobs.measured import Measured, usable, usable_events
 from chameleon.jobs.measurer import Measurer
-from chameleon.jobs.ledger import TaskRecords
 from chameleon.jobs.records import Records, RecordsError
 from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.jobs.teachers import Teacher

@@ -15,8 +15,8 @@ from tvm.s_tir import Schedule
 
 from chameleon.jobs.allocate import Progress
 from chameleon.jobs.config import TuneConfig
-from chameleon.jobs.measured import Measured
 from chameleon.jobs.ledger import Event
+from chameleon.jobs.measured import Measured
 from chameleon.jobs.teachers import Teacher
 from chameleon.kernels.lower import Task
 from chameleon.search import Trial, make_searcher, warm_start

@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from chameleon.jobs.measured import Measured, usable_event
 from chameleon.jobs.ledger import Config, Confirmation, Event, Exchange, Stamp, TaskRecords
+from chameleon.jobs.measured import Measured, usable_event
 from chameleon.jobs.records import Records
 from chameleon.page.folders import Run, find_runs
 from chameleon.search import Trial

@@ -82,13 +82,14 @@ class FileStore:
         Args:
             mend: cut off a torn last line; only with the lock.
         """
-        torn = 0
-        for whole, torn in self._pieces(self._end):
+        torn = 0  # bytes
+        for whole, left in self._pieces(self._end):
             for line in parse_lines(self.place, whole, self._number + 1):
                 self._number += 1
                 if is_of(line, self._workloads):
                     self._unread.append((self._number, line))
             self._end += len(whole)
+            torn = left
         if mend and torn:
             logger.warning("%s: cut off a torn last line (%d bytes)", self.place, torn)
             os.ftruncate(self._file, self._end)

@@ -123,7 +123,9 @@ def _appended(place: Place, space: KnobSpace, workloads: list[str]) -> tuple[flo
         writer.add_task(key(0), "conv0", space)
         for number, config in enumerate(configs):
             trial = Trial(tuple(config), Status.OK, 1e-3)
-            append_s.append(_timed(lambda t=trial, e=number: writer.append(key(0), t, model="net", elapsed_s=float(e))))
+            append_s.append(
+                _timed(lambda t=trial, e=number: writer.append(key(0), t, model="net", elapsed_s=float(e)))
+            )
             refresh_s.append(_timed(other.refresh))
     return tuple(1e3 * s for s in (statistics.median(append_s), max(append_s), statistics.median(refresh_s)))  # type: ignore[return-value]
 

@@ -16,8 +16,8 @@ pytest.importorskip("tvm")
 from chameleon.jobs import exchange as exchange_module
 from chameleon.jobs.config import ConfirmConfig, TuneConfig
 from chameleon.jobs.exchange import CLOSE_FACTOR, exchange_best, is_faster
-from chameleon.jobs.measured import Measured
 from chameleon.jobs.ledger import Confirmation, Exchange
+from chameleon.jobs.measured import Measured
 from chameleon.jobs.records import Records
 from chameleon.jobs.run_folder import JobSpec, Opened, open_job
 from chameleon.jobs.session import Session, open_session
