@@ -97,7 +97,7 @@ class TaskTuner(Measured):
         """Up to `n` configurations with their schedules; none when the space is exhausted or everything is refused."""
         while self._first:
             chosen, self._first = self._first[:n], self._first[n:]
-            if found := self.offer(c for c in chosen if c not in self.tried):
+            if found := self.offer(chosen):
                 return found
         if not self._taught:
             self._taught = True
@@ -109,9 +109,11 @@ class TaskTuner(Measured):
         return found
 
     def offer(self, configs: Iterable[Config]) -> list[tuple[Config, Schedule]]:
-        """The schedules of configurations that are good for another task, without those that do not apply here."""
+        """The schedules of configurations that are good elsewhere, without those that do not apply or were tried."""
         found = []
         for config in configs:
+            if config in self.tried:  # another run has just measured it
+                continue
             self.tried.add(config)
             try:
                 schedule, digits = self.traces.replay(config)

@@ -30,9 +30,12 @@ def secret(place: Place) -> str:
     return place.secret.replace("postgres:@", f"postgres:{SECRET}@")
 
 
-def tune(model: Path, out: Path, store: str, trials: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "chameleon.cli", "tune", str(model), "--out", str(out), "--store", store]
-    command += ["--trials", str(trials), "--searcher", "random"]
+def tune(model: Path, out: Path, store: str) -> subprocess.Popen[str]:
+    """Start a run with eight trials, of which none is timed again."""
+    preset = out.with_suffix(".yaml")
+    confirm = {"contenders": 1, "exchange_s": 0}
+    preset.write_text(json.dumps({"trials": 8, "searcher": "random", "confirm": confirm, "store": store}))
+    command = [sys.executable, "-m", "chameleon.cli", "tune", str(model), "--out", str(out), "--config", str(preset)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     return subprocess.Popen(
         command, cwd=out.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -46,7 +49,7 @@ def trials_in(lines: list[Line]) -> Counter[tuple[str, str, tuple[int, ...]]]:
 def test_two_runs_on_one_store(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store, names = secret(place), ("first", "second")
     models = [write_network(tmp_path / f"{name}.onnx", classes=n) for name, n in zip(names, (10, 7), strict=True)]
-    runs = [tune(model, tmp_path / name, store, 8) for name, model in zip(names, models, strict=True)]
+    runs = [tune(model, tmp_path / name, store) for name, model in zip(names, models, strict=True)]
     said = [run.communicate(timeout=500)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], said
 
@@ -76,6 +79,6 @@ def test_two_runs_on_one_store(place: Place, tmp_path: Path, capsys: pytest.Capt
     if isinstance(place, Url):  # a folder may not name the database that it is read from
         assert main(["compile", *command[:-2], "-o", str(tmp_path / "again.so")]) == 2
         assert "give it: --store URL" in " ".join(capsys.readouterr().err.split())
-    again = tune(models[0], tmp_path / "first", store, 8)
+    again = tune(models[0], tmp_path / "first", store)
     assert again.communicate(timeout=500)[0].count("no schedule is new") == 1
     assert trials_in(lines_at(place)) == found
