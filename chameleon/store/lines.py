@@ -30,8 +30,6 @@ class Store(Protocol):
     A line is on disk when `append` or `extend` returns.
     """
 
-    place: Place
-
     def read(self) -> list[tuple[int, Line]]:
         """The lines that were not read before, with their numbers; what this object appended is left out.
 

