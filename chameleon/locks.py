@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from chameleon.errors import UsageError
+from chameleon.errors import ChameleonError
 
 _FLOCK = "hhqqi"
 """The fields of the system's `struct flock`: type, whence, start, length, process."""
@@ -63,13 +63,13 @@ def claimed(path: os.PathLike[str]) -> Iterator[None]:
     """Inside this context the file, which is made where there is none, is this process's.
 
     Raises:
-        UsageError: if it is another's.
+        ChameleonError: if it is another's.
     """
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         if not try_lock(file, 0):
             folder = os.path.dirname(os.fspath(path))
-            raise UsageError(f"{folder} is being written by another process; wait for it or give another --out")
+            raise ChameleonError(f"{folder} is being written by another process; wait for it or give another --out")
         yield
     finally:
         os.close(file)
