@@ -80,5 +80,6 @@ def test_two_runs_on_one_store(place: Place, tmp_path: Path, capsys: pytest.Capt
         assert main(["compile", *command[:-2], "-o", str(tmp_path / "again.so")]) == 2
         assert "give it: --store URL" in " ".join(capsys.readouterr().err.split())
     assert main(["tune", *command[:3], "--config", str(tmp_path / "first.yaml")]) == 0
-    assert "no schedule is new" in "".join(capsys.readouterr())
-    assert trials_in(lines_at(place)) == found
+    again = trials_in(lines_at(place))  # what both had measured at the same moment counts for one of them only
+    assert found.keys() <= again.keys()
+    assert set(again.values()) == {1}
