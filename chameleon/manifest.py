@@ -44,10 +44,10 @@ def manifest(arguments: Mapping[str, Any]) -> dict[str, Any]:
         "commit": commit,
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
         "platform": " ".join((platform.system(), platform.machine(), *platform.libc_ver())).strip(),
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version_of(name) for name in PACKAGES},
         "arguments": {name: _plain(value) for name, value in arguments.items()},
     }
 
@@ -74,7 +74,7 @@ def _git(*arguments: str) -> str | None:
     return ran.stdout.strip() if ran.returncode == 0 and (here.parent / "pyproject.toml").is_file() else None
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
     """The processor's name; `platform` does not know it on Linux."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
@@ -82,7 +82,7 @@ def _cpu() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:

@@ -21,6 +21,7 @@ __all__ = [
     "runs_here",
     "set_threads",
     "usable_cores",
+    "vector_features",
 ]
 
 KINDS = ("llvm", "cuda", "rocm", "nvptx", "opencl", "vulkan", "metal")
@@ -86,7 +87,7 @@ def check_runs_here(target: Target) -> None:
             "device with --tracker host:port --device-key KEY, or leave --target out to tune for this machine"
         )
     here = detect_target()
-    if lacking := sorted(_vector_features(target) - _vector_features(here)):
+    if lacking := sorted(vector_features(target) - vector_features(here)):
         raise UsageError(
             f"this machine's processor ({here.attrs['mcpu']}) lacks instructions of {target.attrs['mcpu']}: "
             f"{', '.join(lacking[:8])}; use --target native, or measure on such a machine with --tracker"
@@ -96,7 +97,7 @@ def check_runs_here(target: Target) -> None:
 _VECTORS = ("avx", "fma", "f16c", "amx", "sve", "sme", "dotprod", "i8mm", "bf16", "fullfp16")
 
 
-def _vector_features(target: Target) -> set[str]:
+def vector_features(target: Target) -> set[str]:
     """The vector instructions that code for a processor may use, by LLVM's names; none for other targets."""
     if target.kind.name != "llvm" or "mcpu" not in target.attrs:
         return set()

@@ -33,7 +33,7 @@ from chameleon.jobs.confirm import confirm_best
 from chameleon.jobs.exchange import exchange_best
 from chameleon.jobs.in_network import Alone, breakdown, profile_network
 from chameleon.jobs.measurer import Measurer
-from chameleon.jobs.records import Records
+from chameleon.jobs.records import LOCK, Records
 from chameleon.jobs.run_folder import (
     JobSpec,
     Opened,
@@ -44,6 +44,7 @@ from chameleon.jobs.run_folder import (
     claim,
     export_database,
     open_job,
+    open_records,
     target_of,
 )
 from chameleon.jobs.session import Session, open_session, share_best, tune
@@ -53,6 +54,7 @@ from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.jobs.teachers import Teacher, earlier_runs, taught_by
 from chameleon.kernels.alternatives import algorithm_of
 from chameleon.kernels.lower import kernel_tasks, moving_kernels
+from chameleon.locks import claimed
 from chameleon.measure import WarmBuilder, WarmRunner
 from chameleon.measure.link import find_compiler
 from chameleon.measure.remote import check_tracker, rpc_runner
@@ -75,9 +77,15 @@ def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tup
     _check_config(spec, config)
     _check_place(spec, say)
     job = open_job(spec, say)
+    with claimed(job.out / LOCK):
+        return _tune_here(job, spec, config, watch, say), job.out
+
+
+def _tune_here(job: Opened, spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> TuneReport:
+    """Tune into a folder that is this process's."""
     claim(job, spec, config, finished=False)
-    with Records(spec.records or job.out / "trials.jsonl", str(job.target)) as records:
-        say(f"{len(job.tasks)} tasks; records in {records.path}")
+    with open_records(job, spec) as records:
+        say(f"{len(job.tasks)} tasks; records in {records.place}")
         if not records.elapsed_s.get(job.model.name):  # nothing was measured before, so a device is needed
             _check_device(spec, job.target)
         if spec.retry_failed:
@@ -105,7 +113,7 @@ def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tup
             say(f"warning: {warning}")
         report = _finish(job, spec, session, records, warnings, say)
     claim(job, spec, config, finished=True)
-    return report, job.out
+    return report
 
 
 def _teachers(job: Opened, spec: JobSpec, records: Records, config: TuneConfig, say: Say) -> list[Teacher]:
@@ -174,7 +182,7 @@ def _check_device(spec: JobSpec, target: Target) -> None:
 
 
 def _stopped(fault: EnvironmentFault, session: Session, records: Records) -> str:
-    kept = f"{session.trials} trials are kept in {records.path}" if session.trials else "nothing was recorded"
+    kept = f"{session.trials} trials are kept in {records.place}" if session.trials else "nothing was recorded"
     return f"{fault}. Tuning stopped, {kept}; when that is repaired, the same command goes on from there"
 
 

@@ -18,9 +18,10 @@ from chameleon.jobs.run_folder import JobSpec, TuneReport, Watch, finished_repor
 from chameleon.jobs.stages import Say
 from chameleon.jobs.tune import tune_model
 from chameleon.models.shapes import parse_dims, parse_shapes
+from chameleon.store.place import Place, place_of
 
 ENTRY_KEYS = ("model", "target", "input_shape", "dims")
-ZOO_KEYS = ("out", "defaults", "models")
+ZOO_KEYS = ("out", "store", "defaults", "models")
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class ZooResult:
 def read_zoo(content: Mapping[str, Any]) -> list[ZooEntry]:
     """Read the entries of a zoo file.
 
-    Its keys are `out` (a folder), `defaults` (a preset for all) and `models`: a list of mappings with `model`,
-    optionally `target`, `input_shape` (a shape, or shapes by input name) and `dims` (sizes by name), and any key of a
-    preset.
+    Its keys are `out` (a folder), `store` (the URL of a database for all records), `defaults` (a preset for all) and
+    `models`: a list of mappings with `model`, optionally `target`, `input_shape` (a shape, or shapes by input name)
+    and `dims` (sizes by name), and any key of a preset.
 
     Raises:
         UsageError: on unknown or missing keys.
@@ -58,10 +59,11 @@ def read_zoo(content: Mapping[str, Any]) -> list[ZooEntry]:
     if not isinstance(models, list) or not models or not all(isinstance(m, dict) and "model" in m for m in models):
         raise UsageError("a zoo file needs `models`: a list of entries such as {model: resnet18, trials: 256}")
     out = Path(content.get("out", "runs/zoo"))
-    return [_entry(out, dict(content.get("defaults") or {}), m) for m in models]
+    store = place_of(str(content["store"])) if content.get("store") else None
+    return [_entry(out, store, dict(content.get("defaults") or {}), m) for m in models]
 
 
-def _entry(out: Path, defaults: dict[str, Any], given: Mapping[str, Any]) -> ZooEntry:
+def _entry(out: Path, store: Place | None, defaults: dict[str, Any], given: Mapping[str, Any]) -> ZooEntry:
     config = tune_config(defaults, {k: v for k, v in given.items() if k not in ENTRY_KEYS})
     model, target = str(given["model"]), given.get("target")
     target = json.dumps(target) if isinstance(target, dict) else target
@@ -71,7 +73,7 @@ def _entry(out: Path, defaults: dict[str, Any], given: Mapping[str, Any]) -> Zoo
         target,
         out / slug(f"{Path(model).stem}-{place}"),
         parse_shapes(given.get("input_shape")),
-        records=out / f"trials-{place}.jsonl",
+        records=store or out / f"trials-{place}.jsonl",
         dims=parse_dims(given.get("dims")),
     )
     return ZooEntry(spec, config)
