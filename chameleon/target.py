@@ -16,7 +16,6 @@ from chameleon.errors import UsageError, unknown
 
 __all__ = [
     "TVM_WITHOUT",
-    "as_json",
     "check_runs_here",
     "detect_target",
     "machine_of",
@@ -68,15 +67,6 @@ def parse_target(text: str, *, cores: Callable[[], int] = usable_cores) -> Targe
     if options:
         return _from_options({"kind": kind, **_old_options(options, text)}, cores)
     return _with_cores(Target(kind), cores)
-
-
-def as_json(target: Target) -> dict[str, Any]:
-    """The options of a target that is written as JSON and read again by `parse_target`."""
-    return {"kind": target.kind.name, **{name: _plain(value) for name, value in target.attrs.items()}}
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, int) else str(value) if isinstance(value, str) else [str(v) for v in value]
 
 
 def runs_here(target: Target) -> bool:
@@ -167,6 +157,7 @@ def _from_options(options: dict[str, Any], cores: Callable[[], int]) -> Target:
     kind = options.get("kind")
     if kind is not None and kind not in Target.list_kinds():
         raise unknown("target kind", str(kind), map(str, Target.list_kinds()))
+    options = _complete(options)
     for processor in (options, options.get("host")):
         if isinstance(processor, dict) and processor.get("kind") == "llvm":
             _check_processor(str(processor.get("mcpu", "")), str(processor.get("mtriple", "")))
@@ -174,6 +165,19 @@ def _from_options(options: dict[str, Any], cores: Callable[[], int]) -> Target:
         return _with_cores(Target(options), cores)
     except (ValueError, TypeError, RuntimeError) as error:
         raise UsageError(f"TVM refuses the target {json.dumps(options)}: {error}") from error
+
+
+def _complete(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a target with what Linux on RISC-V has everywhere; LLVM alone would take a soft-float ABI.
+
+    These are RV64GC and the ABI lp64d, as in Debian's port.
+    """
+    if options.get("kind") != "llvm" or machine_of(str(options.get("mtriple", ""))) != ("riscv64", "linux"):
+        return options
+    plain = (
+        {} if {"mcpu", "mattr"} & set(options) else {"mcpu": "generic-rv64", "mattr": ["+m", "+a", "+f", "+d", "+c"]}
+    )
+    return {"mabi": "lp64d", **plain, **options}
 
 
 def _with_cores(target: Target, cores: Callable[[], int]) -> Target:

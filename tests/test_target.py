@@ -115,8 +115,8 @@ def test_a_processor_with_other_instructions_is_refused_where_it_would_run() -> 
 
 
 def test_a_remote_device_does_not_get_the_number_of_our_cores() -> None:
-    assert parse_target(ARM, remote=True).attrs["num-cores"] == 4
-    assert "num-cores" not in parse_target("nvidia/nvidia-a100", remote=True).attrs
+    assert parse_target(ARM).attrs["num-cores"] == 4
+    assert "num-cores" not in parse_target("nvidia/nvidia-a100").attrs
     with pytest.raises(UsageError, match=r'"mcpu": "cortex-a72", "num-cores": 4'):
         parse_target('{"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"}', remote=True)
 

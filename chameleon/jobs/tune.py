@@ -63,7 +63,7 @@ from chameleon.measure.remote import rpc_runner
 from chameleon.measure.runner import device_name
 from chameleon.measure.tracker import check_tracker
 from chameleon.search import KnobSpace, make_searcher, option
-from chameleon.target import as_json, check_runs_here, parse_target, runs_here
+from chameleon.target import check_runs_here, parse_target, runs_here
 from chameleon.wording import names_text
 from chameleon.workers.faults import EnvironmentFault
 
@@ -201,8 +201,12 @@ def _with_device(spec: JobSpec, tracker: str, say: Say) -> JobSpec:
         if text is None:
             raise needs_target(facts())
     else:
-        target = parse_target(str(spec.target), cores=lambda: facts().threads)
-        text = json.dumps(as_json(target)) if asked else str(spec.target)
+        text = str(spec.target).strip()
+        parse_target(text, cores=lambda: facts().threads)
+        if asked and text.startswith("{"):
+            text = json.dumps({**json.loads(text), "num-cores": facts().threads})
+        elif asked:
+            text = f"{text} -num-cores={facts().threads}"
     if not asked:
         return spec
     say(f"the device {facts().device} is {facts()}")

@@ -85,7 +85,8 @@ def check_toolchain(toolchain: Toolchain, target: Target) -> None:
         try:
             default_build(tiny_kernel(host), host).export_library(str(path), fcompile=toolchain.linker())
         except (ValueError, RuntimeError) as error:
-            words = last_line(str(error).partition("\nCommand line:")[0])
+            said = str(error).partition("\nCommand line:")[0].splitlines()
+            words = last_line("\n".join(line for line in said if not line.startswith("collect2:")))
             raise UsageError(f"{toolchain.compiler} (--cc) does not link for {triple}: {words}") from error
         _check_machine(path.read_bytes()[:20], triple, str(toolchain.compiler))
 
