@@ -13,25 +13,32 @@ another address.
 from __future__ import annotations
 
 import argparse
-import functools
 import os
-import threading
+import signal
+import sys
 import time
 from typing import Any
 
 PAUSE_S = 1.0
 """Between the end of a server and the start of the next."""
 
+LINGER_S = 2.0
+"""A server whose session has crashed still listens for so long: so the client sees that the device itself lives."""
 
-def prepare(wait_s: float) -> None:
-    """In the server's process: end it when its listening thread ends; let each candidate wait before it runs.
+
+def serve_once(host: str, port: int, tracker: str, key: str, address: str | None, wait_s: float) -> None:
+    """Serve until a session crashes.
 
     Args:
+        host: the address to listen on.
+        port: the port to listen on, or the next that is free.
+        tracker: `host:port`.
+        address: under which clients reach this device, if that is another than the tracker sees.
         wait_s: seconds that each candidate waits on the device, for trying out a fleet without devices.
     """
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type] - TVM would load it and does not need it
     from tvm.rpc import server
 
-    threading.excepthook = lambda _: os._exit(1)
     load = server._load_module
 
     def wait_and_load(path: str) -> Any:
@@ -39,36 +46,25 @@ def prepare(wait_s: float) -> None:
         return load(path)
 
     server._load_module = wait_and_load  # called once for each candidate
-
-
-def serve(host: str, port: int, tracker: str, key: str, address: str | None, wait_s: float) -> None:
-    """Serve for ever.
-
-    Args:
-        host: the address to listen on.
-        port: the port to listen on, or the next that is free.
-        tracker: `host:port`.
-        address: under which clients reach this device, if that is another than the tracker sees.
-        wait_s: see `prepare`.
-    """
-    from tvm import rpc
-
     tracker_host, _, tracker_port = tracker.rpartition(":")
     where = (tracker_host, int(tracker_port))
+    state = server.PopenRPCServerState(host, port, port + 100, False, where, key, None, address, True)
+    print(f"serving {key} at {host}:{state.port} for the tracker {tracker}", flush=True)
+    state.thread.join()  # it ends by an error only
+    time.sleep(LINGER_S)
+
+
+def serve(*given: Any) -> None:
+    """Serve with no end: each server is a process of its own, and so is whatever it becomes of a crash."""
     while True:
-        server = rpc.Server(
-            host,
-            port,
-            port + 100,
-            tracker_addr=where,
-            key=key,
-            custom_addr=address,
-            silent=True,
-            server_init_callback=functools.partial(prepare, wait_s),
-        )
-        print(f"serving {key} at {host}:{server.port} for the tracker {tracker}", flush=True)
-        server.proc.join()
-        server.terminate()
+        server = os.fork()
+        if server == 0:
+            try:
+                serve_once(*given)
+            finally:
+                os._exit(1)
+        signal.signal(signal.SIGTERM, lambda *_, pid=server: (os.kill(pid, signal.SIGTERM), os._exit(0)))
+        os.waitpid(server, 0)
         print("the server ended; it is started again", flush=True)
         time.sleep(PAUSE_S)
 

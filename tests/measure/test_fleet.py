@@ -27,7 +27,7 @@ pytestmark = pytest.mark.tvm
 
 @pytest.mark.parametrize("others", [False, True])
 @pytest.mark.parametrize(
-    "kinds", itertools.chain(*(itertools.product((CRASH, GONE, TIMEOUT, ENVIRONMENT), repeat=n) for n in (1, 2, 3)))
+    "kinds", [kinds for n in (1, 2, 3) for kinds in itertools.product((CRASH, GONE, TIMEOUT, ENVIRONMENT), repeat=n)]
 )
 def test_a_candidate_is_blamed_only_after_enough_witnesses(kinds: tuple[str, ...], others: bool) -> None:
     """Against the sentences of the docstring of `blame`, over all rows of up to three setbacks."""

@@ -48,10 +48,11 @@ class Server:
 
     def kill(self) -> None:
         """The device loses its power."""
-        with contextlib.suppress(psutil.NoSuchProcess):
+        if self._process.poll() is None:
             for process in self._family():
-                process.kill()
-        self._process.wait()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self._process.wait()
 
     def stop(self) -> None:
         """The device hangs."""
@@ -77,7 +78,7 @@ class LoopbackFleet:
         self.tracker = f"127.0.0.1:{self._tracker.port}"
         self.servers = [Server(self.tracker, wait_s) for _ in range(n)]
 
-    def wait_until_free(self, n: int, limit_s: float = 120.0) -> None:
+    def wait_until_free(self, n: int, limit_s: float = 300.0) -> None:
         """Wait until the tracker has so many free devices."""
         asked, until_s = Asked(self.tracker), time.monotonic() + limit_s
         while asked.summary(KEY).free < n:
