@@ -158,6 +158,10 @@ def _answer(session: Any, name: str) -> str | None:
         return None
 
 
+def _sysconf(one: Any, number: int) -> Any:
+    return te.compute((1,), lambda i: one[i] * tirx.call_extern("int64", "sysconf", number))
+
+
 def _size(session: Any, facts: DeviceFacts) -> tuple[int, int]:
     """The processors and the bytes of memory of a device, from its C library."""
     target = facts.target()
@@ -165,7 +169,7 @@ def _size(session: Any, facts: DeviceFacts) -> tuple[int, int]:
     options = json.loads(target)
     numbers = _SYSCONF[machine_of(facts.triple or "")[1]]
     one: Any = te.placeholder((1,), dtype="int64", name="one")
-    asked = [te.compute((1,), lambda i, n=n: one[i] * tirx.call_extern("int64", "sysconf", n)) for n in numbers]
+    asked = [_sysconf(one, number) for number in numbers]
     mod = tvm.IRModule({"main": te.create_prim_func([one, *asked])})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ask.tar"
