@@ -72,6 +72,7 @@ class JobSpec:
     retry_failed: bool = False  # forget failed trials on record, so that they may be measured again
     learn_from: tuple[Path, ...] = ()  # folders of earlier runs that teach, besides those next to this run's
     toolchain: Toolchain = field(default_factory=Toolchain)  # links the network's library for another machine
+    device: Mapping[str, Any] | None = None  # what a device at the tracker said of itself
     time_limit_s: float = 120.0  # for the search of rewrites; for orders and the arena of a compiled network
     dims: Mapping[str, int] = field(default_factory=dict)  # sizes of open dimensions, by name
 
@@ -156,7 +157,7 @@ def open_job(spec: JobSpec, say: Say) -> Opened:
 def open_run(spec: JobSpec, say: Say) -> Opened:
     """Open the run of an earlier `chameleon tune`, to use its schedules.
 
-    What `spec` leaves open (target, shapes of the inputs, rewriting) is taken from the folder of the run.
+    What `spec` leaves open (target, shapes of the inputs, rewriting, compiler) is taken from the folder of the run.
 
     Raises:
         ChameleonError: if there is no such run, or if it is of another model or target, or has other shapes.
@@ -177,7 +178,8 @@ def resolved_run(spec: JobSpec) -> JobSpec:
     target, shape = spec.target or known.get("target"), spec.input_shape
     if not shape and not spec.dims:
         shape = _shapes(known)
-    return dataclasses.replace(spec, out=out, target=target, input_shape=shape)
+    toolchain = spec.toolchain if spec.toolchain.compiler else Toolchain.from_json(known.get("toolchain") or {})
+    return dataclasses.replace(spec, out=out, target=target, input_shape=shape, toolchain=toolchain)
 
 
 def default_folder(model: str, target: Target, *, rewrite: bool) -> Path:
@@ -238,23 +240,13 @@ def _open(spec: JobSpec, target: Target, out: Path, say: Say) -> Opened:
         return Opened(model, target, lowered, extract_tasks(lowered, target), out)
 
 
-def target_of(spec: JobSpec, say: Say | None = None) -> Target:
+def target_of(spec: JobSpec) -> Target:
     """The target that a job names; without a name this machine.
-
-    Args:
-        say: is told what is assumed of the devices at a tracker.
 
     Raises:
         UsageError: if there is no such target.
     """
-    target = parse_target(spec.target, remote=spec.tracker is not None) if spec.target else detect_target()
-    if say and spec.tracker is not None and spec.target in (None, "native", "local", "llvm"):
-        cpu, n_cores = target.attrs.get("mcpu", "its processor"), target.attrs.get("num-cores")
-        say(
-            f"assuming that the devices at {spec.tracker} are like this machine ({cpu}, {n_cores} cores); "
-            "if not, give their --target with mtriple, mcpu and num-cores"
-        )
-    return target
+    return parse_target(spec.target) if spec.target else detect_target()
 
 
 def artifact_name(target: Target, toolchain: Toolchain) -> str:
@@ -374,7 +366,7 @@ def claim(job: Opened, spec: JobSpec, config: TuneConfig, *, finished: bool) -> 
     """Write into the folder whose run it holds: model, target, configuration, and whether the run is finished."""
     run = {"model": job.model.name, "fingerprint": job.model.fingerprint, "target": str(job.target)}
     run |= {"inputs": {name: list(shape) for name, shape in job.model.source.shapes.items()}}
-    run |= {"tracker": spec.tracker is not None}
+    run |= {"tracker": spec.tracker is not None, "device": spec.device, "toolchain": spec.toolchain.to_json()}
     run |= {"tasks": [{"key": t.key, "name": t.name, "weight": t.weight, "flop": t.flop} for t in job.tasks]}
     if spec.records is not None:  # shared with other runs: a file beside this folder, or a database
         run |= {"records": spec.records.name if isinstance(spec.records, Path) else str(spec.records)}

@@ -56,11 +56,14 @@ from chameleon.kernels.alternatives import algorithm_of
 from chameleon.kernels.lower import kernel_tasks, moving_kernels
 from chameleon.locks import claimed
 from chameleon.measure import WarmBuilder, WarmRunner
+from chameleon.measure.device_facts import DeviceFacts, ask_device, needs_target
 from chameleon.measure.link import find_compiler
-from chameleon.measure.remote import check_tracker, rpc_runner
+from chameleon.measure.preflight import check_toolchain
+from chameleon.measure.remote import rpc_runner
 from chameleon.measure.runner import device_name
+from chameleon.measure.tracker import check_tracker
 from chameleon.search import KnobSpace, make_searcher, option
-from chameleon.target import check_runs_here, runs_here
+from chameleon.target import check_runs_here, parse_target, runs_here
 from chameleon.wording import names_text
 from chameleon.workers.faults import EnvironmentFault
 
@@ -75,7 +78,7 @@ def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tup
         ChameleonError: with a message for people, on anything that the user can fix.
     """
     _check_config(spec, config)
-    _check_place(spec, say)
+    spec = _check_place(spec, say)
     job = open_job(spec, say)
     with claimed(job.out / LOCK):
         return _tune_here(job, spec, config, watch, say), job.out
@@ -151,27 +154,65 @@ def _measure(job: Opened, spec: JobSpec, session: Session, records: Records, wat
                 while sum([step(session, measurer, records, name, watch) for step in steps]):
                     pass
             watch(session)
-            if spec.tracker is None:
-                warnings = busy_warnings("tuning", before, activity())
+            warnings = measurer.report() if spec.tracker else busy_warnings("tuning", before, activity())
     records.finish(name, elapsed_s=session.elapsed_s)
     return warnings
 
 
-def _check_place(spec: JobSpec, say: Say) -> None:
-    """Check what measuring needs, before the model is loaded.
+def _check_place(spec: JobSpec, say: Say) -> JobSpec:
+    """Check what measuring and linking need, before the model is loaded.
+
+    Returns:
+        The job, with the target that the device at the tracker says it is if none was named.
 
     Raises:
-        UsageError: if the target is of another architecture than this machine.
+        UsageError: if the target is of another architecture than this machine, or than the compiler links for.
         EnvironmentFault: if there is no compiler here, or no device at the tracker.
     """
     spec.toolchain.check()
-    target = target_of(spec, say)
     if spec.tracker is not None:
-        check_tracker(spec.tracker, str(spec.device_key))
-    else:
+        found = check_tracker(spec.tracker, str(spec.device_key))
+        say(f"{found.devices} devices with the key {spec.device_key} at {spec.tracker}, {found.free} of them free")
+        spec = _with_device(spec, spec.tracker, say)
+    target = target_of(spec)
+    if spec.tracker is None:
         check_runs_here(target)
     if runs_here(target) and spec.toolchain.compiler is None:
         find_compiler()
+    check_toolchain(spec.toolchain, target)
+    return spec
+
+
+def _with_device(spec: JobSpec, tracker: str, say: Say) -> JobSpec:
+    """The job with what its target leaves open, as a device at the tracker says it.
+
+    Raises:
+        UsageError: if the device does not know its processor and no target was named.
+    """
+    asked: list[DeviceFacts] = []
+
+    def facts() -> DeviceFacts:
+        if not asked:
+            asked.append(ask_device(tracker, str(spec.device_key)))
+        return asked[0]
+
+    if spec.target in (None, "llvm"):
+        text = facts().target()
+        if text is None:
+            raise needs_target(facts())
+    else:
+        text = str(spec.target).strip()
+        parse_target(text, cores=lambda: facts().threads)
+        if asked and text.startswith("{"):
+            text = json.dumps({**json.loads(text), "num-cores": facts().threads})
+        elif asked:
+            text = f"{text} -num-cores={facts().threads}"
+    if not asked:
+        return spec
+    say(f"the device {facts().device} is {facts()}")
+    if facts().advice:
+        say(f"warning: {facts().advice}")
+    return dataclasses.replace(spec, target=text, device=facts().to_json())
 
 
 def _check_device(spec: JobSpec, target: Target) -> None:
@@ -209,7 +250,7 @@ def _measurer(spec: JobSpec, target: Target, stack: ExitStack) -> Measurer:
     assert spec.device_key is not None  # `_check_config` has checked this
     builder = stack.enter_context(WarmBuilder(export="tar"))
     runner = stack.enter_context(rpc_runner(spec.tracker, spec.device_key))
-    return Measurer(target, builder, runner, devices=1)
+    return Measurer(target, builder, runner, runner.room)
 
 
 def _finish(
