@@ -17,7 +17,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
-from chameleon.kernels.inspect import blocks_of
+from chameleon.kernels.inspect import STACK_BYTES, blocks_of
 from chameleon.kernels.registers import TILES, Machine, Tile, register_space, tiles_of
 from chameleon.measure import WarmBuilder, WarmRunner
 from tests.support.fused import convolution, product
