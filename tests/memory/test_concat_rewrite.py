@@ -123,10 +123,7 @@ def test_a_rewritten_network_computes_the_same(name: str, layout: str, loaded: C
     mod = to_target_layout(mod, TARGET) if layout == "NHWC" else mod
     sites = find_sites(mod)
     kinds = {site.kind for site in sites}
-    if name == "grouped" or (name, layout) == (
-        "behind a clip",
-        "NHWC",
-    ):  # TVM keeps a clip in NCHW, between transposes
+    if name == "grouped":
         assert kinds == {"zero_copy"}
     else:
         assert kinds > {"zero_copy"}
