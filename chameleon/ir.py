@@ -1,4 +1,4 @@
-"""Answer questions about TVM's intermediate representation: static shapes, sizes in bytes, called operators."""
+"""Answer questions about TVM's intermediate representation (shapes, sizes, called operators), and exchange `main`."""
 
 # TVM's reflected attributes have no static types:
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import tvm
-from tvm.ir import Call, Op
+from tvm.ir import Call, IRModule, Op
 from tvm.tirx import IntImm
 
 
@@ -61,3 +61,10 @@ def has_call(mod: Any, name: str) -> bool:
 
     tvm.relax.analysis.post_order_visit(mod["main"], visit)
     return bool(found)
+
+
+def with_main(mod: IRModule, main: Any) -> IRModule:
+    """A copy of the module with another `main`; kernels that an importer wrote itself stay."""
+    functions = dict(mod.functions_items())
+    functions[mod.get_global_var("main")] = main
+    return IRModule(functions, attrs=mod.attrs)

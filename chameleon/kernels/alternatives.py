@@ -72,9 +72,9 @@ def alternatives_of(mod: IRModule, target: Target, names: Collection[str] = ALGO
     if target.kind.name != "llvm" or not names:
         return []
     found = []
-    space = if_possible(REGISTERS, "a kernel", partial(register_space, mod, target), None)
-    if space is not None and REGISTERS in names:
-        found.append(Alternative(REGISTERS, mod, space))
+    if REGISTERS in names:
+        space = if_possible(REGISTERS, "a kernel", partial(register_space, mod, target), None)
+        found += [] if space is None else [Alternative(REGISTERS, mod, space)]
     return [*found, *_winograd_forms(mod, target, names)]
 
 

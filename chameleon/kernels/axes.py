@@ -15,7 +15,7 @@ from tvm import relax
 from tvm.ir import Call, IRModule
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from chameleon.ir import operator_name
+from chameleon.ir import operator_name, with_main
 
 _OF_OUTPUT = ("relax.expand_dims", "relax.stack", "relax.one_hot")
 """Operators whose axes are those of their result; the others' are those of their first input."""
@@ -25,9 +25,7 @@ _AXES = ("axis", "axes", "channel_axis")
 
 def with_positive_axes(mod: IRModule) -> IRModule:
     """The module with every axis of an operator of `main` counted from the front."""
-    functions = dict(mod.functions_items())
-    functions[mod.get_global_var("main")] = _Counter(mod).visit_expr(mod["main"])
-    return IRModule(functions, attrs=mod.attrs)
+    return with_main(mod, _Counter(mod).visit_expr(mod["main"]))
 
 
 @mutator

@@ -13,14 +13,12 @@ from tvm import relax
 from tvm.ir import Call, IRModule
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from chameleon.ir import is_call
+from chameleon.ir import is_call, with_main
 
 
 def with_movable_operators(mod: IRModule) -> IRModule:
     """The module with `clip` and `leakyrelu` of `main` written as minimum and maximum; the results are the same."""
-    functions = dict(mod.functions_items())
-    functions[mod.get_global_var("main")] = _Writer(mod).visit_expr(mod["main"])
-    return IRModule(functions, attrs=mod.attrs)
+    return with_main(mod, _Writer(mod).visit_expr(mod["main"]))
 
 
 @mutator

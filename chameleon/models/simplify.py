@@ -18,7 +18,7 @@ from tvm import relax
 from tvm.ir import Call, GenericConst, IRModule
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from chameleon.ir import is_call, static_dims, static_shape
+from chameleon.ir import is_call, static_dims, static_shape, with_main
 
 
 def inference_form(mod: IRModule) -> IRModule:
@@ -41,7 +41,7 @@ def fold_exactly(mod: IRModule) -> IRModule:
     `FoldConstant` would compile a kernel for each operator.
     """
     main = _ExactFolder(mod).visit_expr(mod["main"])
-    return relax.transform.CanonicalizeBindings()(_with_main(mod, main))
+    return relax.transform.CanonicalizeBindings()(with_main(mod, main))
 
 
 @mutator
@@ -94,14 +94,7 @@ _EXACT: dict[str, Callable[..., NDArray[Any] | None]] = {
 
 
 def _fold_batch_norms(mod: IRModule) -> IRModule:
-    return relax.transform.DeadCodeElimination()(_with_main(mod, _Folder(mod["main"], mod).visit_expr(mod["main"])))
-
-
-def _with_main(mod: IRModule, main: relax.Function) -> IRModule:
-    """A copy of the module with another `main`; kernels that an importer wrote itself stay."""
-    functions = dict(mod.functions_items())
-    functions[mod.get_global_var("main")] = main
-    return IRModule(functions, attrs=mod.attrs)
+    return relax.transform.DeadCodeElimination()(with_main(mod, _Folder(mod["main"], mod).visit_expr(mod["main"])))
 
 
 @mutator
