@@ -72,7 +72,7 @@ def make_server(folder: Path, host: str, port: int) -> ThreadingHTTPServer:
 def page_of(folder: Path) -> str:
     """The page that refreshes itself."""
     runs = facts_of(folder)
-    ended = all(run.state == "finished" for run in runs)
+    ended = all(run.state in ("finished", "failed") for run in runs)
     return render(runs, folder, refresh_s=FINISHED_REFRESH_S if ended else REFRESH_S)
 
 
