@@ -100,6 +100,10 @@ CompilerOpt = Annotated[
 SysrootOpt = Annotated[
     Path | None, typer.Option("--sysroot", help="Folder with the target's headers and libraries, for --cc.")
 ]
+RayOpt = Annotated[
+    str | None,
+    typer.Option("--ray", help="Measure on the nodes of a running Ray cluster: its address, or auto."),
+]
 ProgressOpt = Annotated[
     ProgressKind,
     typer.Option("--progress", help="A table on a terminal, plain lines, or JSON lines. Default: as the output is."),
@@ -153,6 +157,7 @@ def tune_command(
     device_key: Annotated[
         str | None, typer.Option(help="The key under which the devices registered at the tracker.")
     ] = None,
+    ray: RayOpt = None,
     rewrite: RewriteOpt = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Forget the failed trials of earlier runs; they may be tried again.")
@@ -202,6 +207,7 @@ def tune_command(
         spec = _spec(model, target, out, input_shape, dim, tracker, device_key, rewrite)
         spec = dataclasses.replace(
             spec,
+            ray=ray,
             retry_failed=retry_failed,
             toolchain=_toolchain(compiler, sysroot),
             learn_from=tuple(learn_from or ()),
@@ -394,13 +400,17 @@ def zoo_command(
     watch: Annotated[
         bool, typer.Option("--watch", help="Follow a zoo that runs elsewhere, by its FILE or its folder; only reads.")
     ] = False,
+    ray: RayOpt = None,
     progress: ProgressOpt = ProgressKind.AUTO,
 ) -> None:
     """Tune a list of models; finished models are skipped, and a task that several models share is tuned once."""
     from chameleon.cli_zoo import run_zoo, watch_zoo
 
     with Progress(progress, console, notes) as told:
-        (watch_zoo if watch else run_zoo)(place, told)
+        if watch:
+            watch_zoo(place, told)
+        else:
+            run_zoo(place, told, ray)
 
 
 @app.command("autotvm")

@@ -23,8 +23,11 @@ LOAD = 0.05
 """At most this share of its time is spent on reading: the machine may be measuring."""
 
 
-def run_zoo(file: Path, told: Progress) -> None:
+def run_zoo(file: Path, told: Progress, ray: str | None) -> None:
     """Tune the zoo of a file, print its table and write its page.
+
+    Args:
+        ray: the address of a Ray cluster that measures for all entries without a tracker; None: this machine does.
 
     Raises:
         UsageError: if the file is no zoo.
@@ -37,7 +40,7 @@ def run_zoo(file: Path, told: Progress) -> None:
     with told.say.stage("importing TVM"):
         from chameleon.jobs.zoo import read_zoo, tune_zoo
 
-    zoo = read_zoo(read_yaml(file), file.parent)
+    zoo = read_zoo(read_yaml(file), file.parent, ray)
     results = tune_zoo(zoo, told.watch, told.say, told.ended)
     (zoo.out / PAGE).write_text(render(facts_of(zoo.out), zoo.out))
     if told.console:
@@ -142,4 +145,6 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
 def _print_line(row: dict[str, Any], console: Console) -> None:
     name, state, trials, seconds, untuned, tuned, problem = _cells(row)
     end = "".join([f", untuned {untuned}, tuned {tuned}" if tuned != "-" else "", f": {problem}" if problem else ""])
-    console.print(f"{name}: {state}, {trials} trials in {seconds} s{end}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"{name}: {state}, {trials} trials in {seconds} s{end}", markup=False, highlight=False, soft_wrap=True
+    )

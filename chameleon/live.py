@@ -1,4 +1,4 @@
-"""Shows the progress of a job: a live table or a spinner on a terminal, a line now and then elsewhere, or JSON lines."""
+"""Shows the progress of a job: a live table on a terminal, a line now and then elsewhere, or JSON for programs."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def manifest(arguments: Mapping[str, Any]) -> dict[str, Any]:
         "commit": commit,
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
         "platform": " ".join((platform.system(), platform.machine(), *platform.libc_ver())).strip(),
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -74,7 +74,7 @@ def _git(*arguments: str) -> str | None:
     return ran.stdout.strip() if ran.returncode == 0 and (here.parent / "pyproject.toml").is_file() else None
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
     """The processor's name; `platform` does not know it on Linux."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []

@@ -19,7 +19,7 @@ from typing import Any
 from chameleon.jobs.bench import BenchConfig, rounds_of_executables
 from chameleon.jobs.compile import compile_model
 from chameleon.jobs.in_network import ProfileConfig, profile_network
-from chameleon.jobs.measurer import Measurer
+from chameleon.jobs.measurer import Measures
 from chameleon.jobs.records import Exchange, Records
 from chameleon.jobs.run_folder import Opened
 from chameleon.jobs.session import Session, database_of
@@ -46,7 +46,7 @@ TURNS = BenchConfig(rounds=8, runs=4)
 def exchange_best(
     job: Opened,
     session: Session,
-    _measurer: Measurer,
+    _measurer: Measures,
     records: Records,
     model: str,
     watch: Callable[[Session], None],

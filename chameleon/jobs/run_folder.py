@@ -63,6 +63,7 @@ class JobSpec:
     input_shape: InputShape | None = None  # for models whose file leaves it open
     tracker: str | None = None  # host:port of an RPC tracker; None: measure here
     device_key: str | None = None
+    ray: str | None = None  # address of a Ray cluster to measure on, or `auto`
     records: Path | None = None  # a file that several models may share; None: trials.jsonl in `out`
     rewrite: bool = False  # rewrite the network first where that lowers the peak of its memory
     retry_failed: bool = False  # forget failed trials on record, so that they may be measured again

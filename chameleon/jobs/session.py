@@ -30,7 +30,7 @@ from chameleon.jobs.config import TuneConfig
 from chameleon.jobs.failure_row import FailureRow
 from chameleon.jobs.group import Group
 from chameleon.jobs.measured import Measured, usable_events
-from chameleon.jobs.measurer import Measurer
+from chameleon.jobs.measurer import Measures
 from chameleon.jobs.records import Records, RecordsError, TaskRecords
 from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.jobs.teachers import Teacher
@@ -248,7 +248,9 @@ def open_session(
     """
     rngs = [np.random.default_rng(s) for s in np.random.SeedSequence(config.seed).spawn(len(tasks))]
     share = math.inf if config.trials is None else config.trials / max(len(tasks), 1)
-    is_done = partial(_is_done_elsewhere, finished=records.finished, model=model, share=share, first=config.first_batch)
+    is_done = partial(
+        _is_done_elsewhere, finished=records.finished, model=model, share=share, first=config.first_batch
+    )
     tuners: list[TaskTuner] = []
     untunable = {}
 
@@ -339,7 +341,7 @@ def _is_done_elsewhere(known: TaskRecords, finished: set[str], model: str, share
     return others.total() >= (min(share, first) if ended else share)
 
 
-def tune(session: Session, measurer: Measurer, records: Records, model: str, watch: Callable[[Session], None]) -> int:
+def tune(session: Session, measurer: Measures, records: Records, model: str, watch: Callable[[Session], None]) -> int:
     """Measure until the budget has no room for another trial or nothing is left to try.
 
     Args:
@@ -373,7 +375,7 @@ def tune(session: Session, measurer: Measurer, records: Records, model: str, wat
 
 def share_best(
     session: Session,
-    measurer: Measurer,
+    measurer: Measures,
     records: Records,
     model: str,
     watch: Callable[[Session], None],
@@ -404,7 +406,7 @@ def _measure(
     tuner: TaskTuner,
     propose: Callable[[], Sequence[tuple[Config, Schedule]]],
     left_s: float,
-    measurer: Measurer,
+    measurer: Measures,
     records: Records,
     model: str,
     watch: Callable[[Session], None],

@@ -32,7 +32,8 @@ from chameleon.jobs.config import TuneConfig
 from chameleon.jobs.confirm import confirm_best
 from chameleon.jobs.exchange import exchange_best
 from chameleon.jobs.in_network import Alone, breakdown, profile_network
-from chameleon.jobs.measurer import Measurer
+from chameleon.jobs.measurer import Measurer, Measures, local_measurer
+from chameleon.jobs.ray_nodes import ray_measurer
 from chameleon.jobs.records import Records
 from chameleon.jobs.run_folder import (
     JobSpec,
@@ -53,7 +54,7 @@ from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.jobs.teachers import Teacher, earlier_runs, taught_by
 from chameleon.kernels.alternatives import algorithm_of
 from chameleon.kernels.lower import kernel_tasks, moving_kernels
-from chameleon.measure import WarmBuilder, WarmRunner
+from chameleon.measure import WarmBuilder
 from chameleon.measure.link import find_compiler
 from chameleon.measure.remote import check_tracker, rpc_runner
 from chameleon.measure.runner import device_name
@@ -94,7 +95,7 @@ def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tup
         _warn_of_a_small_budget(session, say)
         try:
             with doing(f"tuning {job.model.name}", job.out):
-                warnings = _measure(job, spec, session, records, watch)
+                warnings = _measure(job, spec, session, records, watch, say)
         except EnvironmentFault as fault:
             raise EnvironmentFault(_stopped(fault, session, records)) from fault
         if session.enough:
@@ -119,7 +120,7 @@ def _teachers(job: Opened, spec: JobSpec, records: Records, config: TuneConfig, 
     return found
 
 
-def _measure(job: Opened, spec: JobSpec, session: Session, records: Records, watch: Watch) -> list[str]:
+def _measure(job: Opened, spec: JobSpec, session: Session, records: Records, watch: Watch, say: Say) -> list[str]:
     """Tune and time the best again until the budget is used up.
 
     Returns:
@@ -131,19 +132,19 @@ def _measure(job: Opened, spec: JobSpec, session: Session, records: Records, wat
     name, warnings = job.model.name, []
     if session.has_work:
         with ExitStack() as stack:
-            measurer = _measurer(spec, job.target, stack)
+            measurer = _measurer(spec, job.target, stack, say)
             measurer.check()
             before = activity()
             with session.running():
                 # What was kept for the last steps may turn out to be more than they take.
                 steps = [tune, share_best, confirm_best]
-                if spec.tracker is None and job.target.kind.name == "llvm":
+                if measures_here(spec) and job.target.kind.name == "llvm":
                     steps.append(partial(exchange_best, job))
                     session.exchange_kept_s = session.config.confirm.exchange_s
                 while sum([step(session, measurer, records, name, watch) for step in steps]):
                     pass
             watch(session)
-            if spec.tracker is None:
+            if measures_here(spec):
                 warnings = busy_warnings("tuning", before, activity())
     records.finish(name, elapsed_s=session.elapsed_s)
     return warnings
@@ -160,14 +161,14 @@ def _check_place(spec: JobSpec, say: Say) -> None:
     target = target_of(spec, say)
     if spec.tracker is not None:
         check_tracker(spec.tracker, str(spec.device_key))
-    else:
+    elif spec.ray is None:
         check_runs_here(target)
     if runs_here(target) and spec.toolchain.compiler is None:
         find_compiler()
 
 
 def _check_device(spec: JobSpec, target: Target) -> None:
-    if spec.tracker is None and not tvm.device(device_name(target.kind.name)).exist:
+    if measures_here(spec) and not tvm.device(device_name(target.kind.name)).exist:
         raise ChameleonError(
             f"this machine has no {target.kind.name} device; measure on another one: --tracker host:port"
         )
@@ -194,14 +195,21 @@ def _check_success(job: Opened, session: Session) -> None:
     )
 
 
-def _measurer(spec: JobSpec, target: Target, stack: ExitStack) -> Measurer:
+def _measurer(spec: JobSpec, target: Target, stack: ExitStack, say: Say) -> Measures:
     _check_device(spec, target)
+    if spec.ray is not None:
+        return stack.enter_context(ray_measurer(spec.ray, target, say))
     if spec.tracker is None:
-        return Measurer(target, stack.enter_context(WarmBuilder()), stack.enter_context(WarmRunner()))
+        return local_measurer(target, stack)
     assert spec.device_key is not None  # `_check_config` has checked this
     builder = stack.enter_context(WarmBuilder(export="tar"))
     runner = stack.enter_context(rpc_runner(spec.tracker, spec.device_key))
     return Measurer(target, builder, runner, devices=1)
+
+
+def measures_here(spec: JobSpec) -> bool:
+    """Whether candidates are timed by this machine, and not at a tracker or on the nodes of a cluster."""
+    return spec.tracker is None and spec.ray is None
 
 
 def _finish(
@@ -229,7 +237,7 @@ def _finish(
     if untuned := shipped.compiled.untuned:
         say(f"no schedule for {len(untuned)} tasks: {names_text(untuned)}")
     report = dataclasses.replace(_report(job, session), warnings=warnings, comparison=shipped.verdict.to_json())
-    if spec.tracker is None and job.target.kind.name == "llvm":
+    if measures_here(spec) and job.target.kind.name == "llvm":
         with doing(f"timing {job.model.name}", job.out):
             report = _timed(report, job, session, shipped.compiled, say)
     finish_s, now = round(time.monotonic() - start_s, 1), datetime.now().isoformat(" ", "minutes")
@@ -320,9 +328,11 @@ def _check_config(spec: JobSpec, config: TuneConfig) -> None:
     """Check the names in the configuration, so that a mistake is reported before the model is loaded.
 
     Raises:
-        UsageError: on an unknown searcher or option of it, or a tracker without a device key.
+        UsageError: on an unknown searcher or option of it, a tracker without a device key, or with a cluster.
     """
     make_searcher(config.searcher, KnobSpace([option("any", [0])]), np.random.default_rng(0), **config.options)
+    if spec.tracker is not None and spec.ray is not None:
+        raise UsageError("--tracker and --ray are two places to measure on; give one of them")
     if spec.tracker is not None and spec.device_key is None:
         raise UsageError("--tracker needs --device-key: the key under which the devices registered")
 

@@ -62,7 +62,7 @@ class ZooResult:
     error: str = ""
 
 
-def read_zoo(content: Mapping[str, Any], folder: Path = Path()) -> Zoo:
+def read_zoo(content: Mapping[str, Any], folder: Path = Path(), ray: str | None = None) -> Zoo:
     """Read a zoo file: every model for every target.
 
     Its keys are `out` (a folder), `defaults` (a preset for all), `targets` (a list) and `models` (a list). A target is
@@ -72,6 +72,7 @@ def read_zoo(content: Mapping[str, Any], folder: Path = Path()) -> Zoo:
 
     Args:
         folder: of the zoo file; a model's file or glob is looked for there.
+        ray: the address of a Ray cluster that measures for all entries without a tracker.
 
     Raises:
         UsageError: on unknown or missing keys, a glob without a file, or entries that would share a folder.
@@ -89,7 +90,7 @@ def read_zoo(content: Mapping[str, Any], folder: Path = Path()) -> Zoo:
     places = [t if isinstance(t, dict) else {"target": t} for t in targets]
     defaults = dict(content.get("defaults") or {})
     pairs = [(m, place) for m in given for place in ([{}] if any(k in m for k in PLACE_KEYS) else places)]
-    entries = [_entry(out, defaults, place, m) for m, place in pairs]
+    entries = [_entry(out, defaults, place, m, ray) for m, place in pairs]
     _check_folders(entries)
     return Zoo(out, entries)
 
@@ -111,7 +112,9 @@ def _files(given: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
         yield {**given, "model": str(folder / model) if (folder / model).is_file() else model}
 
 
-def _entry(out: Path, defaults: dict[str, Any], place: Mapping[str, Any], given: Mapping[str, Any]) -> ZooEntry:
+def _entry(
+    out: Path, defaults: dict[str, Any], place: Mapping[str, Any], given: Mapping[str, Any], ray: str | None
+) -> ZooEntry:
     preset = {**defaults, **{k: v for k, v in place.items() if k not in ("name", *PLACE_KEYS)}}
     config = tune_config(preset, {k: v for k, v in given.items() if k not in ENTRY_KEYS})
     where = {k: v for k, v in {**place, **given}.items() if k in PLACE_KEYS}
@@ -126,6 +129,7 @@ def _entry(out: Path, defaults: dict[str, Any], place: Mapping[str, Any], given:
         parse_shapes(given.get("input_shape")),
         tracker=where.get("tracker"),
         device_key=where.get("device_key"),
+        ray=None if where.get("tracker") else ray,
         records=out / f"trials-{at}.jsonl",
         toolchain=Toolchain(where.get("cc"), Path(sysroot) if sysroot else None),
         dims=parse_dims(given.get("dims")),
@@ -199,7 +203,9 @@ def _locked(out: Path) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / LOCK).open("a")
     except OSError as error:
-        raise UsageError(f"cannot write to the folder of the zoo, {out}: {error.strerror}; give another `out`") from error
+        raise UsageError(
+            f"cannot write to the folder of the zoo, {out}: {error.strerror}; give another `out`"
+        ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,6 +10,7 @@ import pytest
 from chameleon.cli import main
 from chameleon.jobs.records import Records, records_path
 from chameleon.page.facts import Failure, Point, TimeSpent, facts_of
+from chameleon.page.html import render
 from chameleon.search import Status, Trial
 from tests.support.recorded_run import BROKEN, SPACE, TARGET, TRIALS, make_run
 
@@ -125,6 +126,20 @@ def test_the_runs_of_a_zoo_share_their_records(tmp_path: Path) -> None:
         ("two", 1, 1, 1.0),
     ]
     assert [p.elapsed_s for p in two.tasks[0].curve] == [0.0, 1.0]  # what was there before costs no time
+
+
+def test_the_algorithms_chosen(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    lines = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line.get("kind") == "task" and line["task"] == "k1":
+            line["algorithms"] = {"winograd2": [1, 2], "winograd4": [3]}
+    (folder / "trials.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run,) = facts_of(folder)
+    assert [(t.key, t.algorithm) for t in run.tasks] == [("k1", "winograd4"), ("k2", None)]
+    text = render([run], folder)
+    assert "winograd4 in 1 (" in text
+    assert "as written in 1 (" in text
 
 
 def test_a_name_in_a_file_is_no_path(tmp_path: Path) -> None:
