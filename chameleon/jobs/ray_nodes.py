@@ -28,7 +28,7 @@ from tvm.s_tir import Schedule
 from tvm.target import Target
 
 import chameleon
-from chameleon.errors import ChameleonError, UsageError, first_line
+from chameleon.errors import ChameleonError, UsageError, described, first_line
 from chameleon.jobs.measurer import Built, Measurer, local_measurer
 from chameleon.jobs.stages import Say
 from chameleon.manifest import cpu_name
@@ -408,6 +408,9 @@ class RayMeasurer:
         self._drop(node)
 
     def _lose(self, node: _Node, error: Exception) -> None:
+        if isinstance(error, self._ray.exceptions.RayTaskError):  # it lives, and cannot do what it is asked to
+            self._leave_out(node, described(error.cause or error))
+            return
         self._losses[node.node_id] += 1
         self._say(f"the node {node.name} is lost ({type(error).__name__}); what it had in hand goes to the others")
         if self._losses[node.node_id] >= MOST_LOSSES:

@@ -164,6 +164,11 @@ class Worker:
             return Outcome("crash", message=f"crash: signal {-code} ({name}) {tail}".strip())
         return Outcome("crash", message=f"crash: the process ended with exit code {code} {tail}".strip())
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether a SIGKILL ended the process that no lack of memory explains."""
+        return self.process.returncode == -signal.SIGKILL
+
     def _stderr_tail(self) -> str:
         size = self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(0, size - _STDERR_TAIL_BYTES))

@@ -3,9 +3,9 @@
 
     python -m scripts.tuning.ray_nodes --nodes 1,2,3 --run-s 2
 
-The nodes are real ones of Ray, and so are the actors and what goes between them. Only the kernels are made up: building
-and running a candidate sleeps. So the table says what the cluster costs, not how fast a machine is. With `--kill` one
-node is killed in the middle.
+The nodes are real ones of Ray, and so are the actors and what goes between them. Only the kernels are made up:
+building and running a candidate sleeps. So the table says what the cluster costs, not how fast a machine is. With
+`--kill` one node is killed in the middle.
 """
 
 from __future__ import annotations

@@ -140,7 +140,8 @@ def test_a_zoo_shows_what_waits_and_what_failed(tmp_path: Path) -> None:
     assert page.of("problem") == ["no such file"]
     assert [page.of(state)[0] for state in ("finished", "failed", "interrupted")]  # no process holds the zoo's lock
     (tmp_path / "zoo.json").write_text('{"entries": [{"model": 3}, 4]}')
-    assert Page(page_of(tmp_path)).of("a")[:1] == ["net b"]
+    sections = [a for tag, a in Page(page_of(tmp_path)).elements if tag == "section"]
+    assert [a["data-model"] for a in sections] == ["net b"]
 
 
 def test_an_output_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,7 +41,7 @@ class _Sleeper:
     def build(self, inputs: list[ms.builder.BuilderInput]) -> list[ms.builder.BuilderResult]:
         results = []
         for given in inputs:
-            failing = "fail" in given.mod.attrs["how"]
+            failing = given.mod.attrs is not None and given.mod.attrs.get("how") == "fail"
             self._made += 1
             artifact = self._folder / str(self._made) / "candidate.so"
             artifact.parent.mkdir()
