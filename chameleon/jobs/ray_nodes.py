@@ -14,8 +14,10 @@ cores, TVM and Chameleon. The others are left out, with a word.
 # (TVM's attributes come from C++ and have no types)
 from __future__ import annotations
 
+import importlib.util
 import math
 import platform
+import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +43,8 @@ from tuners.proposals import Config
 
 MakeMeasurer = Callable[[Target, ExitStack], Measurer]
 
+ANSWER_S = 10.0
+"""Seconds that a cluster may take to answer at its address."""
 START_S = 120.0
 """Seconds to wait for the first node: it imports TVM, and its cores may be taken by somebody else's work."""
 TOGETHER_S = 15.0
@@ -216,19 +220,15 @@ def ray_measurer(address: str, target: Target, say: Say, make: MakeMeasurer = lo
         UsageError: if Ray is not installed.
         EnvironmentFault: if no cluster answers.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise UsageError("--ray needs Ray; install it with `pip install 'chameleon-tvm[ray]'`") from error
+    check_cluster(address)
+    import ray
+
     connected = ray.is_initialized()
     if not connected:
         try:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
         except Exception as error:  # ConnectionError, ValueError, RuntimeError: as the address is wrong
-            raise EnvironmentFault(
-                f"no Ray cluster answers at {address!r} ({first_line(error)}); start one with `ray start --head`, or "
-                "give its address"
-            ) from error
+            raise _no_cluster(address, error) from error
     measurer = RayMeasurer(ray, target, say, make)
     try:
         yield measurer
@@ -236,6 +236,30 @@ def ray_measurer(address: str, target: Target, say: Say, make: MakeMeasurer = lo
         measurer.close()
         if not connected:
             ray.shutdown()
+
+
+def check_cluster(address: str) -> None:
+    """Check what connecting to a cluster needs, before a model is loaded.
+
+    Raises:
+        UsageError: if Ray is not installed.
+        EnvironmentFault: if the address is `host:port` and nobody listens there; Ray itself would try for minutes.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise UsageError("--ray needs Ray; install it with `pip install 'chameleon-tvm[ray]'`")
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+        except OSError as error:
+            raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"no Ray cluster answers at {address!r} ({first_line(error)}); start one with `ray start --head`, or give its "
+        "address"
+    )
 
 
 class RayMeasurer:

@@ -33,7 +33,7 @@ from chameleon.jobs.confirm import confirm_best
 from chameleon.jobs.exchange import exchange_best
 from chameleon.jobs.in_network import Alone, breakdown, profile_network
 from chameleon.jobs.measurer import Measurer, Measures, local_measurer
-from chameleon.jobs.ray_nodes import ray_measurer
+from chameleon.jobs.ray_nodes import check_cluster, ray_measurer
 from chameleon.jobs.records import Records
 from chameleon.jobs.run_folder import (
     JobSpec,
@@ -155,13 +155,15 @@ def _check_place(spec: JobSpec, say: Say) -> None:
 
     Raises:
         UsageError: if the target is of another architecture than this machine.
-        EnvironmentFault: if there is no compiler here, or no device at the tracker.
+        EnvironmentFault: if there is no compiler here, no device at the tracker, or no cluster.
     """
     spec.toolchain.check()
     target = target_of(spec, say)
     if spec.tracker is not None:
         check_tracker(spec.tracker, str(spec.device_key))
-    elif spec.ray is None:
+    elif spec.ray is not None:
+        check_cluster(spec.ray)
+    else:
         check_runs_here(target)
     if runs_here(target) and spec.toolchain.compiler is None:
         find_compiler()

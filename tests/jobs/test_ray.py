@@ -58,7 +58,7 @@ def test_a_node_killed_in_the_middle_loses_nothing_and_no_candidate_is_blamed(th
         assert measurer.time(built[0]).seconds == 1e-3
         home = measurer._home
         assert home is not None
-        running.remove_node(next(n for n in nodes[1:] if n.unique_id == home.node_id), allow_graceful=False)
+        running.remove_node(next(n for n in nodes[1:] if n.node_id == home.node_id), allow_graceful=False)
         assert measurer.time(built[1]).seconds == 1e-3  # built again on the node that is left
         assert nodes_of(measurer) != {home.node_id}
         for candidate in built:
