@@ -83,8 +83,8 @@ class RunReader:
         state = "finished" if known.get("finished") else "running" if path and is_written(path) else "interrupted"
         if entry:
             state, problem = entry.state, "; ".join(filter(None, (entry.error, problem)))
-        reports = (read_json(folder / name) for name in ("report.json", "manifest.json"))
-        return Run(folder, known, *reports, records, state, problem)
+        report, manifest = read_json(folder / "report.json"), read_json(folder / "manifest.json")
+        return Run(folder, known, report, manifest, records, state, problem)
 
     def _records(self, path: Path) -> tuple[Records | None, str]:
         """The records in a file, and why they cannot be read."""

@@ -118,7 +118,7 @@ def table(store: RunStore, names: list[str], missing: dict[str, str]) -> str:
     """A row for each fault, and one for all."""
     rows, total = [], [0] * len(COLUMNS)
     for name in names:
-        lines = [line for (fault, _), line in store.lines.items() if fault == name]
+        lines = [line for line in store.lines.values() if line["fault"] == name]
         numbers = [sum(line[column] for line in lines) for column in COLUMNS]
         total = [a + b for a, b in zip(total, numbers, strict=True)]
         rows.append([name, *map(str, numbers)] if lines else [name, f"not here: {missing.get(name)}", *["-"] * 5])

@@ -1,5 +1,7 @@
 """What a case needs around it: a small file system, a clock that can be moved, a fleet of devices, a Ray cluster."""
 
+# pyright: reportMissingImports=false
+# (Ray belongs to an extra)
 from __future__ import annotations
 
 import socket

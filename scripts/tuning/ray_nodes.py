@@ -8,6 +8,8 @@ building and running a candidate sleeps. So the table says what the cluster cost
 `--kill` one node is killed in the middle.
 """
 
+# TVM's reflected attributes have no static types:
+# pyright: reportArgumentType=false, reportMissingImports=false
 from __future__ import annotations
 
 import sys
