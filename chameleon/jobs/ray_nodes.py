@@ -319,7 +319,7 @@ class RayMeasurer:
             busy = [node for node in self._nodes if node.building or node.timing is not None]
             if not busy and (batch.is_done(self._nodes) or not in_time()):
                 return
-            self._check_any()
+            self._wait_for_any()
             waited = [node.answer for node in self._nodes if node.answer is not None]
             done, _ = self._ray.wait(waited, num_returns=1, timeout=LOOK_S)
             for node in [n for n in self._nodes if any(n.answer is ref for ref in done)]:

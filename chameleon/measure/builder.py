@@ -230,6 +230,8 @@ def build_candidate(request: BuildRequest) -> str:
         EnvironmentFault: if no other candidate would do better.
     """
     params = None if request.params is None else load_param_dict(bytearray(request.params))
+    # What TVM and the compiler leave where this worker is killed goes with the builder's folder.
+    tempfile.tempdir = os.environ["TMPDIR"] = str(Path(request.folder).parent)
     build = default_build if request.f_build is None else resolve(request.f_build)
     path = Path(request.folder) / f"candidate.{request.export}"
     try:
