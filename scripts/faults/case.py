@@ -204,6 +204,7 @@ class Job:
         except queue.Empty:
             return _SILENCE
         if line is None:
+            self._lines.put(None)  # it stays at its end
             return _END
         if line.endswith("\n") and (event := json.loads(line))["event"] == "trial":
             self.made += 1

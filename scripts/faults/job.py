@@ -28,7 +28,7 @@ from chameleon.measure import WarmBuilder, WarmRunner, rpc_runner
 from chameleon.target import detect_target
 from scripts.faults.hooks import SIZE, matmul
 
-TIMEOUT_S = 5.0
+TIMEOUT_S = 10.0
 """Of one build and of one run."""
 MEMORY_BYTES = 1536 << 20
 KEY, MODEL = "faults", "matmul"
