@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -49,6 +49,7 @@ class Progress:
 
     def __init__(self, kind: ProgressKind, out: Console, err: Console) -> None:
         self._events: Events | None = None
+        self._elsewhere = ExitStack()
         if kind is ProgressKind.JSON:
             self.console = None
             self.say = self.watch = self._events = Events(sys.stdout)
@@ -69,6 +70,8 @@ class Progress:
             self._events.write(name, **content)
 
     def __enter__(self) -> Progress:
+        if self._events:  # whatever a library prints would be no event
+            self._elsewhere.enter_context(redirect_stdout(sys.stderr))
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
@@ -76,6 +79,7 @@ class Progress:
             self.watch.stop()
         if self._events:
             self._events.exit(error)
+        self._elsewhere.close()
 
 
 class Events:
