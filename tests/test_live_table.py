@@ -40,14 +40,19 @@ def test_a_plain_function_is_told_of_a_stage():
     assert said == ["loading"]
 
 
-def test_programs_get_events_and_nothing_else(capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(OSError, match="the disk is full"), Progress(ProgressKind.JSON, Console(), Console()) as told:
+def failing_job():
+    with Progress(ProgressKind.JSON, Console(), Console()) as told:
         assert told.console is None
         told.say("two [bold] words")
         with stage(told.say, "loading"):
             print("what a library says")
         told.ended("net", None, None, "no such file")
         raise OSError("the disk is full")
+
+
+def test_programs_get_events_and_nothing_else(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(OSError, match="the disk is full"):
+        failing_job()
     out, err = capsys.readouterr()
     events = [json.loads(line) for line in out.splitlines()]
     assert [e["event"] for e in events] == ["message", "stage", "stage", "end", "exit"]
