@@ -163,6 +163,7 @@ class Job:
         self._err: list[str] = []
         threading.Thread(target=self._read, daemon=True).start()
         threading.Thread(target=self._err.extend, args=(self.process.stderr,), daemon=True).start()
+        self.last: dict[str, Any] = {}  # event
         self.made = 0  # trials that this job has told of
 
     @property
@@ -189,7 +190,7 @@ class Job:
             return self.process.wait(timeout=bound_s)
         except subprocess.TimeoutExpired:
             found.hangs += 1
-            found.notes.append(f"silent for more than {bound_s:g} s")
+            found.notes.append(f"silent for more than {bound_s:g} s after {self.last}")
             self.kill()
             return self.process.wait()
 
@@ -206,9 +207,11 @@ class Job:
         if line is None:
             self._lines.put(None)  # it stays at its end
             return _END
-        if line.endswith("\n") and (event := json.loads(line))["event"] == "trial":
-            self.made += 1
-            self._case.told.append(event)
+        if line.endswith("\n"):
+            self.last = json.loads(line)
+            if self.last["event"] == "trial":
+                self.made += 1
+                self._case.told.append(self.last)
         return _LINE
 
     def _read(self) -> None:
