@@ -137,7 +137,7 @@ class _BuildEngine:
                 memory_limit_bytes=config.memory_limit_bytes or usable_memory_bytes() * 3 // 4 // n_workers,
                 recycle_after=config.recycle_after,
                 environment={"OMP_NUM_THREADS": "1", "TVM_NUM_THREADS": "1"},
-                without=TVM_WITHOUT,  # as the runner's: there is one fork server, which is ended where another is needed
+                without=TVM_WITHOUT,  # as the runner: for another one the fork server would be started anew
             )
         )
         self._workspace = _Workspace()
