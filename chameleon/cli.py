@@ -34,6 +34,7 @@ from chameleon.wording import names_text, speed_text, time_text
 if TYPE_CHECKING:
     from chameleon.jobs.run_folder import JobSpec
     from chameleon.measure.link import Toolchain
+    from chameleon.store.place import Place
 
 app = typer.Typer(
     name="chameleon",
@@ -69,6 +70,12 @@ ModelArg = Annotated[
 ]
 TargetOpt = Annotated[
     str | None, typer.Option("--target", help="A TVM target: kind, tag or JSON. Default: this machine.")
+]
+StoreOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--store", help="Where the records are: sqlite:///runs/records.db, postgresql://... Default: in the folder."
+    ),
 ]
 OutOpt = Annotated[Path | None, typer.Option("--out", help="Folder of the run. Default: one under runs/.")]
 ShapeOpt = Annotated[
@@ -148,6 +155,7 @@ def tune_command(
     searcher: SearcherOpt = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random. Default: 0.", min=0)] = None,
     out: OutOpt = None,
+    store: StoreOpt = None,
     config: ConfigOpt = None,
     input_shape: ShapeOpt = None,
     dim: DimOpt = None,
@@ -202,12 +210,15 @@ def tune_command(
         with told.say.stage("importing TVM"):
             from chameleon.jobs.tune import tune_model
 
-        resolved = tune_config(read_preset(config) if config else {}, flags)
+        preset = read_preset(config) if config else {}
+        in_preset = preset.pop("store", None)  # it may have a password, and the configuration is recorded
+        resolved = tune_config(preset, flags)
         check_writable(json_out)
         spec = _spec(model, target, out, input_shape, dim, tracker, device_key, rewrite)
         spec = dataclasses.replace(
             spec,
             ray=ray,
+            records=_place(store or in_preset),
             retry_failed=retry_failed,
             toolchain=_toolchain(compiler, sysroot),
             learn_from=tuple(learn_from or ()),
@@ -228,6 +239,7 @@ def compile_command(
     ],
     target: TargetOpt = None,
     out: OutOpt = None,
+    store: StoreOpt = None,
     input_shape: ShapeOpt = None,
     dim: DimOpt = None,
     rewrite: RewriteOpt = False,
@@ -249,7 +261,9 @@ def compile_command(
         from chameleon.jobs.ship import compile_tuned
 
     spec = _spec(model, target, out, input_shape, dim, rewrite=rewrite)
-    spec = dataclasses.replace(spec, toolchain=_toolchain(compiler, sysroot), time_limit_s=time_limit)
+    spec = dataclasses.replace(
+        spec, records=_place(store), toolchain=_toolchain(compiler, sysroot), time_limit_s=time_limit
+    )
     shipped = compile_tuned(spec, output, _say, memory_aware=memory_aware)
     compiled = shipped.compiled
     console.print(f"wrote {output}", soft_wrap=True)
@@ -269,6 +283,7 @@ def bench_command(
     model: ModelArg,
     target: TargetOpt = None,
     out: OutOpt = None,
+    store: StoreOpt = None,
     input_shape: ShapeOpt = None,
     dim: DimOpt = None,
     against: Annotated[
@@ -285,7 +300,8 @@ def bench_command(
 
     check_writable(json_out)
     names = list(PEERS) if against is None else [name.strip() for name in against.split(",") if name.strip()]
-    result = bench_tuned(_spec(model, target, out, input_shape, dim), _say, names)
+    spec = dataclasses.replace(_spec(model, target, out, input_shape, dim), records=_place(store))
+    result = bench_tuned(spec, _say, names)
     _write_json(json_out, result.to_json())
     print_bench(result, console)
 
@@ -352,10 +368,14 @@ def memory_command(
 
 @app.command("report")
 def report_command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, or of a zoo with several.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="DIR", help="The folder of a run, or of a zoo with several; or the URL of a store."),
+    ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The page to write. Default: report.html in DIR.")
+        Path | None, typer.Option("-o", "--output", help="The page to write. Default: report.html in DIR, or here.")
     ] = None,
+    store: StoreOpt = None,
     json_out: JsonOpt = None,
     serve: Annotated[
         bool, typer.Option("--serve", help="Serve the page, which refreshes itself while a run goes on; Ctrl-C ends.")
@@ -367,8 +387,10 @@ def report_command(
 ) -> None:
     """Make one page about a run that has ended, goes on or was interrupted: curves, kernels, failures, knobs."""
     from chameleon.cli_report import ReportRequest, run_report
+    from chameleon.store.place import place_of
 
-    run_report(ReportRequest(folder, output, json_out, serve, host, port), console)
+    request = ReportRequest(place_of(source), _place(store), output, json_out, serve, host, port)
+    run_report(request, console)
 
 
 @app.command("models")
@@ -559,6 +581,12 @@ def _spec(
         rewrite=rewrite,
         dims=parse_dims(dim),
     )
+
+
+def _place(store: str | None) -> Place | None:
+    from chameleon.store.place import place_of
+
+    return None if store is None else place_of(store)
 
 
 def _toolchain(compiler: str | None, sysroot: Path | None) -> Toolchain:

@@ -20,7 +20,9 @@ from chameleon.wording import time_text
 
 if TYPE_CHECKING:
     from chameleon.exchange.book import Book
-    from chameleon.jobs.records import Config, Records
+    from chameleon.jobs.ledger import Config
+    from chameleon.jobs.records import Records
+    from chameleon.store.place import Place
 
 records_app = typer.Typer(
     help="Look into records of tuning, carry them to other tools and back, and keep them in order.",
@@ -30,19 +32,20 @@ records_app = typer.Typer(
 console = Console()
 _say = Notes(Console(stderr=True))
 
-SourceArg = Annotated[
-    Path,
-    typer.Argument(
-        metavar="PATH",
-        help="A run's folder, a file of records, an AutoTVM log, a folder of a MetaSchedule database, or a landscape.",
-    ),
+SOURCES = "A run's folder, a file of records, a store's URL, an AutoTVM log, a MetaSchedule database, or a landscape."
+SourceArg = Annotated[str, typer.Argument(metavar="PATH", help=SOURCES)]
+EnvironmentOpt = Annotated[
+    str | None, typer.Option("--environment", help="Only what was measured in this one: the beginning of its name.")
 ]
 TaskOpt = Annotated[str | None, typer.Option("--task", help="Only this task: its name, or the beginning of its key.")]
 TargetOpt = Annotated[
     str | None, typer.Option("--target", help="The target, where PATH has records of several or names none.")
 ]
 JsonOpt = Annotated[Path | None, typer.Option("--json", help="Write the result to this file as JSON.")]
-NewFileOpt = Annotated[Path, typer.Option("-o", "--output", help="The file to write; it must not exist.")]
+OutputOpt = Annotated[
+    str,
+    typer.Option("-o", "--output", help="The file to write, which must not exist; or the URL of a store to add to."),
+]
 
 
 class Format(str, Enum):
@@ -54,22 +57,30 @@ class Format(str, Enum):
 
 
 @records_app.command("list")
-def list_command(path: SourceArg, target: TargetOpt = None, json_out: JsonOpt = None) -> None:
+def list_command(
+    path: SourceArg, target: TargetOpt = None, environment: EnvironmentOpt = None, json_out: JsonOpt = None
+) -> None:
     """List the tasks on record: trials, failures, best time."""
     check_writable(json_out)
-    records = _book(path, target).records()
-    rows = [_task_row(records, key) for key in records.tasks]
+    book = _book(path, target)
+    found = _in_environments(book, environment)
+    rows = [_task_row(records, key) for records in found for key in records.tasks]
+    records = found[0]
     table = Table("task", title=f"target {escape(records.target)}", title_justify="left")
     table.add_column("key", no_wrap=True)
     for name in ("trials", "failed", "best", "knobs"):
         table.add_column(name, justify="right")
     table.add_column("models")
+    if len(found) > 1:
+        table.add_column("environment")
     for row in rows:
         best = time_text(row["best_s"] * 1e3) if row["best_s"] else "-"
         numbers = (str(row["trials"]), str(row["failed"]), best, str(len(row["knobs"])))
-        table.add_row(escape(row["task"]), escape(row["key"][:8]), *numbers, escape(", ".join(row["models"])))
+        where = [escape(row["environment"] or "-")] if len(found) > 1 else []
+        table.add_row(escape(row["task"]), escape(row["key"][:8]), *numbers, escape(", ".join(row["models"])), *where)
     console.print(table)
-    _write(json_out, {"target": records.target, "tasks": rows})
+    _print_environments(records)
+    _write(json_out, {"target": records.target, "environments": records.environments, "tasks": rows})
 
 
 @records_app.command("show")
@@ -78,11 +89,12 @@ def show_command(
     task: Annotated[str, typer.Argument(metavar="TASK", help="Its name, or the beginning of its key.")],
     limit: Annotated[int, typer.Option(help="Show so many trials, the fastest first.", min=1)] = 20,
     target: TargetOpt = None,
+    environment: EnvironmentOpt = None,
     json_out: JsonOpt = None,
 ) -> None:
     """Show the knobs and the trials of one task."""
     check_writable(json_out)
-    records = _book(path, target).records()
+    records = _in_environments(_book(path, target), environment)[-1]
     (key,) = _chosen(records, task)
     row = _task_row(records, key)
     knobs = Table("knob", "kind", "values", title=escape(f"{row['task']} ({key})"), title_justify="left")
@@ -103,18 +115,27 @@ def show_command(
 
 
 @records_app.command("best")
-def best_command(path: SourceArg, task: TaskOpt = None, target: TargetOpt = None, json_out: JsonOpt = None) -> None:
+def best_command(
+    path: SourceArg,
+    task: TaskOpt = None,
+    target: TargetOpt = None,
+    environment: EnvironmentOpt = None,
+    json_out: JsonOpt = None,
+) -> None:
     """Show the best schedule of each task: its time, and the value of each knob."""
     check_writable(json_out)
-    records = _book(path, target).records()
-    rows = [_task_row(records, key) for key in _chosen(records, task)]
-    table = Table("task", "best", "knobs")
+    found = _in_environments(_book(path, target), environment)
+    rows = [_task_row(records, key) for records in found for key in _chosen(records, task)]
+    records = found[0]
+    table = Table("task", "best", "knobs", *(["environment"] if len(found) > 1 else []))
     for row in rows:
         values = ", ".join(f"{name}={json.dumps(value)}" for name, value in (row["best"] or {}).items())
         best = time_text(row["best_s"] * 1e3) if row["best_s"] else "-"
-        table.add_row(escape(row["task"]), best, escape(values))
+        where = [escape(row["environment"] or "-")] if len(found) > 1 else []
+        table.add_row(escape(row["task"]), best, escape(values), *where)
     console.print(table)
-    _write(json_out, {"target": records.target, "tasks": rows})
+    _print_environments(records)
+    _write(json_out, {"target": records.target, "environments": records.environments, "tasks": rows})
 
 
 @records_app.command("export")
@@ -134,24 +155,31 @@ def export_command(
     model: Annotated[
         str | None, typer.Option(help="metaschedule: the network's file, where the run is not of one of the zoo.")
     ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="metaschedule: the folder of the run, where PATH is a store.")
+    ] = None,
     target: TargetOpt = None,
+    environment: EnvironmentOpt = None,
 ) -> None:
     """Write records in the format of another tool."""
     if output.exists():
         raise UsageError(f"{output} exists; give another -o, or remove it first")
-    for name, given in (("--best", best), ("--model", model)):
+    for name, given in (("--best", best), ("--model", model), ("--run", run)):
         if given is not None and to is not Format.METASCHEDULE:
             raise UsageError(f"{name} is for --to metaschedule")
     book = _book(path, target)
-    records = book.records()
+    records = _in_environments(book, environment)[-1]
     keys = _chosen(records, task)
     if to is Format.METASCHEDULE:
-        console.print(_to_metaschedule(path, records, keys, output, model, best), highlight=False, soft_wrap=True)
+        if run is None and not isinstance(book.place, Path):
+            raise UsageError("a database of MetaSchedule needs the kernels of a network; give the run's folder: --run")
+        run = run or Path(path)
+        console.print(_to_metaschedule(run, records, keys, output, model, best), highlight=False, soft_wrap=True)
     elif to is Format.AUTOTVM:
         from chameleon.exchange.autotvm import log_of_lines
         from chameleon.exchange.book import write_new
 
-        lines = log_of_lines(path, book.lines, keys)
+        lines = log_of_lines(records, book.lines, keys)
         write_new(output, lines)
         console.print(f"wrote {len(lines)} records to {output}", highlight=False, soft_wrap=True)
     else:
@@ -161,9 +189,9 @@ def export_command(
 @records_app.command("import")
 def import_command(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="AutoTVM logs, MetaSchedule databases, landscapes.")
+        list[str], typer.Argument(metavar="PATH...", help="AutoTVM logs, MetaSchedule databases, landscapes.")
     ],
-    output: NewFileOpt,
+    output: OutputOpt,
     target: TargetOpt = None,
 ) -> None:
     """Write what other tools recorded as records of ours; several PATHs must be of one target."""
@@ -172,8 +200,10 @@ def import_command(
 
 @records_app.command("merge")
 def merge_command(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files of records, or folders of runs.")],
-    output: NewFileOpt,
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH...", help="Files of records, folders of runs, URLs of stores.")
+    ],
+    output: OutputOpt,
     target: TargetOpt = None,
 ) -> None:
     """Put records of one target together; what occurs twice is kept once."""
@@ -183,59 +213,99 @@ def merge_command(
 @records_app.command("prune")
 def prune_command(
     path: SourceArg,
-    output: NewFileOpt,
+    output: OutputOpt,
     keep: Annotated[int, typer.Option(help="Keep so many trials of each task, the fastest.", min=1)] = 16,
+    target: TargetOpt = None,
 ) -> None:
     """Write a new file with the best trials of each task only."""
-    from chameleon.exchange.book import write_new
-
-    book = _book(path, None)
+    book = _book(path, target)
     gone = book.prune(keep)
-    write_new(output, book.lines)
-    console.print(f"wrote {book.n_trials} trials to {output}, {gone} left out", highlight=False, soft_wrap=True)
+    place, _ = _write_out(book, output)
+    console.print(f"wrote {book.n_trials} trials to {place}, {gone} left out", highlight=False, soft_wrap=True)
 
 
 @records_app.command("check")
-def check_command(path: SourceArg, json_out: JsonOpt = None) -> None:
+def check_command(path: SourceArg, target: TargetOpt = None, json_out: JsonOpt = None) -> None:
     """Look for torn lines, unknown fields, records of another environment, and say what to do."""
     from dataclasses import asdict
 
     from chameleon.exchange.check import ERROR, check_records
     from chameleon.exchange.sources import DATABASE, in_folder
+    from chameleon.store.place import place_of
 
     check_writable(json_out)
-    if (path / DATABASE).exists():
-        raise UsageError(f"{path} is a database of MetaSchedule; `chameleon records import` makes records of it")
-    path = in_folder(path) if path.is_dir() else path
-    findings = check_records(path)
+    place = place_of(path)
+    if isinstance(place, Path) and (place / DATABASE).exists():
+        raise UsageError(f"{place} is a database of MetaSchedule; `chameleon records import` makes records of it")
+    place = in_folder(place) if isinstance(place, Path) and place.is_dir() else place
+    findings = check_records(place, target)
     _write(json_out, {"findings": [asdict(f) for f in findings]})
     if not findings:
-        console.print(f"{path}: nothing to find fault with", highlight=False, soft_wrap=True)
+        console.print(f"{place}: nothing to find fault with", highlight=False, soft_wrap=True)
         return
     table = Table("", "line", "lines", "what", "what to do")
     for f in findings:
         table.add_row(f.level, str(f.line or "-"), str(f.times), escape(f.what), escape(f.advice))
     console.print(table)
     if broken := sum(f.level == ERROR for f in findings):
-        raise ChameleonError(f"{path} cannot be used as it is: {broken} errors; see the table")
+        raise ChameleonError(f"{place} cannot be used as it is: {broken} errors; see the table")
 
 
-def _book(path: Path, target: str | None) -> Book:
+def _book(path: str, target: str | None) -> Book:
     from chameleon.exchange.book import Book
     from chameleon.exchange.sources import lines_of
+    from chameleon.store.place import place_of
 
-    return Book(path, lines_of(path, target))
+    place = place_of(path)
+    return Book(place, lines_of(place, target))
 
 
-def _put_together(paths: Sequence[Path], output: Path, target: str | None) -> None:
-    from chameleon.exchange.book import write_new
-
+def _put_together(paths: Sequence[str], output: str, target: str | None) -> None:
     book, *others = [_book(path, target) for path in paths]
     for other in others:
         book.merge(other)
-    write_new(output, book.lines)
     tasks = len(book.records().tasks)
-    console.print(f"wrote {book.n_trials} trials of {tasks} tasks to {output}", highlight=False, soft_wrap=True)
+    place, new = _write_out(book, output)
+    there = "" if new == book.n_trials else f", {book.n_trials - new} were there"
+    console.print(f"wrote {new} trials of {tasks} tasks to {place}{there}", highlight=False, soft_wrap=True)
+
+
+def _write_out(book: Book, output: str) -> tuple[Place, int]:
+    """Write a new file, or into a store; returns the place, and how many trials were written."""
+    from chameleon.exchange.book import write_into, write_new
+    from chameleon.store.place import Url, place_of
+
+    place = place_of(output)
+    if isinstance(place, Url):
+        return place, write_into(place, book)
+    write_new(place, book.lines)
+    return place, book.n_trials
+
+
+def _in_environments(book: Book, environment: str | None) -> list[Records]:
+    """The records as they are in each environment with a trial, or in the one that was asked for.
+
+    Raises:
+        UsageError: if there is no such environment, or the beginning of a name fits several.
+    """
+    records = book.records()
+    known = sorted(records.measured_in, key=lambda name: name == records.environment)  # the last trial's at the end
+    if environment is not None:
+        known = [name for name in known if name.startswith(environment)]
+        if len(known) != 1:
+            names = ", ".join(records.measured_in)
+            raise UsageError(
+                f"{len(known) or 'no'} environments begin with {environment!r}; there are {names or 'none'}"
+            )
+    return [records.within(name) for name in known] or [records]
+
+
+def _print_environments(records: Records) -> None:
+    from chameleon.jobs.environment import environment_text
+
+    if len(records.measured_in) > 1:
+        for name, line in records.environments.items():
+            console.print(f"{name}: {environment_text(line)}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _chosen(records: Records, task: str | None) -> list[str]:
@@ -251,7 +321,7 @@ def _chosen(records: Records, task: str | None) -> list[str]:
     if len(found) == 1:
         return found
     names = ", ".join(f"{known.name} ({key})" for key, known in list(records.tasks.items())[:10])
-    raise UsageError(f"{len(found) or 'no'} tasks are called {task!r} in {records.path}; there are {names or 'none'}")
+    raise UsageError(f"{len(found) or 'no'} tasks are called {task!r} in {records.place}; there are {names or 'none'}")
 
 
 def _task_row(records: Records, key: str) -> dict[str, Any]:
@@ -266,6 +336,7 @@ def _task_row(records: Records, key: str) -> dict[str, Any]:
         "knobs": [knob["name"] for knob in task.knobs.get("knobs", ())],
         "trials": len(results.trials),
         "failed": results.failures.total(),
+        "environment": records.environment or None,
         "models": list(dict.fromkeys(task.owners.values())),
         "best_s": results.now_s,
         "best": _values(records, key, results.best.config) if results.best else None,
@@ -299,7 +370,7 @@ def _to_metaschedule(
 def _to_t4(records: Records, keys: Sequence[str], folder: Path, *, chosen: bool) -> str:
     from chameleon.exchange.book import write_new
     from chameleon.exchange.landscapes import t4_of
-    from chameleon.jobs.records import RecordsError
+    from chameleon.store.lines import RecordsError
 
     written = 0
     for key in keys:
@@ -313,7 +384,7 @@ def _to_t4(records: Records, keys: Sequence[str], folder: Path, *, chosen: bool)
         write_new(folder / f"{slug(records.tasks[key].name)[:80]}-{slug(key)[:8]}.t4.json", [document])
         written += 1
     if not written:
-        raise ChameleonError(f"no task of {records.path} makes a landscape")
+        raise ChameleonError(f"no task of {records.place} makes a landscape")
     return f"wrote {written} landscapes to {folder}; `chameleon replay` reads them"
 
 

@@ -10,14 +10,16 @@ from rich.console import Console
 
 from chameleon.errors import UsageError
 from chameleon.files import check_writable
+from chameleon.store.place import Place
 
 
 @dataclass(frozen=True)
 class ReportRequest:
     """What `chameleon report` was asked for."""
 
-    folder: Path
-    output: Path | None = None  # None: report.html in the folder, unless the page is served
+    source: Place  # a folder, or a store
+    store: Place | None = None  # where the records of the folder's runs are; None: in the folder
+    output: Path | None = None  # None: report.html in the folder or here, unless the page is served
     json_out: Path | None = None
     serve: bool = False
     host: str = "127.0.0.1"
@@ -33,14 +35,15 @@ def run_report(request: ReportRequest, console: Console) -> None:
     from chameleon.page.facts import facts_of, to_json
     from chameleon.page.html import render
 
-    runs = facts_of(request.folder)
-    output = request.output or (None if request.serve else request.folder / "report.html")
+    runs = facts_of(request.source, request.store)
+    folder = request.source if isinstance(request.source, Path) else Path()
+    output = request.output or (None if request.serve else folder / "report.html")
     if output is not None and output.is_dir():
         raise UsageError(f"{output} is a folder; give a file, such as -o {output / 'report.html'}")
     for path in (output, request.json_out):
         check_writable(path)
     if output is not None:
-        output.write_text(render(runs, request.folder))
+        output.write_text(render(runs, request.source))
         console.print(f"wrote {output}", highlight=False, soft_wrap=True)
     if request.json_out is not None:
         request.json_out.write_text(json.dumps(to_json(runs), indent=1) + "\n")
@@ -51,7 +54,7 @@ def run_report(request: ReportRequest, console: Console) -> None:
 def _serve(request: ReportRequest, console: Console) -> None:
     from chameleon.page.serve import make_server
 
-    with make_server(request.folder, request.host, request.port) as server:
+    with make_server(request.source, request.host, request.port, request.store) as server:
         host = f"[{request.host}]" if ":" in request.host else request.host
         console.print(f"the page is at http://{host}:{server.server_address[1]}/; Ctrl-C ends", highlight=False)
         try:

@@ -14,6 +14,7 @@ from rich.table import Table
 from chameleon.cli_print import zoo_table
 from chameleon.errors import ChameleonError, UsageError
 from chameleon.live import Progress
+from chameleon.store.place import Place
 from chameleon.wording import time_text
 
 PAGE = "report.html"
@@ -42,7 +43,7 @@ def run_zoo(file: Path, told: Progress, ray: str | None) -> None:
 
     zoo = read_zoo(read_yaml(file), file.parent, ray)
     results = tune_zoo(zoo, told.watch, told.say, told.ended)
-    (zoo.out / PAGE).write_text(render(facts_of(zoo.out), zoo.out))
+    (zoo.out / PAGE).write_text(render(facts_of(zoo.out, zoo.store), zoo.out))
     if told.console:
         told.console.print(zoo_table(results))
     told.say(f"the page about all of them is {zoo.out / PAGE}")
@@ -54,7 +55,7 @@ def watch_zoo(place: Path, told: Progress) -> None:
     """Show a zoo, again and again while a process tunes it; nothing is written and no lock is taken.
 
     Args:
-        place: the zoo's file or its folder.
+        place: the zoo's file or its folder; only the file names a store.
 
     Raises:
         UsageError: if there is no zoo.
@@ -62,10 +63,10 @@ def watch_zoo(place: Path, told: Progress) -> None:
     from chameleon.jobs.zoo_state import STATE, is_tuned
     from chameleon.page.folders import RunReader
 
-    folder = _folder_of(place)
+    folder, store = _folder_of(place)
     if not (folder / STATE).is_file():
         raise UsageError(f"no zoo has begun in {folder}; start it with `chameleon zoo FILE`")
-    reader, show = RunReader(), _Show(told)
+    reader, show = RunReader(store), _Show(told)
     with show:
         while True:
             going_on, start_s = is_tuned(folder), time.monotonic()  # asked first: then nothing is missed at the end
@@ -75,11 +76,15 @@ def watch_zoo(place: Path, told: Progress) -> None:
             time.sleep(max(LOOK_S, (time.monotonic() - start_s) / LOAD))
 
 
-def _folder_of(place: Path) -> Path:
+def _folder_of(place: Path) -> tuple[Path, Place | None]:
+    """The folder of a zoo, and the store of its records if its file is given and names one."""
     from chameleon.jobs.config import read_yaml
-    from chameleon.jobs.zoo_state import ZOO_OUT
+    from chameleon.jobs.zoo_state import folder_of, store_of
 
-    return place if place.is_dir() else Path(read_yaml(place).get("out") or ZOO_OUT)
+    if place.is_dir():
+        return place, None
+    content = read_yaml(place)
+    return folder_of(content), store_of(content)
 
 
 def _row(run: Any) -> dict[str, Any]:
@@ -89,7 +94,7 @@ def _row(run: Any) -> dict[str, Any]:
     return {
         "model": run.model,
         "target": str(run.known.get("target") or "this machine"),
-        "folder": run.folder.name,
+        "folder": run.name,
         "state": run.state,
         "trials": sum(owner == run.model for task in tasks for owner in task.owners.values()),
         "tuning_s": run.records.elapsed_s.get(run.model, 0.0) if run.records else 0.0,

@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import chameleon
+from chameleon.store.place import word_without_password
 
 
 def write_log(text: str, argv: Sequence[str], folder: Path | None) -> Path | None:
@@ -23,7 +24,7 @@ def write_log(text: str, argv: Sequence[str], folder: Path | None) -> Path | Non
     """
     now = datetime.now(timezone.utc)
     head = f"chameleon-tvm {chameleon.__version__}, Python {platform.python_version()}, {now.isoformat()}"
-    content = f"{head}\n{' '.join((Path(sys.argv[0]).name, *argv))}\n\n{text}"
+    content = f"{head}\n{' '.join((Path(sys.argv[0]).name, *map(word_without_password, argv)))}\n\n{text}"
     for place, prefix in ((folder, "error-"), (Path(tempfile.gettempdir()), "chameleon-error-")):
         if place is None or not place.is_dir():
             continue

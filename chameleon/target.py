@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import tvm
@@ -17,10 +18,12 @@ __all__ = [
     "TVM_WITHOUT",
     "check_runs_here",
     "detect_target",
+    "machine_of",
     "parse_target",
     "runs_here",
     "set_threads",
     "usable_cores",
+    "vector_features",
 ]
 
 KINDS = ("llvm", "cuda", "rocm", "nvptx", "opencl", "vulkan", "metal")
@@ -39,38 +42,38 @@ def detect_target() -> Target:
     return Target({"kind": "llvm", "mcpu": cpu, "num-cores": usable_cores()})
 
 
-def parse_target(text: str, *, remote: bool = False) -> Target:
+def parse_target(text: str, *, cores: Callable[[], int] = usable_cores) -> Target:
     """Make a target from what people write.
 
     Args:
         text: `native`, a kind (`llvm`, `cuda`), a tag (`nvidia/nvidia-a100`), a JSON object
             (`{"kind": "llvm", "mcpu": "znver4"}`) or the older form `llvm -mcpu=znver4 -num-cores=2`. Tuning needs
-            `num-cores`: a CPU target without it gets the number of this machine. Plain `llvm` means this machine.
-        remote: whether the target is a device elsewhere, whose number of cores is not this machine's.
+            `num-cores`. Plain `llvm` means this machine.
+        cores: says the number of cores for a CPU target without it.
 
     Raises:
         UsageError: if the text names no target, a processor that LLVM does not know, or a kind that cannot be built
-            or timed; the message has the nearest known names. Also if a remote device's number of cores is missing.
+            or timed; the message has the nearest known names.
     """
     text = text.strip()
     if text in ("native", "local", "llvm"):
         return detect_target()
     if text.startswith("{"):
-        return _from_options(_json_object(text), remote)
+        return _from_options(_json_object(text), cores)
     kind, *options = text.split() or [""]
     known = [*map(str, Target.list_kinds()), *map(str, tvm.target.list_tags() or ())]
     if kind not in known:
         raise unknown("target", kind, [*known, "native"])
     if options:
-        return _from_options({"kind": kind, **_old_options(options, text)}, remote)
-    return _with_cores(Target(kind), remote)
+        return _from_options({"kind": kind, **_old_options(options, text)}, cores)
+    return _with_cores(Target(kind), cores)
 
 
 def runs_here(target: Target) -> bool:
     """Whether this machine's processor can run code for the target: the same architecture and operating system."""
     host = target if target.kind.name == "llvm" else target.host
     triple = str(host.attrs.get("mtriple", "")) if host is not None else ""
-    return not triple or _machine_of(triple) == _machine_of(str(tvm.target.codegen.llvm_get_system_triple()))
+    return not triple or machine_of(triple) == machine_of(str(tvm.target.codegen.llvm_get_system_triple()))
 
 
 def check_runs_here(target: Target) -> None:
@@ -86,7 +89,7 @@ def check_runs_here(target: Target) -> None:
             "device with --tracker host:port --device-key KEY, or leave --target out to tune for this machine"
         )
     here = detect_target()
-    if lacking := sorted(_vector_features(target) - _vector_features(here)):
+    if lacking := sorted(vector_features(target) - vector_features(here)):
         raise UsageError(
             f"this machine's processor ({here.attrs['mcpu']}) lacks instructions of {target.attrs['mcpu']}: "
             f"{', '.join(lacking[:8])}; use --target native, or measure on such a machine with --tracker"
@@ -96,7 +99,7 @@ def check_runs_here(target: Target) -> None:
 _VECTORS = ("avx", "fma", "f16c", "amx", "sve", "sme", "dotprod", "i8mm", "bf16", "fullfp16")
 
 
-def _vector_features(target: Target) -> set[str]:
+def vector_features(target: Target) -> set[str]:
     """The vector instructions that code for a processor may use, by LLVM's names; none for other targets."""
     if target.kind.name != "llvm" or "mcpu" not in target.attrs:
         return set()
@@ -150,38 +153,41 @@ def _old_options(options: list[str], text: str) -> dict[str, Any]:
     return parsed
 
 
-def _from_options(options: dict[str, Any], remote: bool) -> Target:
+def _from_options(options: dict[str, Any], cores: Callable[[], int]) -> Target:
     kind = options.get("kind")
     if kind is not None and kind not in Target.list_kinds():
         raise unknown("target kind", str(kind), map(str, Target.list_kinds()))
+    options = _complete(options)
     for processor in (options, options.get("host")):
         if isinstance(processor, dict) and processor.get("kind") == "llvm":
             _check_processor(str(processor.get("mcpu", "")), str(processor.get("mtriple", "")))
     try:
-        return _with_cores(Target(options), remote)
+        return _with_cores(Target(options), cores)
     except (ValueError, TypeError, RuntimeError) as error:
         raise UsageError(f"TVM refuses the target {json.dumps(options)}: {error}") from error
 
 
-def _with_cores(target: Target, remote: bool) -> Target:
+def _complete(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a target with what Linux on RISC-V has everywhere; LLVM alone would take a soft-float ABI.
+
+    These are RV64GC and the ABI lp64d, as in Debian's port.
+    """
+    if options.get("kind") != "llvm" or machine_of(str(options.get("mtriple", ""))) != ("riscv64", "linux"):
+        return options
+    plain = (
+        {} if {"mcpu", "mattr"} & set(options) else {"mcpu": "generic-rv64", "mattr": ["+m", "+a", "+f", "+d", "+c"]}
+    )
+    return {"mabi": "lp64d", **plain, **options}
+
+
+def _with_cores(target: Target, cores: Callable[[], int]) -> Target:
     """The target with `num-cores`, which MetaSchedule needs on CPUs."""
     _check_kind(target)
     if int(target.attrs.get("num-cores", 1)) < 1:
         raise UsageError(f"num-cores of a target must be at least 1, got {target.attrs['num-cores']}")
     if "cpu" not in target.keys or "num-cores" in target.attrs:
         return target
-    if remote:
-        raise UsageError(
-            "the device at the tracker has its own number of cores, which only you know: give it in the target, for "
-            f"instance --target '{json.dumps({**_plain(target), 'num-cores': 4})}'"
-        )
-    return Target({**target.export(), "num-cores": usable_cores()})
-
-
-def _plain(target: Target) -> dict[str, str]:
-    """The options of a target that people write."""
-    written = {name: target.attrs[name] for name in ("mtriple", "mcpu") if name in target.attrs}
-    return {"kind": target.kind.name, **{name: str(value) for name, value in written.items()}}
+    return Target({**target.export(), "num-cores": cores()})
 
 
 def _check_kind(target: Target) -> None:
@@ -214,10 +220,10 @@ def _check_processor(cpu: str, triple: str) -> None:
 
 
 _SYNONYMS = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
-_SYSTEMS = ("linux", "darwin", "macos", "ios", "windows", "win32", "freebsd", "android", "wasi", "none")
+_SYSTEMS = ("android", "linux", "darwin", "macos", "ios", "windows", "win32", "freebsd", "wasi", "none")
 
 
-def _machine_of(triple: str) -> tuple[str, str]:
+def machine_of(triple: str) -> tuple[str, str]:
     """Architecture and operating system in a triple such as `aarch64-linux-gnu`; Linux where it names none."""
     arch, _, rest = triple.lower().partition("-")
     system = next((name for name in _SYSTEMS if name in rest), "linux")

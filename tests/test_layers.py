@@ -9,7 +9,7 @@ import sys
 import pytest
 
 HEAVY = {"tvm", "tvm_ffi", "torch", "xgboost", "sklearn", "matplotlib", "numba", "ortools", "networkx"}
-HEAVY |= {"kernel_tuner", "pytest"}
+HEAVY |= {"kernel_tuner", "pytest", "sqlalchemy", "psycopg"}
 
 
 def loaded(code: str) -> set[str]:
@@ -37,6 +37,7 @@ def loaded(code: str) -> set[str]:
         "chameleon.page.serve",
         "chameleon.exchange.check",
         "chameleon.exchange.sources",
+        "chameleon.store.open",
         "chameleon.manifest",
         "chameleon.serenity.order.schedule",
     ],

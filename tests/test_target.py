@@ -115,10 +115,19 @@ def test_a_processor_with_other_instructions_is_refused_where_it_would_run() -> 
 
 
 def test_a_remote_device_does_not_get_the_number_of_our_cores() -> None:
-    assert parse_target(ARM, remote=True).attrs["num-cores"] == 4
-    assert "num-cores" not in parse_target("nvidia/nvidia-a100", remote=True).attrs
-    with pytest.raises(UsageError, match=r'"mcpu": "cortex-a72", "num-cores": 4'):
-        parse_target('{"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"}', remote=True)
+    assert parse_target(ARM).attrs["num-cores"] == 4
+    assert "num-cores" not in parse_target("nvidia/nvidia-a100").attrs
+    partly = '{"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"}'
+    assert parse_target(partly, cores=lambda: 7).attrs["num-cores"] == 7
+    assert parse_target(ARM, cores=lambda: 7).attrs["num-cores"] == 4
+
+
+def test_linux_on_risc_v_gets_the_abi_of_its_distributions() -> None:
+    attrs = parse_target("llvm -mtriple=riscv64-linux-gnu").attrs
+    assert attrs["mabi"] == "lp64d"
+    assert "+d" in list(attrs["mattr"])
+    assert "mattr" not in parse_target("llvm -mtriple=riscv64-linux-gnu -mcpu=sifive-u74").attrs
+    assert "mabi" not in parse_target("llvm -mtriple=riscv64-none-elf").attrs
 
 
 THREADS = """

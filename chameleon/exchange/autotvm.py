@@ -15,10 +15,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from chameleon.errors import UsageError
-from chameleon.exchange.book import Line
 from chameleon.exchange.targets import one_target
-from chameleon.jobs.records import Records, RecordsError, parse_lines, space_from_json, tuning_header
+from chameleon.jobs.ledger import space_from_json
+from chameleon.jobs.records import Records
 from chameleon.search import Status
+from chameleon.store.lines import UNKNOWN, Line, RecordsError, parse_lines, tuning_header
 from tuners.autotvm_results import ERRORS, outcome_of
 from tuners.config_space import ONLY
 
@@ -53,7 +54,7 @@ def lines_of_log(path: Path, content: bytes, target: str | None) -> list[Line]:
             f"{path}: not a log of AutoTVM ({error!r}); expected lines with input, config (index, code_hash, entity) "
             "and result"
         ) from error
-    return [tuning_header(chosen), *lines]
+    return [tuning_header(chosen, UNKNOWN), *lines]
 
 
 def _key(record: Mapping[str, Any]) -> str:
@@ -106,8 +107,11 @@ def _trial_line(key: str, config: Sequence[int], record: Mapping[str, Any], mode
     return {"task": key, **outcome.trial.to_json(), FIELD: kept, "model": model, "elapsed_s": 0.0}
 
 
-def log_of_lines(path: Path, lines: Sequence[Line], keys: Sequence[str]) -> list[Line]:
+def log_of_lines(records: Records, lines: Sequence[Line], keys: Sequence[str]) -> list[Line]:
     """The records of a log, for the trials of the tasks `keys`; a failure's cost is 1e9, as AutoTVM writes it.
+
+    Args:
+        records: what the lines hold, of one environment.
 
     Raises:
         UsageError: if a task is none of AutoTVM.
@@ -116,14 +120,13 @@ def log_of_lines(path: Path, lines: Sequence[Line], keys: Sequence[str]) -> list
     for key in keys:
         if FIELD not in tasks[key]:
             raise UsageError(
-                f"{path}: the task {tasks[key]['name']!r} was not tuned by AutoTVM, which could not read it; "
+                f"{records.place}: the task {tasks[key]['name']!r} was not tuned by AutoTVM, which could not read it; "
                 "--to metaschedule or --to t4 can hold it"
             )
-    trials = Records.of_lines(path, lines)
     return [
         _record(tasks[line["task"]], line)
         for line in lines
-        if "status" in line and line["task"] in keys and tuple(line["config"]) in trials.tasks[line["task"]].owners
+        if "status" in line and line["task"] in keys and tuple(line["config"]) in records.tasks[line["task"]].owners
     ]
 
 

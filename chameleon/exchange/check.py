@@ -11,29 +11,47 @@ from typing import Any
 from chameleon.exchange.autotvm import FIELD
 from chameleon.exchange.sources import A_SOURCE
 from chameleon.files import read_bytes, read_json
-from chameleon.jobs.records import FORMAT, SIDES, is_written, space_from_json
-from chameleon.manifest import manifest
+from chameleon.jobs.ledger import SIDES, space_from_json
+from chameleon.manifest import cpu_name, manifest, version_of
 from chameleon.search import KnobSpace, Trial
+from chameleon.store.files import is_written
+from chameleon.store.lines import FORMAT
+from chameleon.store.open import lines_at
+from chameleon.store.place import Place
 from chameleon.wording import same_target
 from tuners.outcomes import environment_cause
 
 ERROR, WARNING = "error", "warning"
 FIELDS: Mapping[str, tuple[str, ...]] = {
-    "tuning": ("chameleon", "kind", "target"),
+    "tuning": ("chameleon", "kind", "target", "environment"),
+    "environment": ("kind", "environment", "tvm", "cpu", "vector", "threads", "flags"),
     "task": ("kind", "task", "name", "anchor", "algorithms", "space", "knobs", "sketches", FIELD),
     "trial": (
-        *("task", "config", "status", "seconds", "score", "message", "timings", "origin", "search_s"),
+        *(
+            "task",
+            "space",
+            "environment",
+            "config",
+            "status",
+            "seconds",
+            "score",
+            "message",
+            "timings",
+            "origin",
+            "search_s",
+        ),
         *("model", "elapsed_s", FIELD),
     ),
-    "confirmation": ("kind", "task", "again", "model", "elapsed_s"),
-    "exchange": ("kind", "task", "winner", "loser", "model", "elapsed_s"),
-    "finished": ("kind", "model", "elapsed_s"),
-    "retry": ("kind",),
-    "wrong": ("kind", "task", "config"),
+    "confirmation": ("kind", "task", "space", "environment", "again", "model", "elapsed_s"),
+    "exchange": ("kind", "task", "space", "environment", "winner", "loser", "model", "elapsed_s"),
+    "finished": ("kind", "model", "elapsed_s", "environment"),
+    "retry": ("kind", "at", "environment"),
+    "wrong": ("kind", "task", "space", "environment", "config"),
 }
 """The kinds of lines and their fields (docs/records.md)."""
 OPTIONAL = (
-    *("anchor", "algorithms", "knobs", "sketches"),
+    *("anchor", "algorithms", "knobs", "sketches", "at"),
+    *("tvm", "cpu", "vector", "threads", "flags"),
     *("seconds", "score", "message", "timings", "origin", "search_s", FIELD),
 )
 PLACE = ("cpu", "cores", "platform")
@@ -62,43 +80,58 @@ class _Seen:
     """What the lines before have told."""
 
     target: str | None = None
-    spaces: dict[str, tuple[str, KnobSpace | None]] = field(default_factory=dict)
-    trials: set[tuple[str, tuple[int, ...]]] = field(default_factory=set)
+    spaces: dict[str, dict[str, KnobSpace | None]] = field(default_factory=dict)  # by workload and name of the space
+    trials: set[tuple[Any, ...]] = field(default_factory=set)
+    environments: list[Mapping[str, Any]] = field(default_factory=list)
 
 
-def check_records(path: Path) -> list[Finding]:
-    """Look through a file of records. What several lines have in common is one finding.
+def check_records(place: Place, target: str | None = None) -> list[Finding]:
+    """Look through a file of records or a database. What several lines have in common is one finding.
+
+    Args:
+        target: which to look through, where a database has several.
 
     Raises:
-        UsageError: if it cannot be read.
+        UsageError: if it cannot be read, or the target has to be named.
     """
-    content = read_bytes(path, A_SOURCE)
+    seen = _Seen()
+    if isinstance(place, Path):
+        findings = [*_lines(place, seen), *_manifest(place)]
+    else:
+        lines = [json.dumps(line).encode() for line in lines_at(place, target)]
+        findings = list(_whole(enumerate(lines, start=1), seen))
+    findings += _environments(seen)
     found: dict[tuple[str, str, str], Finding] = {}
-    for f in (*_lines(path, content), *_environment(path)):
+    for f in findings:
         key = (f.level, f.what, f.advice)
         first = found.get(key, f)
         found[key] = Finding(f.level, first.line, f.what, f.advice, first.times + (key in found))
     return list(found.values())
 
 
-def _lines(path: Path, content: bytes) -> Iterator[Finding]:
+def _lines(path: Path, seen: _Seen) -> Iterator[Finding]:
+    content = read_bytes(path, A_SOURCE)
     whole = content[: content.rfind(b"\n") + 1]
     if not whole:
         yield Finding(WARNING, None, "it holds no line", "nothing was measured; `chameleon tune` begins anew")
-    seen, number = _Seen(), 0
-    for number, text in enumerate(whole.splitlines(), start=1):
+    lines = whole.splitlines()
+    yield from _whole(enumerate(lines, start=1), seen)
+    if len(whole) < len(content) and not is_written(path) and not (lines and not _is_header(lines[0])):
+        yield Finding(
+            WARNING,
+            len(lines) + 1,
+            f"a torn last line ({len(content) - len(whole)} bytes)",
+            "nothing to do: readers skip it, and `chameleon tune` cuts it off",
+        )
+
+
+def _whole(lines: Iterable[tuple[int, bytes]], seen: _Seen) -> Iterator[Finding]:
+    for number, text in lines:
         if number == 1 and not _is_header(text):
             advice = "put it back (docs/records.md); what another tool wrote is for `chameleon records import`"
             yield Finding(ERROR, 1, f"no header of records in format {FORMAT}", advice)
             return
         yield from _line(number, text, seen)
-    if len(whole) < len(content) and not is_written(path):
-        yield Finding(
-            WARNING,
-            number + 1,
-            f"a torn last line ({len(content) - len(whole)} bytes)",
-            "nothing to do: readers skip it, and `chameleon tune` cuts it off",
-        )
 
 
 def _line(number: int, text: bytes, seen: _Seen) -> Iterator[Finding]:
@@ -113,7 +146,7 @@ def _line(number: int, text: bytes, seen: _Seen) -> Iterator[Finding]:
     if more := sorted(line.keys() - set(FIELDS[kind])):
         what = f"fields of a {kind} line that this version does not know: {', '.join(more)}"
         yield Finding(WARNING, number, what, "they are ignored; merge and prune keep them")
-    if missing := sorted(set(FIELDS[kind]) - {"kind", *OPTIONAL} - line.keys()):
+    if missing := sorted(set(FIELDS[kind]) - {"kind", *OPTIONAL, *_optional(kind)} - line.keys()):
         what = f"a {kind} line without {', '.join(missing)}"
         yield Finding(ERROR, number, what, f"remove line {number}: sed -i {number}d FILE")
         return
@@ -122,6 +155,11 @@ def _line(number: int, text: bytes, seen: _Seen) -> Iterator[Finding]:
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         what = f"a {kind} line with a wrong value ({error!r:.120})"
         yield Finding(ERROR, number, what, f"remove line {number}: sed -i {number}d FILE")
+
+
+def _optional(kind: str) -> tuple[str, ...]:
+    """Fields that lines of earlier versions do not have."""
+    return () if kind == "task" else ("space",) if kind == "environment" else ("space", "environment")
 
 
 def _object(text: bytes) -> dict[str, Any] | None:
@@ -142,6 +180,8 @@ def _content(number: int, kind: str, line: Mapping[str, Any], seen: _Seen) -> It
         seen.target = seen.target or str(line["target"])
         if not same_target(seen.target, str(line["target"])):
             yield Finding(ERROR, number, "records of a second target", "split the file here; one target a file")
+    elif kind == "environment":
+        seen.environments.append(line)
     elif kind == "task":
         yield from _task(number, line, seen)
     elif kind in ("trial", "confirmation", "exchange", "wrong"):
@@ -150,7 +190,15 @@ def _content(number: int, kind: str, line: Mapping[str, Any], seen: _Seen) -> It
             level = WARNING if kind == "wrong" else ERROR
             yield Finding(level, number, what, "put its task line before it, or remove the line")
             return
-        space = seen.spaces[line["task"]][1]
+        spaces = seen.spaces[line["task"]]
+        name = line.get("space", next(iter(spaces)))
+        if name not in spaces or ("space" not in line and len(spaces) > 1):
+            what = f"a {kind} line of the task {line['task']!r} that does not tell which of its spaces it is about"
+            yield Finding(
+                WARNING if kind == "wrong" else ERROR, number, what, "keep the lines of one space, or remove it"
+            )
+            return
+        space = spaces[name]
         configs = _configs(kind, line)
         if space is not None and not all(_fits(config, space) for config in configs):
             what = f"a {kind} line whose digits do not fit the knobs of its task"
@@ -160,7 +208,8 @@ def _content(number: int, kind: str, line: Mapping[str, Any], seen: _Seen) -> It
         elif kind == "exchange":
             _check_numbers(s for side in SIDES for s in line[side]["network_s"])
         elif kind == "trial":
-            yield from _trial(number, Trial.from_json(line), line["task"], seen)
+            keys = (line.get("environment"), line["task"], name)
+            yield from _trial(number, Trial.from_json(line), keys, seen)
     if "elapsed_s" in line:
         float(line["elapsed_s"])
 
@@ -180,20 +229,17 @@ def _configs(kind: str, line: Mapping[str, Any]) -> list[Any]:
 
 def _task(number: int, line: Mapping[str, Any], seen: _Seen) -> Iterator[Finding]:
     space: KnobSpace | None = space_from_json(line) if {"knobs", "sketches"} <= line.keys() else None
-    known = seen.spaces.setdefault(line["task"], (line["space"], space))
-    if known[0] != line["space"]:
-        what = f"the task {line['name']!r} comes a second time, with other knobs"
-        yield Finding(ERROR, number, what, "keep the lines of one of the two in this file")
+    seen.spaces.setdefault(line["task"], {}).setdefault(line["space"], space)
     if space is not None and space.fingerprint() != line["space"]:
         what = f"the knobs of task {line['name']!r} do not have the fingerprint that stands with them"
         yield Finding(WARNING, number, what, "the line was changed by hand; `chameleon tune` will refuse its trials")
 
 
-def _trial(number: int, trial: Trial, task: str, seen: _Seen) -> Iterator[Finding]:
-    if (task, trial.config) in seen.trials:
+def _trial(number: int, trial: Trial, keys: tuple[Any, ...], seen: _Seen) -> Iterator[Finding]:
+    if (*keys, trial.config) in seen.trials:
         what = "a configuration that was measured before"
         yield Finding(WARNING, number, what, "nothing to do: the first success counts; merge leaves the others out")
-    seen.trials.add((task, trial.config))
+    seen.trials.add((*keys, trial.config))
     if trial.seconds is None and (cause := environment_cause(trial.message)):
         what = f"a failure that the environment is to blame for: {cause[:80]}"
         yield Finding(WARNING, number, what, "nothing to do: it is left out when the file is read")
@@ -204,7 +250,20 @@ def _fits(config: Collection[int], space: KnobSpace) -> bool:
     return len(config) == len(cards) and all(0 <= int(d) < c for d, c in zip(config, cards, strict=True))
 
 
-def _environment(path: Path) -> Iterator[Finding]:
+def _environments(seen: _Seen) -> Iterator[Finding]:
+    """Environments on record that are not that of this machine, as far as their lines tell."""
+    here = {"cpu": cpu_name(), "tvm": version_of("apache-tvm")}
+    for line in seen.environments:
+        other = [
+            f"{name} {line[name]}, here {ours}" for name, ours in here.items() if line.get(name) not in (None, ours)
+        ]
+        if other:
+            what = f"trials of another environment ({line['environment']}): {'; '.join(other)}"
+            advice = "nothing to do: here they are history to learn from, and the best of them are measured again"
+            yield Finding(WARNING, None, what, advice)
+
+
+def _manifest(path: Path) -> Iterator[Finding]:
     """What the manifest beside the records says of the machine and of TVM, where this is another."""
     if not (known := read_json(path.parent / "manifest.json")):
         return

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from chameleon.errors import UsageError
-from chameleon.exchange.book import Line
+from chameleon.jobs.ledger import space_to_json
 from chameleon.jobs.measured import usable_event
-from chameleon.jobs.records import Records, RecordsError, space_to_json, tuning_header
+from chameleon.jobs.records import Records
 from chameleon.search import Status, Trial
+from chameleon.store.lines import UNKNOWN, Line, RecordsError, tuning_header
 from tuners.landscape import TIME, load_landscape
 
 INVALIDITY = {
@@ -45,7 +46,7 @@ def lines_of_landscape(path: Path, target: str | None) -> list[Line]:
     trials = landscape.measure(landscape.configs)
     end = {"model": landscape.name, "elapsed_s": 0.0}
     return [
-        tuning_header(target),
+        tuning_header(target, UNKNOWN),
         {"kind": "task", "task": key, "name": landscape.name, **space},
         *({"task": key, **trial.to_json(), **end} for trial in trials),
     ]
@@ -58,12 +59,12 @@ def t4_of(records: Records, key: str) -> dict[str, Any]:
         RecordsError: if the records do not tell the knobs, or no trial succeeded.
     """
     task = records.tasks[key]
-    space, wrong = task.knob_space(), records.wrong.get(key, set())
+    space, wrong = task.knob_space(), task.wrong
     trials = [e for e in (usable_event(event, wrong) for event in task.events) if isinstance(e, Trial)]
     if space is None or not any(t.seconds for t in trials):
         why = "its knobs are not on record" if space is None else "no schedule of it worked"
         raise RecordsError(
-            f"{records.path}: the task {task.name!r} makes no landscape: {why}; choose others with --task"
+            f"{records.place}: the task {task.name!r} makes no landscape: {why}; choose others with --task"
         )
     names = [knob.name for knob in space.knobs]
     values = [[list(v) if isinstance(v, tuple) else v for v in knob.values] for knob in space.knobs]

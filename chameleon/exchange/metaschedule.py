@@ -17,15 +17,17 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
 from chameleon.errors import UsageError, first_line
-from chameleon.exchange.book import Line, measured
+from chameleon.exchange.book import measured
 from chameleon.exchange.targets import one_target
 from chameleon.files import read_json
-from chameleon.jobs.records import Config, Records, RecordsError, space_to_json, tuning_header
+from chameleon.jobs.ledger import Config, space_to_json
+from chameleon.jobs.records import Records
 from chameleon.jobs.run_folder import JobSpec, open_run
 from chameleon.jobs.stages import Say
-from chameleon.kernels.alternatives import algorithm_of, replaced_by
+from chameleon.kernels.alternatives import EXACT, algorithm_of, replaced_by
 from chameleon.kernels.lower import Task, task_key
 from chameleon.models.load import model_names
+from chameleon.store.lines import UNKNOWN, Line, RecordsError, tuning_header
 from tuners.anchors import anchor_key
 from tuners.outcomes import measured_trial
 from tuners.task_space import commit_schedule, task_space
@@ -60,9 +62,9 @@ def lines_of_database(folder: Path, target: str | None) -> list[Line]:
             key = replaced_by(mod) or task_key(mod)
             mods.setdefault(key, mod)
             by_task.setdefault(key, []).append(record)
-    lines: list[Line] = [tuning_header(chosen)]
+    lines: list[Line] = [tuning_header(chosen, UNKNOWN)]
     for key, records in by_task.items():
-        names = algorithms.get(key, set())
+        names = algorithms.get(key, set()) | set(EXACT)
         lines += _task_lines(key, mods[key], names, records, Target(chosen), folder.resolve().name)
     return lines
 
@@ -131,7 +133,7 @@ def export_run(
     model = model or (known.get("model") if known.get("model") in model_names() else None)
     if model is None:
         raise UsageError(f"{run} is a run of {known.get('model')!r}, from a file; give that file: --model FILE")
-    job = open_run(JobSpec(model, out=run, records=records.path), say)
+    job = open_run(JobSpec(model, out=run, records=records.place), say)
     parent = out.resolve().parent
     parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=parent, prefix=f".{out.name}."))
@@ -152,8 +154,8 @@ def _commit(database: ms.database.Database, task: Task, target: Target, records:
     traces, _ = task_space(task.mod, target, known.algorithms)
     if traces.space.fingerprint() != known.space:
         raise RecordsError(
-            f"{records.path}: the records of task {known.name!r} were made with other knobs (space {known.space}, now "
-            f"{traces.space.fingerprint()}), perhaps by another version of TVM; export them with that version"
+            f"{records.place}: the records of task {known.name!r} were made with other knobs (space {known.space}, "
+            f"now {traces.space.fingerprint()}), perhaps by another version of TVM; export them with that version"
         )
     results = measured(records, task.key)
     times: Mapping[Config, float] = {c: s * (results.now_s or 0.0) for c, s in results.slowness().items()}

@@ -1,4 +1,4 @@
-"""Reads records of any kind as lines of ours: run folders, JSONL, AutoTVM's logs, MetaSchedule's databases, T4.
+"""Reads records of any kind as lines of ours: run folders, stores, AutoTVM's logs, MetaSchedule's databases, T4.
 
 Nothing is unpickled. What a file is, is told from what is in it.
 """
@@ -11,25 +11,30 @@ from typing import Any
 
 from chameleon.errors import ChameleonError, UsageError
 from chameleon.exchange.autotvm import lines_of_log
-from chameleon.exchange.book import Line
 from chameleon.exchange.landscapes import lines_of_landscape
 from chameleon.files import read_bytes
-from chameleon.jobs.records import RECORDS, RecordsError, parse_lines, records_path
+from chameleon.jobs.records import RECORDS, records_path
+from chameleon.store.lines import Line, RecordsError, parse_lines
+from chameleon.store.open import lines_at
+from chameleon.store.place import Place, Url
 
 DATABASE = "database_tuning_record.json"
 A_SOURCE = "a file of records or a run's folder"
 
 
-def lines_of(path: Path, target: str | None = None) -> list[Line]:
-    """The lines of records of a file or a folder, header first.
+def lines_of(source: Place, target: str | None = None) -> list[Line]:
+    """The lines of records of a file, a folder or a store, header first.
 
     Args:
-        target: of which to take the records, where a file holds several targets, or names none.
+        target: of which to take the records, where a source holds several targets, or names none.
 
     Raises:
         UsageError: if there is nothing to read.
         RecordsError: if it is nothing that is known, or is broken.
     """
+    if isinstance(source, Url):
+        return lines_at(source, target)
+    path = source
     if path.is_dir():
         if (path / DATABASE).is_file():
             return _of_database(path, target)

@@ -14,8 +14,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from chameleon.jobs.config import ConfirmConfig
+from chameleon.jobs.ledger import Confirmation
 from chameleon.jobs.measurer import Measures, Prepared
-from chameleon.jobs.records import Confirmation, Records
+from chameleon.jobs.records import Records
 from chameleon.jobs.session import Session
 from chameleon.jobs.task_tuner import TaskTuner
 

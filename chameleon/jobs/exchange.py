@@ -19,8 +19,9 @@ from typing import Any
 from chameleon.jobs.bench import BenchConfig, rounds_of_executables
 from chameleon.jobs.compile import compile_model
 from chameleon.jobs.in_network import ProfileConfig, profile_network
+from chameleon.jobs.ledger import Exchange
 from chameleon.jobs.measurer import Measures
-from chameleon.jobs.records import Exchange, Records
+from chameleon.jobs.records import Records
 from chameleon.jobs.run_folder import Opened
 from chameleon.jobs.session import Session, database_of
 from chameleon.jobs.task_tuner import TaskTuner

@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
-from chameleon.jobs.records import Config, Confirmation, Event, Exchange, Records
+from chameleon.jobs.ledger import Config, Confirmation, Event, Exchange, TaskRecords
+from chameleon.jobs.records import Records
 from chameleon.search import Trial
 from tuners.outcomes import environment_cause, failed_trial, failure_reason
 
@@ -181,8 +182,12 @@ def usable_events(records: Records, key: str, model: str | None = None) -> list[
     Args:
         model: what was compared in the network of another model says nothing about this one; None: take all.
     """
-    wrong = records.wrong.get(key, ())
-    events = (usable_event(event, wrong) for event in records.tasks[key].events)
+    return usable(records.tasks[key], model)
+
+
+def usable(task: TaskRecords, model: str | None = None) -> list[Event]:
+    """The same of what is on record of a task, in whichever environment."""
+    events = (usable_event(event, task.wrong) for event in task.events)
     return [event for event in events if event is not None and not _is_of_another(event, model)]
 
 

@@ -66,6 +66,10 @@ class Measures(Protocol):
         """Build candidates, see `Measurer.build`."""
         ...
 
+    def report(self) -> list[str]:
+        """What failed elsewhere than on this machine, a line for each device or node."""
+        ...
+
     @property
     def can_cool(self) -> bool:
         """Whether candidates can be timed with cold caches."""
@@ -99,15 +103,18 @@ class Measurer:
     """Measures candidates with any MetaSchedule builder and runner; the results are trials.
 
     Args:
-        devices: how many devices elsewhere the runner serves at a time. 0: it times on this machine. Then nothing is
-            built while a candidate is timed, and each result is recorded before the next candidate is timed.
+        room: says how many more candidates would find a free device elsewhere now; asked again and again. None: the
+            runner times on this machine. Then nothing is built while a candidate is timed, and each result is recorded
+            before the next candidate is timed.
     """
 
-    def __init__(self, target: Target, builder: ms.Builder, runner: ms.Runner, devices: int = 0) -> None:
+    def __init__(
+        self, target: Target, builder: ms.Builder, runner: ms.Runner, room: Callable[[], int] | None = None
+    ) -> None:
         self._target = target
         self._builder = builder
         self._runner = runner
-        self._devices = devices
+        self._room = room
 
     def check(self) -> None:
         """Build and time one tiny kernel, with the same builder and runner.
@@ -126,8 +133,8 @@ class Measurer:
             task: the key of their task; the runner compares a candidate with the best of its task.
             in_time: asked before candidates are run; once it says no, the candidates that are left are dropped.
         """
-        if self._devices:
-            yield from self._elsewhere(candidates, in_time)
+        if self._room is not None:
+            yield from self._elsewhere(candidates, in_time, self._room)
             return
         built = self.build(candidates)
         yield from _not_built(built)
@@ -142,11 +149,14 @@ class Measurer:
             yield trial
 
     def _elsewhere(
-        self, candidates: Sequence[tuple[Config, Schedule]], in_time: Callable[[], bool]
+        self,
+        candidates: Sequence[tuple[Config, Schedule]],
+        in_time: Callable[[], bool],
+        room: Callable[[], int],
     ) -> Iterator[Trial]:
         """Build some candidates while others are timed on devices elsewhere.
 
-        No more candidates are sent than there are devices, so that none starts after its time is over.
+        No more candidates are sent than there are free devices, so that none starts after its time is over.
         """
         n = usable_cores()
         parts = deque(candidates[i : i + n] for i in range(0, len(candidates), n))
@@ -156,7 +166,7 @@ class Measurer:
             building = aside.submit(self.build, parts.popleft()) if parts else None
             try:
                 while building or ready or running:
-                    while ready and len(running) < self._devices and in_time():
+                    while ready and room() > 0 and in_time():
                         running.append(self._start(ready.popleft()))
                     if building and (building.done() or not running):
                         built, building = building.result(), None
@@ -200,6 +210,10 @@ class Measurer:
                 run_input = ms.runner.RunnerInput(result.artifact_path, self._target.kind.name, args_info_of(schedule))
             built.append(Built(config, run_input, error, build_s))
         return built
+
+    def report(self) -> list[str]:
+        """What devices elsewhere failed at, a line for each."""
+        return self._runner.report() if self._room is not None else []
 
     @property
     def can_cool(self) -> bool:

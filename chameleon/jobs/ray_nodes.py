@@ -338,6 +338,10 @@ class RayMeasurer:
             for n, (config, schedule) in zip(numbers, candidates, strict=True)
         ]
 
+    def report(self) -> list[str]:
+        """Why nodes were left out, a line for each."""
+        return [f"the node {why}" for why in self._left_out.values()]
+
     @property
     def can_cool(self) -> bool:
         return self._target.kind.name == "llvm"

@@ -7,7 +7,8 @@ runs/resnet18-llvm-znver4/
     run.json        the model, target, input shapes and tasks of the run, and the resolved configuration
     manifest.json   commit, platform and versions of the last run
     rewrite.json    what was rewritten before tuning, if anything (`--rewrite`)
-    trials.jsonl    every measurement (docs/records.md)
+    trials.jsonl    every measurement (docs/records.md), unless a store elsewhere has them
+    kept.jsonl      only while that store is gone: what was measured meanwhile
     database/       the best schedules as a MetaSchedule JSON database
     network.so      the compiled network with the best schedules (network.tar: its objects, for another machine)
     report.json     the result of the run, as `--json` writes it
@@ -31,23 +32,26 @@ from typing import Any
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
-from chameleon.errors import ChameleonError, doing
+from chameleon.errors import ChameleonError, UsageError, doing
 from chameleon.files import read_json, slug
 from chameleon.jobs.config import TuneConfig
-from chameleon.jobs.records import Records
+from chameleon.jobs.environment import Environment
+from chameleon.jobs.records import KEPT, RECORDS, Records
 from chameleon.jobs.session import Session, database_of, open_session
 from chameleon.jobs.stages import Say, stage
 from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.jobs.verify import Verdict
 from chameleon.kernels.lower import extract_tasks, lower
-from chameleon.manifest import write_manifest
+from chameleon.manifest import cpu_name, version_of, write_manifest
 from chameleon.measure.link import Toolchain
 from chameleon.memory.deadline import SEARCH_LIMIT_S, Deadline
 from chameleon.memory.lower import Rewrites, lower_again, lower_rewritten
 from chameleon.models.load import Model, load_model
 from chameleon.models.shapes import InputShape
 from chameleon.serenity.order.schedule import schedule
-from chameleon.target import detect_target, parse_target, runs_here
+from chameleon.store.open import exists
+from chameleon.store.place import Place, Url
+from chameleon.target import detect_target, parse_target, runs_here, vector_features
 from chameleon.wording import same_target
 
 Watch = Callable[[Session], None]
@@ -64,11 +68,12 @@ class JobSpec:
     tracker: str | None = None  # host:port of an RPC tracker; None: measure here
     device_key: str | None = None
     ray: str | None = None  # address of a Ray cluster to measure on, or `auto`
-    records: Path | None = None  # a file that several models may share; None: trials.jsonl in `out`
+    records: Place | None = None  # a store that several models may share; None: trials.jsonl in `out`
     rewrite: bool = False  # rewrite the network first where that lowers the peak of its memory
     retry_failed: bool = False  # forget failed trials on record, so that they may be measured again
     learn_from: tuple[Path, ...] = ()  # folders of earlier runs that teach, besides those next to this run's
     toolchain: Toolchain = field(default_factory=Toolchain)  # links the network's library for another machine
+    device: Mapping[str, Any] | None = None  # what a device at the tracker said of itself
     time_limit_s: float = 120.0  # for the search of rewrites; for orders and the arena of a compiled network
     dims: Mapping[str, int] = field(default_factory=dict)  # sizes of open dimensions, by name
 
@@ -153,7 +158,7 @@ def open_job(spec: JobSpec, say: Say) -> Opened:
 def open_run(spec: JobSpec, say: Say) -> Opened:
     """Open the run of an earlier `chameleon tune`, to use its schedules.
 
-    What `spec` leaves open (target, shapes of the inputs, rewriting) is taken from the folder of the run.
+    What `spec` leaves open (target, shapes of the inputs, rewriting, compiler) is taken from the folder of the run.
 
     Raises:
         ChameleonError: if there is no such run, or if it is of another model or target, or has other shapes.
@@ -174,7 +179,8 @@ def resolved_run(spec: JobSpec) -> JobSpec:
     target, shape = spec.target or known.get("target"), spec.input_shape
     if not shape and not spec.dims:
         shape = _shapes(known)
-    return dataclasses.replace(spec, out=out, target=target, input_shape=shape)
+    toolchain = spec.toolchain if spec.toolchain.compiler else Toolchain.from_json(known.get("toolchain") or {})
+    return dataclasses.replace(spec, out=out, target=target, input_shape=shape, toolchain=toolchain)
 
 
 def default_folder(model: str, target: Target, *, rewrite: bool) -> Path:
@@ -192,8 +198,11 @@ def _with_folder(spec: JobSpec) -> tuple[JobSpec, Path]:
         rewritten = default_folder(spec.model, target, rewrite=True)
         folders = [rewritten] if spec.rewrite else [default_folder(spec.model, target, rewrite=False), rewritten]
     for folder in folders:
-        if (spec.records or folder / "trials.jsonl").exists():
+        if isinstance(spec.records, Url) and exists(spec.records) and (folder / "run.json").exists():
             return spec, folder
+        if not isinstance(spec.records, Url) and (spec.records or folder / RECORDS).exists():
+            return spec, folder
+    _check_store(folders[0], spec)
     others = sorted(str(p.parent) for p in Path("runs").glob("*/trials.jsonl") if _is_of(p.parent, spec.model))
     if not others:  # a model that no run can have is told first
         load_model(spec.model, input_shape=spec.input_shape, dims=spec.dims)
@@ -201,6 +210,17 @@ def _with_folder(spec: JobSpec) -> tuple[JobSpec, Path]:
         f"no records at {spec.records or folders[0] / 'trials.jsonl'}; run `chameleon tune {spec.model}` first "
         f"or give its --out{': ' + ', '.join(others) if others else ''}"
     )
+
+
+def _check_store(folder: Path, spec: JobSpec) -> None:
+    """Say that the records of a run are in a store which was not named: a file is not trusted to name one.
+
+    Raises:
+        UsageError: if they are.
+    """
+    known = str(read_json(folder / "run.json").get("records") or "")
+    if spec.records is None and "://" in known:
+        raise UsageError(f"the records of {folder} are in {known}; give it: --store URL")
 
 
 def _is_of(folder: Path, model: str) -> bool:
@@ -221,23 +241,13 @@ def _open(spec: JobSpec, target: Target, out: Path, say: Say) -> Opened:
         return Opened(model, target, lowered, extract_tasks(lowered, target), out)
 
 
-def target_of(spec: JobSpec, say: Say | None = None) -> Target:
+def target_of(spec: JobSpec) -> Target:
     """The target that a job names; without a name this machine.
-
-    Args:
-        say: is told what is assumed of the devices at a tracker.
 
     Raises:
         UsageError: if there is no such target.
     """
-    target = parse_target(spec.target, remote=spec.tracker is not None) if spec.target else detect_target()
-    if say and spec.tracker is not None and spec.target in (None, "native", "local", "llvm"):
-        cpu, n_cores = target.attrs.get("mcpu", "its processor"), target.attrs.get("num-cores")
-        say(
-            f"assuming that the devices at {spec.tracker} are like this machine ({cpu}, {n_cores} cores); "
-            "if not, give their --target with mtriple, mcpu and num-cores"
-        )
-    return target
+    return parse_target(spec.target) if spec.target else detect_target()
 
 
 def artifact_name(target: Target, toolchain: Toolchain) -> str:
@@ -287,13 +297,20 @@ def recorded_tuners(job: Opened, spec: JobSpec) -> list[TaskTuner]:
     No search space is made for the other tasks: they keep their default schedules.
 
     Raises:
-        ChameleonError: if there are no records.
+        ChameleonError: if there are no records, or only those of other environments.
     """
-    path = spec.records or job.out / "trials.jsonl"
-    if not path.exists():
-        raise ChameleonError(f"no records at {path}; run `chameleon tune {spec.model}` first or give its --out")
-    with Records(path, str(job.target), read_only=True) as records:
+    _check_store(job.out, spec)
+    place, keys = spec.records or job.out / RECORDS, [task.key for task in job.tasks]
+    if not exists(place):
+        raise ChameleonError(f"no records at {place}; run `chameleon tune {spec.model}` first or give its --out")
+    known = read_json(job.out / "run.json").get("environment")
+    with Records(place, str(job.target), read_only=True, environment=known, workloads=keys) as records:
         tasks = [t for t in job.tasks if t.key in records.tasks and records.tasks[t.key].events]
+        if not tasks and records.measured_in:
+            raise ChameleonError(
+                f"{place} holds trials of other environments only, such as of another version of TVM; "
+                f"`chameleon tune {spec.model}` measures the best of them again"
+            )
         return open_session(
             tasks, job.target, records, TuneConfig(searcher="random", share=False), job.model.name
         ).tasks
@@ -350,13 +367,39 @@ def claim(job: Opened, spec: JobSpec, config: TuneConfig, *, finished: bool) -> 
     """Write into the folder whose run it holds: model, target, configuration, and whether the run is finished."""
     run = {"model": job.model.name, "fingerprint": job.model.fingerprint, "target": str(job.target)}
     run |= {"inputs": {name: list(shape) for name, shape in job.model.source.shapes.items()}}
-    run |= {"tracker": spec.tracker is not None}
+    run |= {"tracker": spec.tracker is not None, "device": spec.device, "toolchain": spec.toolchain.to_json()}
     run |= {"tasks": [{"key": t.key, "name": t.name, "weight": t.weight, "flop": t.flop} for t in job.tasks]}
-    if spec.records is not None:  # shared with other runs, beside this folder
-        run |= {"records": spec.records.name}
+    if spec.records is not None:  # shared with other runs: a file beside this folder, or a database
+        run |= {"records": spec.records.name if isinstance(spec.records, Path) else str(spec.records)}
+    run |= {"environment": environment_of(spec, job.target).id}
     run = {**run, "config": dataclasses.asdict(config), "finished": finished}
     (job.out / "run.json").write_text(json.dumps(run, indent=1) + "\n")
     write_manifest(job.out / "manifest.json", {"model": spec.model, "config": dataclasses.asdict(config)})
+
+
+def environment_of(spec: JobSpec, target: Target) -> Environment:
+    """What makes the times of this run incomparable with others: of a device elsewhere only its key is known."""
+    named = {"kind", "keys", "tag", "mcpu", "num-cores"}
+    flags = {name: str(value) for name, value in sorted(target.export().items()) if name not in named}
+    threads = target.attrs.get("num-cores")
+    return Environment(
+        tvm=version_of("apache-tvm"),
+        cpu=cpu_name() if spec.tracker is None else f"device {spec.device_key}",
+        vector=" ".join(sorted(vector_features(target))),
+        threads=None if threads is None else int(threads),
+        flags=" ".join(f"{name}={value}" for name, value in flags.items()),
+    )
+
+
+def open_records(job: Opened, spec: JobSpec) -> Records:
+    """The records of a run, to be written as well.
+
+    Raises:
+        RecordsError: if they belong to another target, or cannot be reached.
+    """
+    place = spec.records or job.out / RECORDS
+    kept = job.out / KEPT if isinstance(place, Url) else None
+    return Records(place, str(job.target), environment=environment_of(spec, job.target), kept=kept)
 
 
 def export(compiled: Any, path: Path, check: Callable[[Path], Verdict], toolchain: Toolchain | None = None) -> Verdict:

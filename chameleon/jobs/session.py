@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 from types import MappingProxyType
 
 import numpy as np
@@ -29,12 +30,13 @@ from chameleon.jobs.allocate import forecast_gain, next_task
 from chameleon.jobs.config import TuneConfig
 from chameleon.jobs.failure_row import FailureRow
 from chameleon.jobs.group import Group
-from chameleon.jobs.measured import Measured, usable_events
+from chameleon.jobs.ledger import TaskRecords
+from chameleon.jobs.measured import Measured, usable, usable_events
 from chameleon.jobs.measurer import Measures
-from chameleon.jobs.records import Records, RecordsError, TaskRecords
+from chameleon.jobs.records import Records, RecordsError
 from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.jobs.teachers import Teacher
-from chameleon.kernels.alternatives import ALGORITHMS
+from chameleon.kernels.alternatives import ALGORITHMS, EXACT
 from chameleon.kernels.lower import Task
 from tuners.anchors import anchor_key
 from tuners.proposals import Config
@@ -239,6 +241,8 @@ def open_session(
 ) -> Session:
     """Make the spaces and searchers of all tasks, and tell the searchers what the records hold.
 
+    What was best in another environment is measured before anything else: its time there says nothing here.
+
     Failures on record that the environment was to blame for are left out; earlier versions recorded them. A task for
     which TVM fails to make a design space is left out as well: it keeps its default schedule.
 
@@ -269,13 +273,20 @@ def open_session(
         borrowed = sum(owner != model for owner in known.owners.values())
         shared = is_done(known)
         events = usable_events(records, task.key, model)
+        first = _best_elsewhere(records.elsewhere(task.key, known.space), config.confirm.contenders)
         tuners.append(
-            TaskTuner(task, traces, config, rng, events, borrowed, shared, known.origins, partial(taught, task))
+            TaskTuner(task, traces, config, rng, events, borrowed, shared, known.origins, partial(taught, task), first)
         )
     groups = _groups(tuners, records, config, model, is_done)
     elapsed_s = records.elapsed_s.get(model, 0.0) if any(tuner.best_s for tuner in tuners) else 0.0
     row = FailureRow(config.max_failures_in_row)
     return Session(tuners, groups, config, elapsed_s, model, str(target), row=row, untunable=untunable)
+
+
+def _best_elsewhere(known: Sequence[TaskRecords], n: int) -> list[Config]:
+    """The best `n` schedules of a task in each other environment, those first that were best there."""
+    ranked = [Measured("", usable(task), n).ranking()[:n] for task in known]
+    return list(dict.fromkeys(config for place in zip_longest(*ranked) for config in place if config is not None))
 
 
 def _algorithms(known: TaskRecords | None, config: TuneConfig) -> Collection[str]:
@@ -285,10 +296,11 @@ def _algorithms(known: TaskRecords | None, config: TuneConfig) -> Collection[str
         RecordsError: if those on record are not exact, and the configuration asks for that.
     """
     if known is None:
-        return () if config.exact else ALGORITHMS
-    if config.exact and known.algorithms:
+        return EXACT if config.exact else ALGORITHMS
+    others = [name for name in known.algorithms if name not in EXACT]
+    if config.exact and others:
         raise RecordsError(
-            f"the records of task {known.name!r} were made with {', '.join(known.algorithms)}, which --exact rules "
+            f"the records of task {known.name!r} were made with {', '.join(others)}, which --exact rules "
             "out; give another --out"
         )
     return known.algorithms.keys()
@@ -418,6 +430,7 @@ def _measure(
         origins: by configuration the key of the task whose schedule it is; the others are the task's own.
     """
     made, start_s = 0, session.elapsed_s
+    _hear_others(session, records, model)
     in_time = lambda: session.elapsed_s < start_s + left_s  # noqa: E731
     session.current = session.tasks.index(tuner)
     watch(session)
@@ -435,6 +448,15 @@ def _measure(
             session.row.note(tuner, trial, session.tasks)
     session.note_batch(session.elapsed_s - start_s, made)
     return made
+
+
+def _hear_others(session: Session, records: Records, model: str) -> None:
+    """Tell the searchers what other runs have written to the same store meanwhile."""
+    news = records.refresh()
+    for tuner in session.tasks if news else ():
+        found = [(t, owner) for t, owner in news.get(tuner.key, ()) if t.config not in tuner.tried]
+        tuner.borrowed += sum(owner != model for _, owner in found)
+        tuner.tell([trial for trial, _ in found])
 
 
 def database_of(tasks: Sequence[TaskTuner], target: Target) -> ms.database.Database:

@@ -15,8 +15,8 @@ from tvm.s_tir import Schedule
 
 from chameleon.jobs.allocate import Progress
 from chameleon.jobs.config import TuneConfig
+from chameleon.jobs.ledger import Event
 from chameleon.jobs.measured import Measured
-from chameleon.jobs.records import Event
 from chameleon.jobs.teachers import Teacher
 from chameleon.kernels.lower import Task
 from chameleon.search import Trial, make_searcher, warm_start
@@ -32,6 +32,7 @@ class TaskTuner(Measured):
         task: the workload.
         history: what earlier runs recorded, in that order; the searcher is told of it first.
         borrowed: how many trials of the history were made while another model was tuned.
+        first: configurations to measure before the searcher is asked.
         teachers: the spaces and trials of other tasks, asked for when a batch is proposed for the first time.
         shared: whether tuning another model has done all that there is to do; if so, the task counts as done.
         origins: by configuration the key of the task whose schedule it was; the others are the task's own.
@@ -48,6 +49,7 @@ class TaskTuner(Measured):
         shared: bool = False,
         origins: Mapping[Config, str] = MappingProxyType({}),
         teachers: Callable[[], Sequence[Teacher]] = tuple,
+        first: Sequence[Config] = (),
     ) -> None:
         super().__init__(task.key, history, config.confirm.contenders, origins)
         self.task = task
@@ -58,6 +60,7 @@ class TaskTuner(Measured):
         self.tried: set[Config] = {t.config for t in self.trials}  # measured, or offered
         self._rounds = config.confirm.rounds * (2 if config.confirm.cold else 1)
         self._heard: set[Config] = set()
+        self._first = [config for config in first if config not in self.tried]
         self._teachers, self._taught = teachers, False
         self._searcher = make_searcher(config.searcher, traces.space, rng, **config.options)
         self._proposals = Proposals(traces, self._searcher, config.max_refusals)
@@ -92,6 +95,10 @@ class TaskTuner(Measured):
 
     def propose(self, n: int) -> list[tuple[Config, Schedule]]:
         """Up to `n` configurations with their schedules; none when the space is exhausted or everything is refused."""
+        while self._first:
+            chosen, self._first = self._first[:n], self._first[n:]
+            if found := self.offer(chosen):
+                return found
         if not self._taught:
             self._taught = True
             kin = kin_among(self.traces.space, self._teachers())
@@ -102,9 +109,11 @@ class TaskTuner(Measured):
         return found
 
     def offer(self, configs: Iterable[Config]) -> list[tuple[Config, Schedule]]:
-        """The schedules of configurations that are good for another task, without those that do not apply here."""
+        """The schedules of configurations that are good elsewhere, without those that do not apply or were tried."""
         found = []
         for config in configs:
+            if config in self.tried:  # another run has just measured it
+                continue
             self.tried.add(config)
             try:
                 schedule, digits = self.traces.replay(config)

@@ -20,12 +20,15 @@ Teacher = tuple[KnobSpace, Sequence[Trial]]
 
 
 def taught_by(records: Records, without: Sequence[str] = ()) -> list[Teacher]:
-    """The tasks on record that have a successful trial, but for those `without`, which are keys of tasks."""
+    """The tasks on record that have a successful trial, in any environment.
+
+    Args:
+        without: keys of tasks; what was measured of them in the records' own environment is left out.
+    """
     found = []
-    for key, task in records.tasks.items():
-        wrong = records.wrong.get(key, set())
-        trials = [t for t in task.trials if t.seconds is not None and t.config not in wrong]
-        if trials and key not in without and (space := task.knob_space()) is not None:
+    for key, task, own in records.histories():
+        trials = [t for t in task.trials if t.seconds is not None and t.config not in task.wrong]
+        if trials and not (own and key in without) and (space := task.knob_space()) is not None:
             found.append((space, trials))
     return found
 

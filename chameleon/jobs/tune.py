@@ -34,7 +34,7 @@ from chameleon.jobs.exchange import exchange_best
 from chameleon.jobs.in_network import Alone, breakdown, profile_network
 from chameleon.jobs.measurer import Measurer, Measures, local_measurer
 from chameleon.jobs.ray_nodes import check_cluster, ray_measurer
-from chameleon.jobs.records import Records
+from chameleon.jobs.records import LOCK, Records
 from chameleon.jobs.run_folder import (
     JobSpec,
     Opened,
@@ -45,6 +45,7 @@ from chameleon.jobs.run_folder import (
     claim,
     export_database,
     open_job,
+    open_records,
     target_of,
 )
 from chameleon.jobs.session import Session, open_session, share_best, tune
@@ -54,12 +55,16 @@ from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.jobs.teachers import Teacher, earlier_runs, taught_by
 from chameleon.kernels.alternatives import algorithm_of
 from chameleon.kernels.lower import kernel_tasks, moving_kernels
+from chameleon.locks import claimed
 from chameleon.measure import WarmBuilder
+from chameleon.measure.device_facts import DeviceFacts, ask_device, needs_target
 from chameleon.measure.link import find_compiler
-from chameleon.measure.remote import check_tracker, rpc_runner
+from chameleon.measure.preflight import check_toolchain
+from chameleon.measure.remote import rpc_runner
 from chameleon.measure.runner import device_name
+from chameleon.measure.tracker import check_tracker
 from chameleon.search import KnobSpace, make_searcher, option
-from chameleon.target import check_runs_here, runs_here
+from chameleon.target import check_runs_here, parse_target, runs_here
 from chameleon.wording import names_text
 from chameleon.workers.faults import EnvironmentFault
 
@@ -74,11 +79,17 @@ def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tup
         ChameleonError: with a message for people, on anything that the user can fix.
     """
     _check_config(spec, config)
-    _check_place(spec, say)
+    spec = _check_place(spec, say)
     job = open_job(spec, say)
+    with claimed(job.out / LOCK):
+        return _tune_here(job, spec, config, watch, say), job.out
+
+
+def _tune_here(job: Opened, spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> TuneReport:
+    """Tune into a folder that is this process's."""
     claim(job, spec, config, finished=False)
-    with Records(spec.records or job.out / "trials.jsonl", str(job.target)) as records:
-        say(f"{len(job.tasks)} tasks; records in {records.path}")
+    with open_records(job, spec) as records:
+        say(f"{len(job.tasks)} tasks; records in {records.place}")
         if not records.elapsed_s.get(job.model.name):  # nothing was measured before, so a device is needed
             _check_device(spec, job.target)
         if spec.retry_failed:
@@ -106,7 +117,7 @@ def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tup
             say(f"warning: {warning}")
         report = _finish(job, spec, session, records, warnings, say)
     claim(job, spec, config, finished=True)
-    return report, job.out
+    return report
 
 
 def _teachers(job: Opened, spec: JobSpec, records: Records, config: TuneConfig, say: Say) -> list[Teacher]:
@@ -144,29 +155,67 @@ def _measure(job: Opened, spec: JobSpec, session: Session, records: Records, wat
                 while sum([step(session, measurer, records, name, watch) for step in steps]):
                     pass
             watch(session)
-            if measures_here(spec):
-                warnings = busy_warnings("tuning", before, activity())
+            warnings = busy_warnings("tuning", before, activity()) if measures_here(spec) else measurer.report()
     records.finish(name, elapsed_s=session.elapsed_s)
     return warnings
 
 
-def _check_place(spec: JobSpec, say: Say) -> None:
-    """Check what measuring needs, before the model is loaded.
+def _check_place(spec: JobSpec, say: Say) -> JobSpec:
+    """Check what measuring and linking need, before the model is loaded.
+
+    Returns:
+        The job, with the target that the device at the tracker says it is if none was named.
 
     Raises:
-        UsageError: if the target is of another architecture than this machine.
+        UsageError: if the target is of another architecture than this machine, or than the compiler links for.
         EnvironmentFault: if there is no compiler here, no device at the tracker, or no cluster.
     """
     spec.toolchain.check()
-    target = target_of(spec, say)
     if spec.tracker is not None:
-        check_tracker(spec.tracker, str(spec.device_key))
+        found = check_tracker(spec.tracker, str(spec.device_key))
+        say(f"{found.devices} devices with the key {spec.device_key} at {spec.tracker}, {found.free} of them free")
+        spec = _with_device(spec, spec.tracker, say)
     elif spec.ray is not None:
         check_cluster(spec.ray)
-    else:
+    target = target_of(spec)
+    if measures_here(spec):
         check_runs_here(target)
     if runs_here(target) and spec.toolchain.compiler is None:
         find_compiler()
+    check_toolchain(spec.toolchain, target)
+    return spec
+
+
+def _with_device(spec: JobSpec, tracker: str, say: Say) -> JobSpec:
+    """The job with what its target leaves open, as a device at the tracker says it.
+
+    Raises:
+        UsageError: if the device does not know its processor and no target was named.
+    """
+    asked: list[DeviceFacts] = []
+
+    def facts() -> DeviceFacts:
+        if not asked:
+            asked.append(ask_device(tracker, str(spec.device_key)))
+        return asked[0]
+
+    if spec.target in (None, "llvm"):
+        text = facts().target()
+        if text is None:
+            raise needs_target(facts())
+    else:
+        text = str(spec.target).strip()
+        parse_target(text, cores=lambda: facts().threads)
+        if asked and text.startswith("{"):
+            text = json.dumps({**json.loads(text), "num-cores": facts().threads})
+        elif asked:
+            text = f"{text} -num-cores={facts().threads}"
+    if not asked:
+        return spec
+    say(f"the device {facts().device} is {facts()}")
+    if facts().advice:
+        say(f"warning: {facts().advice}")
+    return dataclasses.replace(spec, target=text, device=facts().to_json())
 
 
 def _check_device(spec: JobSpec, target: Target) -> None:
@@ -177,7 +226,7 @@ def _check_device(spec: JobSpec, target: Target) -> None:
 
 
 def _stopped(fault: EnvironmentFault, session: Session, records: Records) -> str:
-    kept = f"{session.trials} trials are kept in {records.path}" if session.trials else "nothing was recorded"
+    kept = f"{session.trials} trials are kept in {records.place}" if session.trials else "nothing was recorded"
     return f"{fault}. Tuning stopped, {kept}; when that is repaired, the same command goes on from there"
 
 
@@ -206,7 +255,7 @@ def _measurer(spec: JobSpec, target: Target, stack: ExitStack, say: Say) -> Meas
     assert spec.device_key is not None  # `_check_config` has checked this
     builder = stack.enter_context(WarmBuilder(export="tar"))
     runner = stack.enter_context(rpc_runner(spec.tracker, spec.device_key))
-    return Measurer(target, builder, runner, devices=1)
+    return Measurer(target, builder, runner, runner.room)
 
 
 def measures_here(spec: JobSpec) -> bool:

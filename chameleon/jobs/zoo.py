@@ -11,7 +11,6 @@ the folders of its runs:
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,14 +24,16 @@ from chameleon.jobs.config import TuneConfig, tune_config
 from chameleon.jobs.run_folder import JobSpec, TuneReport, Watch, finished_report
 from chameleon.jobs.stages import Say
 from chameleon.jobs.tune import tune_model
-from chameleon.jobs.zoo_state import LOCK, ZOO_OUT, EntryState, write_state
+from chameleon.jobs.zoo_state import LOCK, EntryState, folder_of, store_of, write_state
+from chameleon.locks import try_lock
 from chameleon.measure.link import Toolchain
 from chameleon.models.shapes import parse_dims, parse_shapes
+from chameleon.store.place import Place
 
 PLACE_KEYS = ("target", "tracker", "device_key", "cc", "sysroot")
 """What a target of a zoo consists of: what code is built for, with which compiler, and where it is measured."""
 ENTRY_KEYS = ("model", "name", "input_shape", "dims", *PLACE_KEYS)
-ZOO_KEYS = ("out", "defaults", "targets", "models")
+ZOO_KEYS = ("out", "store", "defaults", "targets", "models")
 Ended = Callable[[str, Path | None, TuneReport | None, str], None]
 
 
@@ -46,10 +47,11 @@ class ZooEntry:
 
 @dataclass(frozen=True)
 class Zoo:
-    """A list of models, and the folder of their runs."""
+    """A list of models, the folder of their runs, and the store of their records; None: files in the folder."""
 
     out: Path
     entries: Sequence[ZooEntry]
+    store: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,11 @@ class ZooResult:
 def read_zoo(content: Mapping[str, Any], folder: Path = Path(), ray: str | None = None) -> Zoo:
     """Read a zoo file: every model for every target.
 
-    Its keys are `out` (a folder), `defaults` (a preset for all), `targets` (a list) and `models` (a list). A target is
-    a text, or a mapping with the keys of `PLACE_KEYS`, `name` and those of a preset. A model is a text, or a mapping
-    with `model`, optionally `name`, `input_shape` (a shape, or shapes by input name), `dims` (sizes by name), the
-    keys of `PLACE_KEYS`, and those of a preset. Where a model names its own target, `targets` do not count for it.
+    Its keys are `out` (a folder), `store` (the URL of a database for all records), `defaults` (a preset for all),
+    `targets` (a list) and `models` (a list). A target is a text, or a mapping with the keys of `PLACE_KEYS`, `name`
+    and those of a preset. A model is a text, or a mapping with `model`, optionally `name`, `input_shape` (a shape, or
+    shapes by input name), `dims` (sizes by name), the keys of `PLACE_KEYS`, and those of a preset. Where a model names
+    its own target, `targets` do not count for it.
 
     Args:
         folder: of the zoo file; a model's file or glob is looked for there.
@@ -85,14 +88,14 @@ def read_zoo(content: Mapping[str, Any], folder: Path = Path(), ray: str | None 
         raise UsageError("a zoo file needs `models`: a list of entries such as {model: resnet18, trials: 256}")
     if not isinstance(targets, list) or not all(isinstance(t, (str, dict)) for t in targets):
         raise UsageError("`targets` of a zoo file is a list of targets such as llvm, or {target: cuda, trials: 256}")
-    out = Path(content.get("out") or ZOO_OUT)
+    out, store = folder_of(content), store_of(content)
     given = [one for m in models for one in _files(m if isinstance(m, dict) else {"model": m}, folder)]
     places = [t if isinstance(t, dict) else {"target": t} for t in targets]
     defaults = dict(content.get("defaults") or {})
     pairs = [(m, place) for m in given for place in ([{}] if any(k in m for k in PLACE_KEYS) else places)]
-    entries = [_entry(out, defaults, place, m, ray) for m, place in pairs]
+    entries = [_entry(out, store, defaults, place, m, ray) for m, place in pairs]
     _check_folders(entries)
-    return Zoo(out, entries)
+    return Zoo(out, entries, store)
 
 
 def _has_model(given: Any) -> bool:
@@ -113,7 +116,12 @@ def _files(given: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _entry(
-    out: Path, defaults: dict[str, Any], place: Mapping[str, Any], given: Mapping[str, Any], ray: str | None
+    out: Path,
+    store: Place | None,
+    defaults: dict[str, Any],
+    place: Mapping[str, Any],
+    given: Mapping[str, Any],
+    ray: str | None,
 ) -> ZooEntry:
     preset = {**defaults, **{k: v for k, v in place.items() if k not in ("name", *PLACE_KEYS)}}
     config = tune_config(preset, {k: v for k, v in given.items() if k not in ENTRY_KEYS})
@@ -130,7 +138,7 @@ def _entry(
         tracker=where.get("tracker"),
         device_key=where.get("device_key"),
         ray=None if where.get("tracker") else ray,
-        records=out / f"trials-{at}.jsonl",
+        records=store or out / f"trials-{at}.jsonl",
         toolchain=Toolchain(where.get("cc"), Path(sysroot) if sysroot else None),
         dims=parse_dims(given.get("dims")),
     )
@@ -207,10 +215,6 @@ def _locked(out: Path) -> Iterator[None]:
             f"cannot write to the folder of the zoo, {out}: {error.strerror}; give another `out`"
         ) from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"another process tunes the zoo in {out}; `chameleon zoo --watch {out}` follows it"
-            ) from None
+        if not try_lock(lock.fileno(), 0):
+            raise UsageError(f"another process tunes the zoo in {out}; `chameleon zoo --watch {out}` follows it")
         yield

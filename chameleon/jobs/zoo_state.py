@@ -1,15 +1,17 @@
-"""What a zoo says of itself in its folder: its entries, and what became of each. Nothing here imports TVM."""
+"""What a zoo says of itself, without TVM: where its file puts runs and records, and what became of its entries."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from chameleon.files import read_json
-from chameleon.jobs.records import is_written
+from chameleon.locks import is_claimed
+from chameleon.store.place import Place, place_of
 
 ZOO_OUT = "runs/zoo"
 """The folder of a zoo whose file names none."""
@@ -33,6 +35,16 @@ class EntryState:
     error: str = ""
 
 
+def folder_of(content: Mapping[str, Any]) -> Path:
+    """The folder that a zoo file names for its runs."""
+    return Path(content.get("out") or ZOO_OUT)
+
+
+def store_of(content: Mapping[str, Any]) -> Place | None:
+    """The store that a zoo file names for its records; None: they are in files."""
+    return place_of(str(content["store"])) if content.get("store") else None
+
+
 def write_state(out: Path, entries: Sequence[EntryState]) -> None:
     """Write the entries beside their place and rename: a reader sees the old ones or the new ones."""
     part = out / f".{STATE}.part"
@@ -42,7 +54,7 @@ def write_state(out: Path, entries: Sequence[EntryState]) -> None:
 
 def is_tuned(out: Path) -> bool:
     """Whether a process tunes the zoo in this folder now."""
-    return (out / LOCK).is_file() and is_written(out / LOCK)
+    return is_claimed(out / LOCK)
 
 
 def read_state(out: Path) -> list[EntryState]:

@@ -1,11 +1,12 @@
-"""Other algorithms for a kernel, which the tuner chooses among by measuring them.
+"""Other ways to compute a kernel, which the tuner chooses among by measuring them.
 
-An alternative is a kernel of its own, with its own design spaces. It takes the same tensors, except for the weights:
-these are transformed once, at compile time. The space of a task has the design spaces of all its alternatives
-(`tuners.trace_space`), so one search decides between algorithms and schedules.
+One kind of alternative is the kernel itself with another generator of design spaces. Another kind is a kernel of its
+own, with its own design spaces. It takes the same tensors, except for the weights: these are transformed once, at
+compile time. The space of a task has the design spaces of all its alternatives (`tuners.trace_space`), so one search
+decides between algorithms and schedules.
 
-An alternative says in its attributes which kernel it may replace. So a database of schedules is all that is needed to
-put the algorithms that won into a network: see `with_alternatives`.
+A kernel of its own says in its attributes which kernel it may replace. So a database of schedules is all that is
+needed to put the algorithms that won into a network: see `with_alternatives`.
 """
 
 # TVM's reflected attributes have no static types:
@@ -27,6 +28,7 @@ from tvm.tirx import PrimFunc
 
 from chameleon.kernels.lower import task_key
 from chameleon.kernels.optional import if_possible
+from chameleon.kernels.registers import register_space
 from chameleon.kernels.winograd import Convolution, find_convolution, transformed_weights, winograd_form
 from chameleon.kernels.winograd_schedules import winograd_space
 
@@ -36,16 +38,22 @@ ALGORITHM, REPLACES, WEIGHT = "chameleon.algorithm", "chameleon.replaces", "cham
 WINOGRAD: Mapping[str, int] = {"winograd2": 2, "winograd4": 4}
 """The sizes m of a tile of outputs, by the name of the algorithm."""
 
-ALGORITHMS = tuple(WINOGRAD)
-"""The names of all alternatives. They round differently from the kernel that they replace."""
+REGISTERS = "registers"
+"""The kernel itself, with the design spaces of `chameleon.kernels.registers`."""
+
+EXACT = (REGISTERS,)
+"""The names of the alternatives that compute what the kernel computes, only in another order."""
+
+ALGORITHMS = (*EXACT, *WINOGRAD)
+"""The names of all alternatives."""
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """Another algorithm for a kernel.
+    """Another way to compute a kernel.
 
     Attributes:
-        name: of the algorithm, one of `ALGORITHMS`.
+        name: one of `ALGORITHMS`.
         mod: a module with a single function, the PrimFunc `main`.
         space: generates its design spaces.
     """
@@ -56,13 +64,21 @@ class Alternative:
 
 
 def alternatives_of(mod: IRModule, target: Target, names: Collection[str] = ALGORITHMS) -> list[Alternative]:
-    """The other algorithms for the kernel `main` of a module, in the order of `ALGORITHMS`; on CPUs only.
+    """The other ways to compute the kernel `main` of a module, in the order of `ALGORITHMS`; on CPUs only.
 
     Args:
-        names: which algorithms may be used.
+        names: which of them may be used.
     """
     if target.kind.name != "llvm" or not names:
         return []
+    found = []
+    space = if_possible(REGISTERS, "a kernel", partial(register_space, mod, target), None)
+    if space is not None and REGISTERS in names:
+        found.append(Alternative(REGISTERS, mod, space))
+    return [*found, *_winograd_forms(mod, target, names)]
+
+
+def _winograd_forms(mod: IRModule, target: Target, names: Collection[str]) -> list[Alternative]:
     convolution = if_possible("finding its convolution", "a kernel", partial(find_convolution, mod["main"]), None)
     if convolution is None:
         return []

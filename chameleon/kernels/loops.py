@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from tvm.s_tir import Schedule
@@ -106,3 +107,30 @@ def reduces(sch: Schedule, block: Any) -> bool:
 def is_reduction(v: Any) -> bool:
     """Whether a variable of a block is one of a reduction."""
     return int(v.iter_type) == 2  # IterVar.CommReduce
+
+
+def inline_behind(sch: Schedule, outputs: Any) -> None:
+    """Compute what is fused behind a block together with its outputs."""
+    while consumers := sch.get_consumers(outputs):
+        behind = [b for b in _behind(sch, consumers) if sch.get_consumers(b)]
+        for block in behind:
+            sch.compute_inline(block)
+        (last,) = sch.get_consumers(outputs)
+        sch.reverse_compute_inline(last)
+
+
+def _behind(sch: Schedule, consumers: Sequence[Any]) -> list[Any]:
+    """The blocks behind these, these included, each once, those first that read the convolution itself."""
+    found: dict[str, Any] = {}
+    queue = list(consumers)
+    while queue:
+        block = queue.pop(0)
+        if (name := sch.get(block).name_hint) not in found and not reduces(sch, block):
+            found[name] = block
+            queue.extend(sch.get_consumers(block))
+    return list(found.values())
+
+
+def sampled(sch: Schedule, numbers: Sequence[int]) -> Any:
+    """A knob with these values, all equally likely."""
+    return sch.sample_categorical(list(numbers), [1 / len(numbers)] * len(numbers))

@@ -19,6 +19,7 @@ from tvm_ffi import structural_equal, structural_hash
 from chameleon.ir import has_call
 from chameleon.kernels.axes import with_positive_axes
 from chameleon.kernels.inspect import only_moves
+from chameleon.kernels.movable import with_movable_operators
 from chameleon.models.errors import first_line
 from chameleon.models.load import Model, ModelError
 from chameleon.models.simplify import fold_exactly
@@ -159,7 +160,7 @@ def to_target_layout(mod: IRModule, target: Target) -> IRModule:
         return fold_exactly(mod) if target.kind.name == "llvm" else mod
     wanted = {"relax.nn.conv2d": ["NHWC", "HWIO"], "relax.nn.conv2d_transpose": ["NCHW", "IOHW"]}
     try:
-        moved = fold_exactly(relax.transform.ConvertLayout(wanted)(with_positive_axes(mod)))
+        moved = fold_exactly(relax.transform.ConvertLayout(wanted)(with_movable_operators(with_positive_axes(mod))))
     except Exception as error:  # from TVM's checks to std::bad_alloc
         _log.warning("the network keeps its layout, because TVM cannot move it: %s", first_line(error))
         return fold_exactly(mod)

@@ -26,7 +26,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
-from chameleon.kernels.loops import extent_of, reduces
+from chameleon.kernels.loops import extent_of, inline_behind, sampled
 
 CACHE_BYTES = 1 << 20
 """A band's transformed inputs and products together have at most this size: a large second-level cache."""
@@ -129,30 +129,8 @@ def _blocks(sch: Schedule, m: int) -> _Blocks:
     """Get hold of the stages; what the kernel computes behind them becomes part of the last one."""
     names = ("padded", "rows", "tiles", "products", "columns", "outputs")
     blocks = _Blocks(*(sch.get_sblock(f"winograd_{name}") for name in names))
-    _inline_epilogue(sch, blocks.outputs)
+    inline_behind(sch, blocks.outputs)
     return blocks
-
-
-def _inline_epilogue(sch: Schedule, outputs: Any) -> None:
-    """Compute what is fused behind the convolution together with its outputs."""
-    while consumers := sch.get_consumers(outputs):
-        behind = [b for b in _behind(sch, consumers) if sch.get_consumers(b)]
-        for block in behind:
-            sch.compute_inline(block)
-        (last,) = sch.get_consumers(outputs)
-        sch.reverse_compute_inline(last)
-
-
-def _behind(sch: Schedule, consumers: Sequence[Any]) -> list[Any]:
-    """The blocks behind these, these included, each once, those first that read the convolution itself."""
-    found: dict[str, Any] = {}
-    queue = list(consumers)
-    while queue:
-        block = queue.pop(0)
-        if (name := sch.get(block).name_hint) not in found and not reduces(sch, block):
-            found[name] = block
-            queue.extend(sch.get_consumers(block))
-    return list(found.values())
 
 
 def _tiled(sch: Schedule, outputs: Any, m: int) -> tuple[Any, Any, Any, Any]:
@@ -200,7 +178,7 @@ def _rows(sch: Schedule, blocks: _Blocks, at: Any) -> None:
 def _products(sch: Schedule, blocks: _Blocks) -> tuple[Any, Any, Any]:
     """Multiply the matrices, a tile of results in registers at a time; returns the outer loops of the results."""
     e, v, tile, k, r = sch.get_loops(blocks.products)[-5:]
-    rows, row = sch.split(tile, [None, _sampled(sch, _divisors(sch, tile, ROWS))])
+    rows, row = sch.split(tile, [None, sampled(sch, _divisors(sch, tile, ROWS))])
     chunk, vector = _vector(sch, k)
     sch.reorder(e, v, chunk, rows, r, row, vector)
     results = sch.cache_write(blocks.products, 0, "local")
@@ -213,7 +191,7 @@ def _products(sch: Schedule, blocks: _Blocks) -> tuple[Any, Any, Any]:
 
 def _vector(sch: Schedule, channels: Any) -> tuple[Any, Any]:
     """Split a loop over channels into vectors of a length that is a knob."""
-    chunk, vector = sch.split(channels, [None, _sampled(sch, _divisors(sch, channels, VECTORS))])
+    chunk, vector = sch.split(channels, [None, sampled(sch, _divisors(sch, channels, VECTORS))])
     return chunk, vector
 
 
@@ -227,8 +205,3 @@ def _divisors(sch: Schedule, loop: Any, wanted: Sequence[int]) -> list[int]:
     extent = extent_of(sch, loop) or 1
     divisors = [d for d in range(1, max(wanted) + 1) if extent % d == 0]
     return [d for d in divisors if d in wanted] or divisors[-2:]
-
-
-def _sampled(sch: Schedule, numbers: Sequence[int]) -> Any:
-    """A knob with these values, all equally likely."""
-    return sch.sample_categorical(list(numbers), [1 / len(numbers)] * len(numbers))

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,16 @@ class Toolchain:
             raise UsageError("--sysroot needs --cc: the compiler that links for the other machine")
         if self.sysroot is not None and not self.sysroot.is_dir():
             raise UsageError(f"there is no folder {self.sysroot} (--sysroot)")
+
+    def to_json(self) -> dict[str, str | None]:
+        """What a run keeps of it."""
+        return {"cc": self.compiler, "sysroot": str(self.sysroot) if self.sysroot else None}
+
+    @staticmethod
+    def from_json(kept: Mapping[str, str | None]) -> Toolchain:
+        """What a run has kept."""
+        sysroot = kept.get("sysroot")
+        return Toolchain(kept.get("cc"), Path(sysroot) if sysroot else None)
 
     def linker(self) -> Callable[..., None]:
         """A function that TVM's `export_library` calls to link."""

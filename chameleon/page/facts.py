@@ -7,14 +7,15 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from chameleon.jobs.ledger import Config, Confirmation, Event, Exchange, Stamp, TaskRecords
 from chameleon.jobs.measured import Measured, usable_event
-from chameleon.jobs.records import Config, Confirmation, Event, Exchange, Records, Stamp, TaskRecords
+from chameleon.jobs.records import Records
 from chameleon.page.folders import Run, find_runs
 from chameleon.search import Trial
 from chameleon.search.space import KnobSpace
+from chameleon.store.place import Place
 from tuners.outcomes import failure_reason
 
 TOP = 0.1
@@ -109,7 +110,7 @@ class RunFacts:
     """One run of `chameleon tune`.
 
     Attributes:
-        state: `finished`, `running` or `interrupted`; in a zoo also `waiting` and `failed`.
+        state: `finished`, `running` or `interrupted`; in a zoo also `waiting` and `failed`; in a store `unfinished`.
         problem: why it failed, or why its records cannot be read; empty if nothing is wrong.
         trials: made while this model was tuned.
         borrowed: made while another model was tuned whose records this run shares.
@@ -140,14 +141,17 @@ class RunFacts:
     manifest: dict[str, Any]
 
 
-def facts_of(folder: Path) -> list[RunFacts]:
-    """The figures of the run in a folder, or of all runs of a zoo.
+def facts_of(source: Place, store: Place | None = None) -> list[RunFacts]:
+    """The figures of the run in a folder, of all runs of a zoo, or of all models in a store.
+
+    Args:
+        store: where the records of a folder's runs are; None: in the folder.
 
     Raises:
         UsageError: if there is no run.
-        RecordsError: if the records of the only run cannot be read.
+        RecordsError: if a store cannot be reached.
     """
-    return [_facts(run) for run in find_runs(folder)]
+    return [_facts(run) for run in find_runs(source, store)]
 
 
 def to_json(runs: Sequence[RunFacts]) -> dict[str, Any]:
@@ -188,12 +192,12 @@ class _Failures:
 def _facts(run: Run) -> RunFacts:
     records = run.records
     tasks = _tasks(run, records) if records else []
-    curve, failures = _go_through(run.model, tasks, records) if records else ([], _Failures())
+    curve, failures = _go_through(run.model, tasks)
     owners = [model for task in tasks for model in task.records.owners.values()]
     total_s = sum(t.weight * (t.measured.now_s or 0.0) for t in tasks)
     report = run.report
     return RunFacts(
-        folder=run.folder.resolve().name,
+        folder=run.name,
         model=run.model,
         target=str(run.known.get("target", "unknown")),
         state=run.state,
@@ -210,7 +214,7 @@ def _facts(run: Run) -> RunFacts:
         curve=curve,
         tasks=[_task_facts(t, total_s) for t in tasks],
         failures=failures.facts(),
-        memory=next((name for name in PICTURES if (run.folder / name).is_file()), None),
+        memory=next((name for name in PICTURES if run.folder and (run.folder / name).is_file()), None),
         config=dict(run.known.get("config") or {}),
         manifest=run.manifest,
     )
@@ -242,13 +246,13 @@ def _in_order(model: str, tasks: Sequence[_Task]) -> Iterator[tuple[_Task, Event
     yield from sorted(events, key=lambda e: e[2].elapsed_s if e[2].model == model else -1.0)
 
 
-def _go_through(model: str, tasks: Sequence[_Task], records: Records) -> tuple[list[Point], _Failures]:
+def _go_through(model: str, tasks: Sequence[_Task]) -> tuple[list[Point], _Failures]:
     """Follow the tuning event by event; returns the curve of all kernels together, and the failures."""
     curve: list[Point] = []
     failures, made = _Failures(), 0
-    working = sum(any(_works(e, records.wrong.get(t.key, ())) for e in t.records.events) for t in tasks)
+    working = sum(any(_works(e, t.records.wrong) for e in t.records.events) for t in tasks)
     for task, event, stamp in _in_order(model, tasks):
-        event = usable_event(event, records.wrong.get(task.key, ()))
+        event = usable_event(event, task.records.wrong)
         if event is None:
             continue
         elapsed_s = stamp.elapsed_s if stamp.model == model else 0.0

@@ -1,4 +1,4 @@
-"""Finds the runs below a folder, and reads what they left; nothing is locked, so a run may go on meanwhile."""
+"""Finds the runs below a folder or in a store, and reads what they left; a run may go on meanwhile."""
 
 from __future__ import annotations
 
@@ -6,26 +6,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chameleon.errors import UsageError
+from chameleon.errors import ChameleonError, UsageError
 from chameleon.files import read_json
-from chameleon.jobs.records import Records, RecordsError, is_written, records_path
+from chameleon.jobs.records import LOCK, Records, records_path
 from chameleon.jobs.zoo_state import EntryState, read_state
+from chameleon.locks import is_claimed
+from chameleon.store.open import targets_of
+from chameleon.store.place import Place, Url
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one run left in its folder.
+    """What one run left in its folder, or in a store.
 
     Attributes:
+        folder: None for a model in a store.
         known: `run.json`.
         report: `report.json`; empty before the network was compiled.
-        records: None before the first record, or where they cannot be read.
-        state: `finished`; `running` while a process writes the records; `interrupted` otherwise. In a zoo also
-            `waiting` and `failed`.
+        records: None before the first record, and where they cannot be read.
+        state: `finished`; `running` while a process writes into the folder; `interrupted` otherwise. In a zoo also
+            `waiting` and `failed`; `unfinished` for a model in a store, which does not tell.
         problem: why it failed, or why its records cannot be read; empty if nothing is wrong.
     """
 
-    folder: Path
+    folder: Path | None
     known: dict[str, Any]
     report: dict[str, Any]
     manifest: dict[str, Any]
@@ -34,72 +38,103 @@ class Run:
     problem: str = ""
 
     @property
+    def name(self) -> str:
+        return self.folder.resolve().name if self.folder else self.model
+
+    @property
     def model(self) -> str:
-        return str(self.known.get("model", self.folder.name))
+        return str(self.known.get("model") or (self.folder.name if self.folder else "unknown"))
 
 
-def find_runs(folder: Path) -> list[Run]:
-    """The run in a folder, or the runs of a zoo in the folders in it, see `RunReader.find`."""
-    return RunReader().find(folder)
+def find_runs(source: Place, store: Place | None = None) -> list[Run]:
+    """The run in a folder, the runs of a zoo in the folders in it, or the models in a store, see `RunReader.find`."""
+    return RunReader(store).find(source)
 
 
 class RunReader:
-    """Reads runs. Records that did not change since the last look, or that several runs share, are read once."""
+    """Reads runs. A file of records that did not change since the last look, or that runs share, is read once.
 
-    def __init__(self) -> None:
-        self._read: dict[Path, tuple[tuple[int, int], Records | None, str]] = {}
+    Args:
+        store: where the records of a folder's runs are; None: in the folder.
+    """
 
-    def find(self, folder: Path) -> list[Run]:
-        """The run in a folder; or the runs of a zoo, in the order of the zoo, then by name.
+    def __init__(self, store: Place | None = None) -> None:
+        self._store = store
+        self._read: dict[tuple[Path, str | None], tuple[tuple[int, int], Records]] = {}
 
-        Records of a zoo that cannot be read are a problem of their runs only.
+    def find(self, source: Place) -> list[Run]:
+        """The run in a folder; the runs of a zoo, in the order of the zoo, then by name; or the models in a store.
+
+        Records that cannot be read are a problem of their run; the others are there all the same.
 
         Raises:
             UsageError: if there is no run.
-            RecordsError: if the records of the only run cannot be read.
+            RecordsError: if a store cannot be reached.
         """
-        if not folder.is_dir():
-            raise UsageError(f"{folder} is no folder; expected that of a run, such as runs/resnet18-llvm-znver4")
-        if (folder / "run.json").exists():
-            run = self._run(folder, None)
-            if run.problem:
-                raise RecordsError(run.problem)
-            return [run]
-        entries = {folder / entry.folder: entry for entry in read_state(folder)}
-        found = [*entries, *sorted({p.parent for p in folder.glob("*/run.json")} - entries.keys())]
+        if isinstance(source, Url):
+            return _in_store(source)
+        if not source.is_dir():
+            raise UsageError(f"{source} is no folder; expected that of a run, such as runs/resnet18-llvm-znver4")
+        if (source / "run.json").exists():
+            return [self._run(source, None)]
+        entries = {source / entry.folder: entry for entry in read_state(source)}
+        found = [*entries, *sorted({p.parent for p in source.glob("*/run.json")} - entries.keys())]
         if not found:
             raise UsageError(
-                f"{folder} is not the folder of a run: neither it nor a folder in it has a run.json; "
+                f"{source} is not the folder of a run: neither it nor a folder in it has a run.json; "
                 "give the --out of `chameleon tune`, or the `out` of a zoo"
             )
         return [self._run(path, entries.get(path)) for path in found]
 
     def _run(self, folder: Path, entry: EntryState | None) -> Run:
         known = read_json(folder / "run.json")
-        if entry and not known:
-            known = {"model": Path(entry.model).stem, "target": entry.target}
-        path = records_path(folder)
-        records, problem = self._records(path) if path else (None, "")
-        state = "finished" if known.get("finished") else "running" if path and is_written(path) else "interrupted"
+        records, problem = None, ""
+        try:
+            records = self._records(folder, known)
+        except (ChameleonError, OSError) as error:
+            problem = f"the records cannot be read: {error}"
+        state = "finished" if known.get("finished") else "running" if is_claimed(folder / LOCK) else "interrupted"
         if entry:
+            known = known or {"model": Path(entry.model).stem, "target": entry.target}
             state, problem = entry.state, "; ".join(filter(None, (entry.error, problem)))
         report, manifest = read_json(folder / "report.json"), read_json(folder / "manifest.json")
         return Run(folder, known, report, manifest, records, state, problem)
 
-    def _records(self, path: Path) -> tuple[Records | None, str]:
-        """The records in a file, and why they cannot be read."""
+    def _records(self, folder: Path, known: dict[str, Any]) -> Records | None:
+        """The records of a run. A database must be named by the user: a file is not trusted to name one."""
+        place = self._store or records_path(folder)
+        if not known and isinstance(place, Url):  # it has not begun, and what others measured is not its own
+            return None
+        if place is None or (isinstance(place, Path) and not place.stat().st_size):
+            if "://" in str(known.get("records")):
+                raise UsageError(f"they are in {known['records']}; give it: --store URL")
+            return None
+        environment = known.get("environment")
+        if isinstance(place, Path):
+            return self._in_file(place, environment)
+        target = str(known["target"]) if "target" in known else None
+        keys = [t["key"] for t in known["tasks"]] if "tasks" in known else None
+        with Records(place, target, read_only=True, environment=environment, workloads=keys) as records:
+            return records
+
+    def _in_file(self, path: Path, environment: str | None) -> Records:
         now = path.stat()
         stamp = (now.st_size, now.st_mtime_ns)
-        if path not in self._read or self._read[path][0] != stamp:
-            self._read[path] = (stamp, *_opened(path))
-        return self._read[path][1:]
+        seen = self._read.get((path, environment))
+        if seen is None or seen[0] != stamp:
+            with Records(path, read_only=True, environment=environment) as records:
+                seen = self._read[path, environment] = (stamp, records)
+        return seen[1]
 
 
-def _opened(path: Path) -> tuple[Records | None, str]:
-    if not path.stat().st_size:
-        return None, ""
-    try:
-        with Records(path, read_only=True) as records:
-            return records, ""
-    except (RecordsError, OSError) as error:
-        return None, str(error)
+def _in_store(store: Url) -> list[Run]:
+    found = []
+    for target in targets_of(store):
+        with Records(store, target, read_only=True) as everything:
+            for records in map(everything.within, everything.measured_in):
+                for model in sorted(records.elapsed_s):
+                    state = "finished" if model in records.finished else "unfinished"
+                    found.append(Run(None, {"model": model, "target": target}, {}, {}, records, state))
+    if not found:
+        raise UsageError(f"{store} holds no trials")
+    return found

@@ -12,6 +12,7 @@ import jinja2
 
 from chameleon.page.charts import HEIGHT, WIDTH, chart
 from chameleon.page.facts import RunFacts, TaskFacts, TimeSpent, to_json
+from chameleon.store.place import Place
 from chameleon.wording import ratio_text, speed_text, time_text
 
 PARTS = {
@@ -28,11 +29,11 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """What the page may load: nothing but what is in it. A script in it would not run."""
 
 
-def render(runs: Sequence[RunFacts], folder: Path, *, refresh_s: int | None = None) -> str:
+def render(runs: Sequence[RunFacts], source: Place, *, refresh_s: int | None = None) -> str:
     """The page.
 
     Args:
-        folder: that was reported on; the pictures are in it, or in the folders of its runs.
+        source: that was reported on; the pictures are in this folder, or in the folders of its runs.
         refresh_s: after how many seconds a browser asks for the page again; None: never.
     """
     environment = jinja2.Environment(
@@ -48,7 +49,7 @@ def render(runs: Sequence[RunFacts], folder: Path, *, refresh_s: int | None = No
         {
             **run,
             "parts": _parts(facts.time),
-            "picture": _picture(facts, folder),
+            "picture": _picture(facts, source),
             "algorithms": _algorithms(facts.tasks),
         }
         for run, facts in zip(to_json(runs)["runs"], runs, strict=True)
@@ -56,7 +57,7 @@ def render(runs: Sequence[RunFacts], folder: Path, *, refresh_s: int | None = No
     for run, facts in zip(shown, runs, strict=True):
         run["curve"], curves = facts.curve, [task.curve for task in facts.tasks]
         run["tasks"] = [{**t, "curve": curve} for t, curve in zip(run["tasks"], curves, strict=True)]
-    name = folder.resolve().name
+    name = source.resolve().name if isinstance(source, Path) else str(source)
     return environment.get_template("page.html.jinja").render(runs=shown, name=name, refresh_s=refresh_s)
 
 
@@ -102,9 +103,9 @@ def _algorithms(tasks: Sequence[TaskFacts]) -> list[dict[str, Any]]:
     return [{"name": name, "kernels": len(of), "share": sum(of)} for name, of in shares.items()]
 
 
-def _picture(facts: RunFacts, folder: Path) -> str | None:
+def _picture(facts: RunFacts, folder: Place) -> str | None:
     """The memory picture as the source of an image, inside of which no script runs; None without one."""
-    if facts.memory is None:
+    if facts.memory is None or not isinstance(folder, Path):
         return None
     places = (folder / facts.memory, folder / facts.folder / facts.memory)
     path = next((p for p in places if p.is_file() and p.stat().st_size <= LARGEST_PICTURE), None)

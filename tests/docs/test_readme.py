@@ -41,9 +41,16 @@ ELSEWHERE = {
     "chameleon records export autotvm.jsonl --to autotvm -o again.log": "the same",
     "chameleon report tests/data/tiny-run --serve": "tests/page/test_page.py, until it is told to end",
     "python -m tvm.exec.rpc_tracker --host 0.0.0.0 --port 9190": "tests/measure/test_rpc.py starts one in Python",
-    "python -m tvm.exec.rpc_server --tracker 192.168.1.5:9190 --key board": "tests/measure/test_rpc.py, the same",
-    "chameleon tune resnet18 --tracker 192.168.1.5:9190 --device-key board "
-    '--target "llvm -mcpu=znver3 -num-cores=4"': "tests/measure/test_rpc.py, on a tracker of its own",
+    "python scripts/fleets/serve.py --tracker 192.168.1.5:9190 --key board --host 0.0.0.0": (
+        "tests/measure/test_fleet.py, on loopback"
+    ),
+    "chameleon tune resnet18 --tracker 192.168.1.5:9190 --device-key board": (
+        "tests/measure/test_rpc.py, on a tracker of its own"
+    ),
+    "chameleon tune resnet18 --tracker 192.168.1.5:9190 --device-key pi --cc aarch64-linux-gnu-g++": (
+        "tests/measure/test_cross.py, its linker"
+    ),
+    "apt install g++-aarch64-linux-gnu g++-riscv64-linux-gnu": ".ci/run, where it can",
 }
 """Commands that are not run here, and what covers them."""
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from chameleon.cli import main
 from chameleon.exchange.book import Book, measured, write_new
 from chameleon.exchange.sources import lines_of
-from chameleon.jobs.records import SIDES, Records, RecordsError, space_to_json, tuning_header
+from chameleon.jobs.ledger import SIDES, space_to_json
+from chameleon.jobs.records import Records, RecordsError, tuning_header
 from chameleon.search import KnobSpace, Status, Trial, option
 from tests.support.recorded_run import SPACE, TARGET, TRIALS, make_run
 
@@ -122,11 +123,47 @@ def test_two_task_lines_of_one_workload_lose_nothing(tmp_path: Path) -> None:
     assert book.lines[1] == {**TASKS[0], "anchor": "same", "new": 1}
 
 
-def test_other_knobs_and_other_targets_are_refused(tmp_path: Path) -> None:
+def test_two_spaces_of_one_workload_lose_nothing(tmp_path: Path) -> None:
+    book = Book(tmp_path / "a", [tuning_header(TARGET), *TASKS, trial_line("k1", (0, 0), 1e-3, "a", 1.0)])
+    other = {**TASKS[0], **space_to_json(KnobSpace([option("x", [1, 2]), option("y", [1, 2])]))}
+    two = Book(tmp_path / "b", [tuning_header(TARGET), other, trial_line("k1", (0, 0), 1e-4, "b", 1.0)])
+    once: list[Any] = []
+    for _ in range(2):
+        book.merge(two)
+        once = once or book.lines
+        assert book.lines == once
+    tasks = book.records().ledgers[""].by_space
+    assert {space: [t.seconds for t in task.trials] for (_, space), task in tasks.items() if task.trials} == {
+        SPACE.fingerprint(): [1e-3],
+        other["space"]: [1e-4],
+    }
+
+
+def in_environment(lines: list[Any], name: str) -> list[Any]:
+    return [line if line.get("kind") in ("tuning", "task") else {**line, "environment": name} for line in lines]
+
+
+@given(one=files, other=files, third=files)
+def test_every_environment_keeps_its_own(one: list[Any], other: list[Any], third: list[Any]) -> None:
+    """Two environments and lines that tell none; in any order, and any number of times."""
+    sources = {"e1": in_environment(one, "e1"), "e2": in_environment(other, "e2"), "unknown": third}
+    for order in (("e1", "e2", "unknown"), ("unknown", "e2", "e1", "e2")):
+        book = Book(Path("x"), sources[order[0]])
+        for name in order[1:]:
+            book.merge(Book(Path("y"), sources[name]))
+        for name, lines in sources.items():
+            alone = Records.of_lines(Path("z"), lines, None if name == "unknown" else name)
+            here = book.records().within("" if book._assumed == "" and name == "unknown" else name)
+            for key in ("k1", "k2"):
+                assert {t.config: t.seconds for t in here.tasks[key].trials} == {
+                    t.config: t.seconds for t in alone.tasks[key].trials
+                }
+                assert measured(here, key).now_s == measured(alone, key).now_s
+            assert here.wrong == alone.wrong
+
+
+def test_other_targets_are_refused(tmp_path: Path) -> None:
     book = Book(tmp_path / "a", [tuning_header(TARGET), *TASKS])
-    other = {**TASKS[0], **space_to_json(KnobSpace([option("x", [1, 2])]))}
-    with pytest.raises(RecordsError, match=r"b: the task 'name of k1' has other knobs than in .*a \(space"):
-        book.merge(Book(tmp_path / "b", [tuning_header(TARGET), other]))
     with pytest.raises(RecordsError, match="merge records of one target only"):
         book.merge(Book(tmp_path / "b", [tuning_header("cuda")]))
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from chameleon.cli import main
 from chameleon.exchange.check import ERROR, FIELDS, WARNING, check_records
-from chameleon.jobs.records import Exchange, Records, RecordsError
+from chameleon.jobs.ledger import Exchange
+from chameleon.jobs.records import Records, RecordsError
 from tests.support.recorded_run import TARGET, make_run
 
 DOCS = Path(__file__).parents[2] / "docs" / "records.md"
@@ -65,7 +66,7 @@ def test_a_torn_line_and_unknown_fields(path: Path) -> None:
         (4, {"elapsed_s": "soon"}, "with a wrong value"),
         (11, {"again": [{"config": [0, 0]}]}, "a confirmation line with a wrong value"),
         (2, {"kind": "tuning", "chameleon": 1, "target": "cuda"}, "records of a second target"),
-        (3, {"task": "k1", "space": "other"}, "comes a second time, with other knobs"),
+        (4, {"space": "other"}, "that does not tell which of its spaces it is about"),
     ],
 )
 def test_what_no_command_can_use_is_an_error(path: Path, number: int, fields: dict[str, object], what: str) -> None:

@@ -19,7 +19,7 @@ from chameleon.jobs.run_folder import JobSpec
 from chameleon.jobs.session import Session, open_session
 from chameleon.jobs.ship import compile_tuned
 from chameleon.jobs.tune import tune_model
-from chameleon.kernels.alternatives import ALGORITHMS, algorithm_of
+from chameleon.kernels.alternatives import ALGORITHMS, EXACT, REGISTERS, WINOGRAD, algorithm_of
 from chameleon.kernels.lower import Task, extract_tasks, lower
 from chameleon.models.load import load_model
 from chameleon.search import Status, Trial
@@ -57,7 +57,7 @@ def task_lines(folder: Path) -> list[dict]:
 
 def test_a_convolution_may_have_all_algorithms_and_the_records_name_them(tasks, tmp_path):
     session = opened(tasks, tmp_path)
-    assert algorithms_in(session) == [[None, *ALGORITHMS]] * len(tasks)
+    assert algorithms_in(session) == [[None, *WINOGRAD]] * len(tasks)
     for line, tuner in zip(task_lines(tmp_path), session.tasks, strict=True):
         assert list(line["algorithms"]) == list(ALGORITHMS)
         for number, name in enumerate(ALGORITHMS, start=1):
@@ -66,7 +66,7 @@ def test_a_convolution_may_have_all_algorithms_and_the_records_name_them(tasks, 
 
 def test_exact_leaves_only_the_operator_as_it_is_written(tasks, tmp_path):
     assert algorithms_in(opened(tasks, tmp_path, exact=True)) == [[None]] * len(tasks)
-    assert all("algorithms" not in line for line in task_lines(tmp_path))
+    assert all(tuple(line["algorithms"]) == EXACT for line in task_lines(tmp_path))
 
 
 def test_records_decide_for_a_run_that_goes_on(tasks, tmp_path):
@@ -80,17 +80,19 @@ def test_exact_refuses_records_with_other_algorithms(tasks, tmp_path):
         opened(tasks, tmp_path, exact=True)
 
 
-def test_members_of_a_group_share_the_algorithm(tasks, tmp_path):
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_members_of_a_group_share_the_algorithm(name, tasks, tmp_path):
     session = opened(tasks, tmp_path)
     group = next(g for g in session.groups if g.followers)
-    sketch = group.leader.traces.forms.index(2)
+    (line,) = (line for line in task_lines(tmp_path) if line["task"] == group.leader.task.key)
+    sketches = line["algorithms"][name]
     rows = group.leader.traces.space.sample(500, np.random.default_rng(0))
-    config = next(tuple(int(d) for d in row) for row in rows if row[0] == sketch)
+    config = next(tuple(int(d) for d in row) for row in rows if row[0] in sketches)
     group.leader.tell([Trial(config, Status.OK, 1e-3)])
     for follower in group.followers:
         ((same, schedule),) = follower.offer(group.due(follower))
         assert same == config
-        assert schedule.mod["main"].attrs["chameleon.algorithm"] == ALGORITHMS[1]
+        assert algorithm_of(schedule.mod) == (None if name == REGISTERS else name)
 
 
 @pytest.mark.slow
@@ -102,7 +104,7 @@ def test_the_algorithm_that_wins_is_reported_compiled_and_compared(tmp_path):
     )
     known = {line["name"]: line["algorithms"] for line in task_lines(folder) if "algorithms" in line}
     assert known
-    assert {t.algorithm for t in report.tasks} <= {None, *ALGORITHMS}
+    assert {t.algorithm for t in report.tasks} <= {None, *WINOGRAD}
     assert report.comparison is not None
     shipped = compile_tuned(JobSpec(str(model), out=folder), tmp_path / "network.so", print)
     assert shipped.verdict.agrees

@@ -16,8 +16,9 @@ pytest.importorskip("tvm")
 from chameleon.jobs import exchange as exchange_module
 from chameleon.jobs.config import ConfirmConfig, TuneConfig
 from chameleon.jobs.exchange import CLOSE_FACTOR, exchange_best, is_faster
+from chameleon.jobs.ledger import Confirmation, Exchange
 from chameleon.jobs.measured import Measured
-from chameleon.jobs.records import Confirmation, Exchange, Records
+from chameleon.jobs.records import Records
 from chameleon.jobs.run_folder import JobSpec, Opened, open_job
 from chameleon.jobs.session import Session, open_session
 from chameleon.search import Status, Trial

@@ -75,7 +75,8 @@ def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def measure(bench: Bench, n: int, *, devices: int = 1, in_time: Callable[[], bool] = lambda: True) -> list:
     candidates = [((i,), tvm.s_tir.Schedule(misbuild.doubling(f"k:{i}"))) for i in range(n)]
-    measurer = Measurer(detect_target(), bench, bench, devices)  # type: ignore[arg-type]
+    room = (lambda: devices - bench.running) if devices else None
+    measurer = Measurer(detect_target(), bench, bench, room)  # type: ignore[arg-type]
     return list(measurer(candidates, task="k", in_time=in_time))
 
 
@@ -120,6 +121,16 @@ def test_nothing_starts_when_the_time_is_over(tmp_path: Path, devices: int, allo
     assert len(bench.started) == allowed
     assert sorted(t.config for t in trials) == [(i,) for i in sorted(bench.started)]
     assert not list(tmp_path.iterdir())
+
+
+def test_devices_that_come_later_are_used(tmp_path: Path) -> None:
+    """One device until three candidates have started, then four."""
+    bench = Bench(tmp_path)
+    candidates = [((i,), tvm.s_tir.Schedule(misbuild.doubling(f"k:{i}"))) for i in range(9)]
+    room = lambda: (1 if len(bench.started) < 3 else 4) - bench.running  # noqa: E731
+    measurer = Measurer(detect_target(), bench, bench, room)  # type: ignore[arg-type]
+    assert len(list(measurer(candidates, task="k", in_time=lambda: True))) == 9
+    assert bench.most_running > 1
 
 
 def test_a_fault_of_the_environment_ends_it_and_leaves_no_files(tmp_path: Path) -> None:

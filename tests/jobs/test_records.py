@@ -1,5 +1,6 @@
 """Records: nothing measured is lost, and what does not belong is refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chameleon.jobs.records import Confirmation, Exchange, Records, RecordsError
+from chameleon.jobs.ledger import Confirmation, Exchange
+from chameleon.jobs.records import Records, RecordsError
 from chameleon.search import KnobSpace, Status, Trial
 from chameleon.search.space import option, split
 from chameleon.wording import same_target
@@ -101,16 +103,38 @@ def test_other_files_are_refused_and_left_as_they_are(tmp_path, content, says):
     assert path.read_bytes() == content
 
 
-def test_another_space_of_knobs_is_refused(tmp_path):
+OTHER = KnobSpace([split("tile", 24, 2), option("unroll", [0, 16])])
+
+
+def test_another_space_of_knobs_begins_anew_and_loses_nothing(tmp_path):
     written(tmp_path / "t.jsonl")
-    other = KnobSpace([split("tile", 24, 2), option("unroll", [0, 16])])
-    with Records(tmp_path / "t.jsonl", "llvm") as records, pytest.raises(RecordsError, match="with other knobs"):
-        records.add_task("k1", "conv", other)
+    with Records(tmp_path / "t.jsonl", "llvm") as records:
+        assert records.add_task("k1", "conv", OTHER).trials == []
+        records.append("k1", Trial((7, 0), Status.OK, 1e-4), model="net", elapsed_s=4.0)
+    assert reread(tmp_path / "t.jsonl") == TRIALS
+    with Records(tmp_path / "t.jsonl", "llvm") as records:
+        assert records.add_task("k1", "conv", OTHER).trials == [Trial((7, 0), Status.OK, 1e-4)]
+    with Records(tmp_path / "t.jsonl", read_only=True) as records:
+        third = KnobSpace([option("unroll", [0, 16])])
+        with pytest.raises(RecordsError, match="with other knobs"):
+            records.add_task("k1", "conv", third)
 
 
-def test_a_second_writer_is_refused(tmp_path):
-    with Records(tmp_path / "t.jsonl", "llvm"), pytest.raises(RecordsError, match="another process"):
-        Records(tmp_path / "t.jsonl", "llvm")
+def test_two_writers_see_what_the_other_has_written(tmp_path):
+    path = tmp_path / "t.jsonl"
+    with Records(path, "llvm") as one, Records(path, "llvm") as two:
+        for records in (one, two):
+            records.add_task("k1", "conv", SPACE)
+        one.append("k1", TRIALS[0], model="a", elapsed_s=1.0)
+        two.append("k1", TRIALS[2], model="b", elapsed_s=1.0)
+        two.append("k1", dataclasses.replace(TRIALS[0], seconds=9.0), model="b", elapsed_s=2.0)
+        one.append("k1", TRIALS[1], model="a", elapsed_s=2.0)
+        assert one.refresh() == {"k1": [(TRIALS[2], "b")]}
+        assert two.refresh() == {"k1": [(TRIALS[1], "a")]}  # it has measured the other one itself
+        assert one.refresh() == two.refresh() == {}
+        assert one.elapsed_s == two.elapsed_s == {"a": 2.0, "b": 2.0}
+    assert reread(path) == [TRIALS[0], TRIALS[2], TRIALS[1]]
+    assert path.read_text().count('"kind":"tuning"') == 1
 
 
 def test_readers_need_no_lock_and_leave_a_torn_line_to_its_writer(tmp_path):
@@ -141,12 +165,22 @@ def test_a_second_task_line_keeps_the_trials_before_it(tmp_path):
     assert reread(both) == [TRIALS[0], TRIALS[2], Trial((1, 1), Status.OK, 5e-3), again]
 
 
-def test_a_second_task_line_with_other_knobs_is_refused(tmp_path):
+def test_a_line_that_may_be_about_two_spaces_is_refused(tmp_path):
+    """Earlier versions did not write the space into a trial's line; there was one only."""
     path = tmp_path / "t.jsonl"
-    lines = written(path).splitlines(keepends=True)
-    other = {**json.loads(lines[1]), "space": "other"}
-    path.write_bytes(b"".join(lines) + json.dumps(other).encode() + b"\n")
-    with pytest.raises(RecordsError, match=r":6: the task 'conv' comes a second time, with other knobs"):
+    lines = written(path).splitlines()
+    old = [{name: value for name, value in json.loads(line).items() if name != "space"} for line in lines[2:]]
+    task = json.loads(lines[1])
+
+    def write(*order):
+        path.write_text("".join(json.dumps(line) + "\n" for line in (json.loads(lines[0]), *order)))
+
+    write(task, *old)
+    assert reread(path) == TRIALS
+    write(task, *old, {**task, "space": "other"})
+    assert reread(path) == TRIALS
+    write(task, {**task, "space": "other"}, *old)
+    with pytest.raises(RecordsError, match=r":4: the task 'conv' came before with several spaces of knobs"):
         Records(path, "llvm")
 
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chameleon.errors import UsageError
-from chameleon.jobs.records import Records, RecordsError, space_from_json, space_to_json
+from chameleon.jobs.ledger import space_from_json, space_to_json
+from chameleon.jobs.records import Records, RecordsError
 from chameleon.jobs.teachers import earlier_runs, taught_by
 from chameleon.search import KnobSpace, Status, Trial, location, option, split
 from chameleon.search.kin import distance

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import subprocess
@@ -17,6 +16,7 @@ from chameleon.cli import main
 from chameleon.errors import UsageError
 from chameleon.jobs.config import read_yaml
 from chameleon.jobs.zoo import read_zoo
+from chameleon.locks import claimed
 from chameleon.models.load import model_names
 from tests.support.networks import write_network
 from tests.support.scripts import ROOT, run_module
@@ -179,8 +179,7 @@ def test_a_zoo_is_followed_from_elsewhere_and_only_one_tunes_it(tmp_path, capsys
     assert [r["state"] for r in rows] == ["finished", "failed"]
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
 
-    with (out / "zoo.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with claimed(out / "zoo.lock"):
         assert main(["zoo", str(file)]) == 2
     assert "another process tunes the zoo" in capsys.readouterr().err
 

@@ -17,7 +17,8 @@ from tvm.s_tir import meta_schedule as ms
 from chameleon.cli import main
 from chameleon.errors import UsageError
 from chameleon.measure import WarmBuilder, failure_reason, rpc_runner
-from chameleon.measure.remote import RemoteConfig, RemoteRunner, check_tracker, parse_tracker
+from chameleon.measure.remote import RemoteConfig, RemoteRunner
+from chameleon.measure.tracker import check_tracker, parse_tracker
 from chameleon.target import detect_target
 from chameleon.workers.faults import EnvironmentFault
 from tests.support import misbuild
@@ -197,7 +198,7 @@ def test_closing_fails_what_waits(tracker: Tracker, artifacts: list[str]) -> Non
 def test_two_devices_work_at_a_time(tracker: Tracker, serve: Serve, artifacts: list[str]) -> None:
     serve()
     serve()
-    with rpc_runner(f"127.0.0.1:{tracker.port}", KEY, session_timeout_s=20, n_devices=2) as runner:
+    with rpc_runner(f"127.0.0.1:{tracker.port}", KEY, session_timeout_s=20) as runner:
         results = [f.result() for f in submit(runner, *[artifacts[0]] * 4)]
         assert len(runner.worker_pids()) == 2
     assert [r.error_msg for r in results] == [None] * 4

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from chameleon.cli import main
-from chameleon.jobs.records import Records, records_path
+from chameleon.jobs.records import LOCK, Records, records_path
+from chameleon.locks import claimed
 from chameleon.page.facts import Failure, Point, TimeSpent, facts_of
 from chameleon.page.html import render
 from chameleon.search import Status, Trial
@@ -83,12 +84,24 @@ def test_a_wrong_schedule_is_a_failure(tmp_path: Path) -> None:
 
 def test_a_run_while_it_goes_on_and_after_it_was_killed(tmp_path: Path) -> None:
     make_run(tmp_path, ended=False)
-    with Records(tmp_path / "trials.jsonl", TARGET) as records:
+    with claimed(tmp_path / LOCK), Records(tmp_path / "trials.jsonl", TARGET) as records:
         assert facts_of(tmp_path)[0].state == "running"
         records.append("k2", Trial((4, 0), Status.OK, 5e-5), model="net", elapsed_s=20.0)
         assert facts_of(tmp_path)[0].trials == 8
     (run,) = facts_of(tmp_path)
     assert (run.state, run.latency_ms, run.finish_s) == ("interrupted", {}, 0.0)
+
+
+def test_records_that_cannot_be_read_do_not_stop_the_others(tmp_path: Path) -> None:
+    make_run(tmp_path / "one")
+    broken = make_run(tmp_path / "two", model="two") / "trials.jsonl"
+    broken.write_text("no records\n")
+    one, two = facts_of(tmp_path)
+    assert one.trials == 7
+    assert (two.trials, two.model, two.latency_ms) == (0, "two", {"untuned": 2.0, "tuned": 0.5})
+    assert two.problem.startswith(f"the records cannot be read: {broken}:1: expected a JSON object")
+    assert main(["report", str(tmp_path)]) == 0
+    assert str(broken) in (tmp_path / "report.html").read_text()
 
 
 def test_torn_lines_and_torn_files_do_no_harm(tmp_path: Path) -> None:

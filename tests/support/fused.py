@@ -30,6 +30,7 @@ def convolution(
     kernel: int = 3,
     stride: int = 1,
     padding: int = 1,
+    groups: int = 1,
     dtype: str = "float32",
     layout: str = "NHWC",
 ) -> IRModule:
@@ -37,10 +38,17 @@ def convolution(
     last = layout == "NHWC"
     rows = (size + 2 * padding - kernel) // stride + 1
     data = (1, size, size, channels) if last else (1, channels, size, size)
-    weight = (kernel, kernel, channels, out) if last else (out, channels, kernel, kernel)
+    each = channels // groups
+    weight = (kernel, kernel, each, out) if last else (out, each, kernel, kernel)
     bias, result = ((out,), (1, rows, rows, out)) if last else ((out, 1, 1), (1, out, rows, rows))
     conv = lambda x, w: relax.op.nn.conv2d(  # noqa: E731
-        x, w, strides=stride, padding=padding, data_layout=layout, kernel_layout="HWIO" if last else "OIHW"
+        x,
+        w,
+        strides=stride,
+        padding=padding,
+        groups=groups,
+        data_layout=layout,
+        kernel_layout="HWIO" if last else "OIHW",
     )
     return _task(conv, steps, (data, weight, bias, result), dtype)
 

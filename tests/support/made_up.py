@@ -14,6 +14,7 @@ from tvm.s_tir import meta_schedule as ms
 from chameleon.jobs import session as session_module
 from chameleon.jobs.config import TuneConfig
 from chameleon.jobs.confirm import confirm_best
+from chameleon.jobs.environment import Environment
 from chameleon.jobs.measurer import Measurer
 from chameleon.jobs.records import Records
 from chameleon.jobs.session import Session, open_session, share_best, tune
@@ -91,13 +92,14 @@ def tune_tasks(
     records_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     model: str = "net",
+    environment: Environment | None = None,
 ) -> Session:
     """Tune tasks on a machine as `chameleon tune` does, with the machine's clock; gives the session after the run."""
     monkeypatch.setattr(session_module, "task_space", task_space)
     for clock in ("monotonic", "perf_counter"):
         monkeypatch.setattr(time, clock, lambda: machine.now_s)
     measurer = Measurer(detect_target(), machine, machine)  # type: ignore[arg-type]
-    with Records(records_path, TARGET) as records:
+    with Records(records_path, TARGET, environment=environment) as records:
         session = open_session(tasks, detect_target(), records, config, model)
         steps = (tune, share_best, confirm_best)
         with session.running():

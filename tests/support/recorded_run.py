@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from chameleon.jobs.records import Confirmation, Records
+from chameleon.jobs.ledger import Confirmation
+from chameleon.jobs.records import Records
 from chameleon.manifest import manifest
 from chameleon.search import KnobSpace, Status, Trial
 from chameleon.search.space import option, split

@@ -1,0 +1,262 @@
+"""A design space that knows the machine: the tile of results follows from the registers of a core.
+
+MetaSchedule tiles each loop in every way that divides it. Few of these tiles keep a core's multipliers busy. Here the
+tile of results that is kept in registers comes first (Goto and van de Geijn, 2008; Van Zee and van de Geijn, 2015):
+
+- some rows (places in the image, or rows of a matrix) times some vectors of channels (or columns) are accumulated;
+- so many that the additions of one multiplier need not wait for each other, and so few that none is spilled;
+- all are accumulated over the whole reduction, then written once, with what is fused behind the kernel;
+- constant weights are packed in the order in which they are read (MetaSchedule's `RewriteLayout`).
+
+It suits any kernel with one sum of products whose last axis is the last one of the output as well: convolutions of all
+strides and sizes with channels last, depthwise ones, and matrix products.
+"""
+
+# TVM's reflected attributes have no static types:
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportCallIssue=false
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import tvm_ffi
+from tvm.ir import IRModule
+from tvm.s_tir import Schedule
+from tvm.s_tir import meta_schedule as ms
+from tvm.sym import Analyzer
+from tvm.target import Target, codegen
+from tvm.tirx import Var
+from tvm_ffi import structural_walk
+
+from chameleon.kernels.loops import extent_of, inline_behind, is_reduction, reduces, sampled
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a core computes with.
+
+    Attributes:
+        lanes: how many float32 numbers a vector register holds.
+        registers: how many vector registers there are.
+        cores: how many cores share a kernel.
+    """
+
+    lanes: int
+    registers: int
+    cores: int
+
+    @classmethod
+    def of(cls, target: Target) -> Machine:
+        """The machine that a CPU target describes."""
+        cores = int(target.attrs.get("num-cores", 1))
+        triple = str(
+            target.attrs.get("mtriple") or tvm_ffi.get_global_func("tvm.codegen.llvm.GetDefaultTargetTriple")()
+        )
+        if not triple.startswith(("x86_64", "i")):
+            return cls(max(4, codegen.llvm_get_vector_width(target) // 32), 32, cores)
+        for feature, lanes, registers in (("avx512f", 16, 32), ("avx", 8, 16)):
+            if codegen.target_has_features(feature, target):
+                return cls(lanes, registers, cores)
+        return cls(4, 16, cores)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Which results are kept in registers: so many along each row axis, and so many channels."""
+
+    rows: tuple[int, ...]
+    channels: int
+
+
+LEAST_RESULTS = 8
+"""So many additions are under way in a core at once (two multipliers, four cycles each): fewer results let it wait."""
+
+MOST_ROW_AXES = 2
+"""A tile of rows has at most so many axes, such as the height and the width of an image."""
+
+TILES = 6
+"""At most so many tiles of rows are offered."""
+
+MOST_STEPS = 8
+"""At most so many steps of the innermost reduction loop are written out."""
+
+
+@dataclass(frozen=True)
+class _Product:
+    """The sum of products in a kernel, by its loops from the outside.
+
+    Attributes:
+        block: its name.
+        rows: the extents of the one or two axes before the last one along which the weights do not change.
+        channels: the extent of the last axis.
+        staged: whether something before it, such as padding, is computed for it.
+    """
+
+    block: str
+    rows: tuple[int, ...]
+    channels: int
+    staged: bool
+
+
+def register_space(mod: IRModule, target: Target) -> ms.SpaceGenerator | None:
+    """A space generator for the kernel `main` of a module; None if it is not of this kind.
+
+    It is one of MetaSchedule's own kind, `ScheduleFn`, with the post-processors of its CPU rules.
+    """
+    machine, product = Machine.of(target), _find(Schedule(mod))
+    if product is None or not (tiles := tiles_of(product.rows, product.channels, machine)):
+        return None
+    make = partial(_sketches, product=product, tiles=tiles, machine=machine)
+    return ms.space_generator.ScheduleFn(make, [], ms.Postproc.create("llvm"), {})
+
+
+def tiles_of(rows: Sequence[int], channels: int, machine: Machine) -> list[Tile]:
+    """The tiles that fit the registers, those first that compute most for each number that they load.
+
+    Args:
+        rows: the extents of the row axes.
+        channels: the extent of the vector axis.
+    """
+    lanes, found = machine.lanes, {}
+    for tile in itertools.product(*map(_divisors, rows)):
+        count = math.prod(tile)
+        for vectors in range(1, machine.registers):
+            if channels % (vectors * lanes) == 0 and _fits(count, vectors, machine.registers):
+                key = (count, vectors)
+                if key not in found or tile[-1] > found[key].rows[-1]:
+                    found[key] = Tile(tile, vectors * lanes)
+    return [found[key] for key in sorted(found, key=lambda key: -_worth(*key))[:TILES]]
+
+
+def _fits(rows: int, vectors: int, registers: int) -> bool:
+    """Whether there are registers for all results, a vector of weights and one number of the data."""
+    return rows * vectors + 2 <= registers
+
+
+def _worth(rows: int, vectors: int) -> float:
+    """Products for each load; less if the results are too few for the multipliers."""
+    return rows * vectors / (rows + vectors) * min(1.0, rows * vectors / LEAST_RESULTS)
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def _find(sch: Schedule) -> _Product | None:
+    """The only reduction of a kernel, if it is a sum of products whose vectors can be loaded as they are."""
+    blocks = [b for b in sch.get_child_blocks(sch.get_sblock("root")) if reduces(sch, b)]
+    if len(blocks) != 1:
+        return None
+    block = sch.get(blocks[0])
+    kinds = [is_reduction(v) for v in block.iter_vars]
+    spatial = [v for v in block.iter_vars if not is_reduction(v)]
+    if kinds != sorted(kinds) or len(block.reads) != 2 or len(spatial) < 2:
+        return None
+    data, weight = map(_used, block.reads)
+    *before, last = (v.var for v in spatial)
+    if last not in weight or not _loads_vectors(sch, block, last):
+        return None
+    free = list(itertools.takewhile(lambda var: var in data and var not in weight, reversed(before)))[:MOST_ROW_AXES]
+    if not free:
+        return None
+    extents = [int(v.dom.extent) for v in block.iter_vars]
+    rows = tuple(extents[len(spatial) - 1 - len(free) : len(spatial) - 1])
+    return _Product(str(block.name_hint), rows, extents[len(spatial) - 1], bool(sch.get_producers(blocks[0])))
+
+
+def _used(read: Any) -> set[Any]:
+    """The variables in the indices of what a block reads."""
+    found: set[Any] = set()
+    for dim in read.region:
+        structural_walk(dim.min, (Var, found.add))
+    return found
+
+
+def _loads_vectors(sch: Schedule, block: Any, last: Any) -> bool:
+    """Whether what changes with the last axis lies side by side in memory, or may be put so when it is compiled."""
+    func = sch.mod["main"]
+    constant = [func.params[int(i)] for i in (func.attrs or {}).get("layout_free_buffers", [])]
+    analyzer = Analyzer()
+    for v in block.iter_vars:
+        analyzer.bind(v.var, v.dom)
+    for read in block.reads:
+        movable = any(read.source.same_as(c) for c in constant)
+        index = analyzer.simplify(read.region[-1].min)
+        if last in _used(read) and not movable and not index.same_as(last):
+            return False
+    return all(str(x.source.dtype) == "float32" for x in (*block.reads, *block.writes))
+
+
+def _sketches(sch: Schedule, *, product: _Product, tiles: Sequence[Tile], machine: Machine) -> list[Schedule]:
+    ways = [
+        (tile, weights_stay, in_bands)
+        for tile in tiles
+        for weights_stay in (True, False)
+        for in_bands in ((True, False) if product.staged else (False,))
+    ]
+    return [_scheduled(Schedule(sch.mod), product, *way, machine) for way in ways]
+
+
+def _scheduled(
+    sch: Schedule, product: _Product, tile: Tile, weights_stay: bool, in_bands: bool, machine: Machine
+) -> Schedule:
+    """One design space.
+
+    Args:
+        weights_stay: whether a tile of channels goes over all rows of a band before the next one; else the other way.
+        in_bands: whether what is computed before the product is computed for each band of rows, just before it.
+    """
+    block = sch.get_sblock(product.block)
+    results = sch.cache_write(block, 0, "local")
+    inline_behind(sch, results)
+    loops = sch.get_loops(block)
+    n_axes = len(loops) - sum(is_reduction(v) for v in sch.get(block).iter_vars)
+    spatial, reduction = loops[:n_axes], loops[n_axes:]
+    *outer, channels = spatial
+    outer, rows = outer[: -len(tile.rows)], outer[-len(tile.rows) :]
+    rows, inner = zip(*(sch.split(r, [None, t]) for r, t in zip(rows, tile.rows, strict=True)), strict=True)
+    bands, *rest = rows
+    bands, band = sch.split(bands, sch.sample_perfect_tile(bands, 2, 64))
+    chunks, vector = sch.split(channels, [None, tile.channels])
+    far, near = sch.split(chunks, sch.sample_perfect_tile(chunks, 2, 64))
+    walk = [near, band, *rest] if weights_stay else [band, *rest, near]
+    sch.reorder(*outer, bands, far, *walk, *reduction, *inner, vector)
+    sch.reverse_compute_at(results, walk[-1], preserve_unit_loops=True)
+    *copied_rows, copied = sch.get_loops(results)[-1 - len(inner) :]
+    for loop in (*copied_rows, *inner):
+        sch.unroll(loop)
+    sch.vectorize(copied)
+    sch.vectorize(vector)
+    _write_out(sch, reduction)
+    shared = sch.fuse(*outer, bands) if in_bands else sch.fuse(*outer, bands, far)
+    if product.staged:
+        _stage(sch, block, shared if in_bands else None, machine.lanes)
+    sch.parallel(shared)
+    return sch
+
+
+def _write_out(sch: Schedule, reduction: Sequence[Any]) -> None:
+    """Write some steps of the innermost reduction loop out; how many is a knob."""
+    loop = next((r for r in reversed(reduction) if extent_of(sch, r) != 1), None)
+    if loop is not None:
+        steps = [d for d in _divisors(extent_of(sch, loop) or 1) if d <= MOST_STEPS]
+        sch.unroll(sch.split(loop, [None, sampled(sch, steps)])[1])
+
+
+def _stage(sch: Schedule, block: Any, at: Any | None, lanes: int) -> None:
+    """Compute what the product reads before it: for each iteration of a loop, or all at once."""
+    for producer in sch.get_producers(block):
+        while before := [b for b in sch.get_producers(producer) if not reduces(sch, b)]:
+            sch.compute_inline(before[0])
+        if at is not None:
+            sch.compute_at(producer, at, preserve_unit_loops=True)
+        *others, last = sch.get_loops(producer)
+        if (extent_of(sch, last) or 1) % lanes == 0:
+            _, vector = sch.split(last, [None, lanes])
+            sch.vectorize(vector)
+        if at is None:
+            sch.parallel(sch.fuse(*others[:-1]) if len(others) > 1 else others[0])
