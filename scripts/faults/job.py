@@ -60,7 +60,7 @@ def main(
             builder = stack.enter_context(WarmBuilder(export="tar", n_workers=1, timeout_s=TIMEOUT_S))
             options = {"session_timeout_s": int(TIMEOUT_S), "wait_timeout_s": TIMEOUT_S}
             runner = stack.enter_context(rpc_runner(tracker, KEY, **options))
-            measurer = Measurer(target, builder, runner, devices=1)
+            measurer = Measurer(target, builder, runner, runner.room)
         else:
             hook = "scripts.faults.hooks:build"
             limits = {"timeout_s": TIMEOUT_S, "memory_limit_bytes": MEMORY_BYTES}
