@@ -32,6 +32,7 @@ from tvm.target import Target, codegen
 from tvm.tirx import Var
 from tvm_ffi import structural_walk
 
+from chameleon.kernels.inspect import STACK_BYTES
 from chameleon.kernels.loops import extent_of, inline_behind, is_reduction, reduces, sampled
 
 
@@ -81,6 +82,8 @@ MOST_ROW_AXES = 2
 TILES = 6
 """At most so many tiles of rows are offered."""
 
+FLOAT_BYTES = 4
+
 MOST_STEPS = 8
 """At most so many steps of the innermost reduction loop are written out."""
 
@@ -125,16 +128,20 @@ def tiles_of(rows: Sequence[int], channels: int, machine: Machine) -> list[Tile]
     for tile in itertools.product(*map(_divisors, rows)):
         count = math.prod(tile)
         for vectors in range(1, machine.registers):
-            if channels % (vectors * lanes) == 0 and _fits(count, vectors, machine.registers):
+            if channels % (vectors * lanes) == 0 and _fits(count, vectors, machine):
                 key = (count, vectors)
                 if key not in found or tile[-1] > found[key].rows[-1]:
                     found[key] = Tile(tile, vectors * lanes)
     return [found[key] for key in sorted(found, key=lambda key: -_worth(*key))[:TILES]]
 
 
-def _fits(rows: int, vectors: int, registers: int) -> bool:
-    """Whether there are registers for all results, a vector of weights and one number of the data."""
-    return rows * vectors + 2 <= registers
+def _fits(rows: int, vectors: int, machine: Machine) -> bool:
+    """Whether there are registers for all results, a vector of weights and one number of the data.
+
+    A larger tile than the stack takes would not even get into registers.
+    """
+    results = rows * vectors
+    return results + 2 <= machine.registers and results * machine.lanes * FLOAT_BYTES < STACK_BYTES
 
 
 def _worth(rows: int, vectors: int) -> float:

@@ -3,9 +3,10 @@
 
     python -m scripts.tuning.algorithms resnet18 --trials 48
 
-For each 3x3 convolution of a network (one for each main block, whatever is fused behind it) every algorithm is
-searched by itself with the same number of trials: the operator as it is written, and Winograd's with tiles of 2x2 and
-4x4 outputs. At the end the best schedules are timed again in turns. GFLOP/s are effective: the operations of the
+For each convolution of a network (one for each main block, whatever is fused behind it) every way to compute it is
+searched by itself with the same number of trials: the operator in MetaSchedule's own design spaces, in the space whose
+tiles follow from the registers, and, where it is 3x3 with stride 1, Winograd's algorithm with tiles of 2x2 and 4x4
+outputs. At the end the best schedules are timed again in turns. GFLOP/s are effective: the operations of the
 direct convolution, divided by the time. The error is the largest one against double precision, divided by the largest
 output.
 
@@ -70,9 +71,15 @@ def search(traces: TraceSpace, measurer: Measurer, trials: int, seed: int) -> tu
 
 
 def shape_of(mod: Any) -> str:
-    """`56x56x64 -> 64`: height, width and channels of the input, channels of the output."""
-    _, height, width, channels = (int(d) for d in mod["main"].params[0].shape)
-    return f"{height}x{width}x{channels} -> {int(mod['main'].params[-1].shape[-1])}"
+    """`56x56x64 -> 64, 3x3 / 2`: height, width and channels of the input, channels of the output, kernel, stride."""
+    shapes = [[int(d) for d in p.shape] for p in mod["main"].params]
+    (_, height, width, channels), (rows, columns, *_), (_, out, _, k) = shapes[0], shapes[1], shapes[-1]
+    return f"{height}x{width}x{channels} -> {k}, {rows}x{columns} / {stride_of(height, out)}"
+
+
+def stride_of(inputs: int, outputs: int) -> int:
+    """The stride of a convolution whose padding keeps the size, but for the stride."""
+    return -(-inputs // outputs)
 
 
 def error_of(traces: TraceSpace, config: Config, algorithm: str, task: Task, target: Any) -> float:
@@ -81,7 +88,7 @@ def error_of(traces: TraceSpace, config: Config, algorithm: str, task: Task, tar
     shapes = [tuple(int(d) for d in p.shape) for p in task.mod["main"].params]
     arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
     expected = reference(arrays)
-    if algorithm != DIRECT:
+    if algorithm in WINOGRAD:
         arrays[1] = transformed_weights(arrays[1], WINOGRAD[algorithm])
     tensors = [tvm.runtime.tensor(a) for a in arrays]
     tvm.compile(traces.schedule(config).mod, target)["main"](*tensors)
@@ -89,10 +96,15 @@ def error_of(traces: TraceSpace, config: Config, algorithm: str, task: Task, tar
 
 
 def reference(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """A 3x3 convolution with padding 1, bias, maybe a sum, and ReLU, in double precision."""
+    """A convolution whose padding keeps the size, with bias, maybe a sum, and ReLU, in double precision."""
     x, weight, bias, *others = (a.astype(np.float64) for a in arrays[:-1])
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+    stride = stride_of(x.shape[1], arrays[-1].shape[1])
+    ends = [
+        (out - 1) * stride + k - n for out, k, n in zip(arrays[-1].shape[1:3], weight.shape, x.shape[1:], strict=False)
+    ]
+    pads = [(max(0, n + 1) // 2, max(0, n) // 2) for n in ends]
+    padded = np.pad(x, ((0, 0), *pads, (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, weight.shape[:2], axis=(1, 2))[:, ::stride, ::stride]
     y = np.einsum("nhwcij,ijck->nhwk", windows, weight, optimize=True) + bias
     return np.maximum(y + sum(others), 0)
 
@@ -105,7 +117,7 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="How often the best schedules are timed again, in turns.")] = 9,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/algorithms"),
 ) -> None:
-    """Compare the algorithms for the 3x3 convolutions of a network."""
+    """Compare the ways to compute the convolutions of a network."""
     started, target = time.perf_counter(), detect_target()
     options = {"model": model, "trials": trials, "seed": seed, "rounds": rounds, "target": str(target)}
     header = {"kind": "algorithms", **options}

@@ -32,7 +32,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from enum import StrEnum
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,7 +49,7 @@ THEIRS = ("finished", "cured", "stock")  # the first of these that took part is 
 app = typer.Typer(add_completion=False)
 
 
-class Tuner(StrEnum):
+class Tuner(str, Enum):
     """Who tunes."""
 
     stock = "stock"
@@ -98,7 +98,7 @@ def timeline_callback(timeline: Timeline, start_s: float) -> Any:
     return Note()
 
 
-def tune(tuner: Tuner, workload: str, trials: int, per_iter: int, seed: int, folder: Path) -> dict[str, Any]:
+def tune(tuner: str, workload: str, trials: int, per_iter: int, seed: int, folder: Path) -> dict[str, Any]:
     """Make one run of one tuner in this process; its database stays in `folder`."""
     from tvm.s_tir import meta_schedule as ms
 
@@ -112,10 +112,10 @@ def tune(tuner: Tuner, workload: str, trials: int, per_iter: int, seed: int, fol
     start_s = time.perf_counter()
     with ExitStack() as stack:
         options: dict[str, Any] = {}
-        if tuner is Tuner.cured:
+        if tuner == Tuner.cured:
             register_build()
             options = {"builder": ms.builder.LocalBuilder(f_build="compare.build", initializer=register_build)}
-        elif tuner is Tuner.ours:
+        elif tuner == Tuner.ours:
             builder, runner = stack.enter_context(WarmBuilder()), stack.enter_context(WarmRunner())
             strategy = ChameleonStrategy(seed=seed)
             options = {"builder": builder, "runner": runner, "strategy": strategy, "cost_model": "random"}
@@ -215,7 +215,7 @@ def in_child(log: Path, *arguments: object) -> Any:
 
 
 def compare(
-    workload: str, seed: int, tuners: Sequence[Tuner], trials: int, per_iter: int, rounds: int
+    workload: str, seed: int, tuners: Sequence[str], trials: int, per_iter: int, rounds: int
 ) -> dict[str, Any]:
     """Run all tuners on one workload, then time their best schedules in turns."""
     common = ["--workloads", workload, "--trials", trials, "--per-iter", per_iter, "--seed", seed, "--rounds", rounds]
@@ -231,14 +231,14 @@ def compare(
     return summary(workload, seed, runs, seconds)
 
 
-def part(tuners: Sequence[Tuner], workload: str, trials: int, per_iter: int, seed: int, rounds: int, out: Path) -> Any:
+def part(tuners: Sequence[str], workload: str, trials: int, per_iter: int, seed: int, rounds: int, out: Path) -> Any:
     """What a child does: one tuner's run, or, for several tuners, the timing of their best schedules."""
     logging.disable(logging.INFO)
     if len(tuners) > 1:
         return remeasure({t: out / t for t in tuners}, workload, rounds)
     (tuner,) = tuners
-    if tuner is Tuner.finished:
-        return finish(json.loads((out / Tuner.cured / "log.json").read_text()), out / Tuner.cured, out / tuner)
+    if tuner == Tuner.finished:
+        return finish(json.loads((out / "cured" / "log.json").read_text()), out / "cured", out / tuner)
     return tune(tuner, workload, trials, per_iter, seed, out / tuner)
 
 
@@ -307,20 +307,21 @@ def main(
     part_of: Annotated[Path | None, typer.Option("--part", hidden=True)] = None,
 ) -> None:
     """Compare MetaSchedule with Chameleon, seed after seed."""
+    tuners = [t.value for t in tuner]
     if part_of is not None:
-        part_of.write_text(json.dumps(part(tuner, workloads, trials, per_iter, seed, rounds, out)))
+        part_of.write_text(json.dumps(part(tuners, workloads, trials, per_iter, seed, rounds, out)))
         return
     started = time.perf_counter()
-    options = {"trials": trials, "per_iter": per_iter, "rounds": rounds, "tuners": tuner}
+    options = {"trials": trials, "per_iter": per_iter, "rounds": rounds, "tuners": tuners}
     store = RunStore(out / "runs.jsonl", options, lambda line: (line["workload"], line["seed"]))
     for number in range(seed, seed + seeds):
         for workload in workloads.split(","):
             if (workload, number) not in store.lines:
-                store.add(compare(workload, number, tuner, trials, per_iter, rounds))
+                store.add(compare(workload, number, tuners, trials, per_iter, rounds))
                 row = store.lines[workload, number]
                 print(workload, number, row.get("ratio"), row.get("reach"), flush=True)
     rows = list(store.lines.values())
-    write_results(out, rows, table(rows, tuner), options, time.perf_counter() - started)
+    write_results(out, rows, table(rows, tuners), options, time.perf_counter() - started)
 
 
 if __name__ == "__main__":  # TVM's workers import this module again
