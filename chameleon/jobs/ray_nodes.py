@@ -338,6 +338,12 @@ class RayMeasurer:
             for n, (config, schedule) in zip(numbers, candidates, strict=True)
         ]
 
+    @property
+    def processor(self) -> str:
+        """The processor of the nodes that measure; `check` comes first."""
+        assert self._kind is not None
+        return self._kind.processor
+
     def report(self) -> list[str]:
         """Why nodes were left out, a line for each."""
         return [f"the node {why}" for why in self._left_out.values()]

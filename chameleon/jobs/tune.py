@@ -12,8 +12,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -81,11 +81,28 @@ def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tup
     _check_config(spec, config)
     spec = _check_place(spec, say)
     job = open_job(spec, say)
-    with claimed(job.out / LOCK):
-        return _tune_here(job, spec, config, watch, say), job.out
+    with claimed(job.out / LOCK), _with_cluster(spec, job.target, say) as (spec, cluster):
+        return _tune_here(job, spec, cluster, config, watch, say), job.out
 
 
-def _tune_here(job: Opened, spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> TuneReport:
+@contextmanager
+def _with_cluster(spec: JobSpec, target: Target, say: Say) -> Iterator[tuple[JobSpec, Measures | None]]:
+    """Have the nodes to measure on; the records are opened for their processor. None of this without `--ray`.
+
+    Raises:
+        EnvironmentFault: if no node can measure.
+    """
+    if spec.ray is None:
+        yield spec, None
+        return
+    with ray_measurer(spec.ray, target, say) as cluster:
+        cluster.check()
+        yield dataclasses.replace(spec, processor=cluster.processor), cluster
+
+
+def _tune_here(
+    job: Opened, spec: JobSpec, cluster: Measures | None, config: TuneConfig, watch: Watch, say: Say
+) -> TuneReport:
     """Tune into a folder that is this process's."""
     claim(job, spec, config, finished=False)
     with open_records(job, spec) as records:
@@ -106,7 +123,7 @@ def _tune_here(job: Opened, spec: JobSpec, config: TuneConfig, watch: Watch, say
         _warn_of_a_small_budget(session, say)
         try:
             with doing(f"tuning {job.model.name}", job.out):
-                warnings = _measure(job, spec, session, records, watch, say)
+                warnings = _measure(job, spec, cluster, session, records, watch)
         except EnvironmentFault as fault:
             raise EnvironmentFault(_stopped(fault, session, records)) from fault
         if session.enough:
@@ -131,7 +148,9 @@ def _teachers(job: Opened, spec: JobSpec, records: Records, config: TuneConfig, 
     return found
 
 
-def _measure(job: Opened, spec: JobSpec, session: Session, records: Records, watch: Watch, say: Say) -> list[str]:
+def _measure(
+    job: Opened, spec: JobSpec, cluster: Measures | None, session: Session, records: Records, watch: Watch
+) -> list[str]:
     """Tune and time the best again until the budget is used up.
 
     Returns:
@@ -143,8 +162,7 @@ def _measure(job: Opened, spec: JobSpec, session: Session, records: Records, wat
     name, warnings = job.model.name, []
     if session.has_work:
         with ExitStack() as stack:
-            measurer = _measurer(spec, job.target, stack, say)
-            measurer.check()
+            measurer = _measurer(spec, job.target, stack) if cluster is None else cluster
             before = activity()
             with session.running():
                 # What was kept for the last steps may turn out to be more than they take.
@@ -246,16 +264,18 @@ def _check_success(job: Opened, session: Session) -> None:
     )
 
 
-def _measurer(spec: JobSpec, target: Target, stack: ExitStack, say: Say) -> Measures:
+def _measurer(spec: JobSpec, target: Target, stack: ExitStack) -> Measurer:
+    """A measurer on this machine or at a tracker, which has measured a tiny kernel."""
     _check_device(spec, target)
-    if spec.ray is not None:
-        return stack.enter_context(ray_measurer(spec.ray, target, say))
     if spec.tracker is None:
-        return local_measurer(target, stack)
-    assert spec.device_key is not None  # `_check_config` has checked this
-    builder = stack.enter_context(WarmBuilder(export="tar"))
-    runner = stack.enter_context(rpc_runner(spec.tracker, spec.device_key))
-    return Measurer(target, builder, runner, runner.room)
+        measurer = local_measurer(target, stack)
+    else:
+        assert spec.device_key is not None  # `_check_config` has checked this
+        builder = stack.enter_context(WarmBuilder(export="tar"))
+        runner = stack.enter_context(rpc_runner(spec.tracker, spec.device_key))
+        measurer = Measurer(target, builder, runner, runner.room)
+    measurer.check()
+    return measurer
 
 
 def measures_here(spec: JobSpec) -> bool:

@@ -155,7 +155,7 @@ class RayNodes:
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         try:
             cls._all[case.mark] = cls(cluster)
-            yield ("--ray", cluster.address)
+            yield ("--ray", str(cluster.address))
         finally:
             cls._all.pop(case.mark, None)
             cluster.shutdown()

@@ -72,7 +72,8 @@ def test_tvm_opens_what_was_exported_and_it_comes_back(tuned: tuple[Path, Path],
     for key, times in results(back).items():
         assert times == pytest.approx(mine[key])
     assert main(["records", "merge", str(run), str(back), "-o", str(merged)]) == 0
-    assert results(merged) == mine
+    for key, times in results(merged).items():
+        assert times == pytest.approx(mine[key])
     assert main(["records", "check", str(back)]) == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import tvm
 
 from chameleon.cli import main
 from chameleon.jobs.ray_nodes import RayMeasurer, ray_measurer
+from chameleon.jobs.run_folder import JobSpec, environment_of
+from chameleon.manifest import cpu_name
 from chameleon.target import detect_target
 from chameleon.workers.faults import EnvironmentFault
 from tests.support import misbuild
@@ -95,7 +98,16 @@ def test_a_network_is_tuned_on_the_nodes_and_others_are_left_out(
     assert len(trials) == 8
     assert any(line["status"] == "ok" for line in trials)
     assert any(line.get("kind") == "confirmation" for line in lines)
+    (environment,) = [line for line in lines if line.get("kind") == "environment"]
+    assert environment["cpu"] == cpu_name()  # the nodes are this machine
+    assert {line["environment"] for line in trials} == {environment["environment"]}
     assert (out / "network.so").exists()
+
+
+def test_trials_belong_to_the_processor_of_the_nodes() -> None:
+    target, spec = detect_target(), JobSpec("net.onnx", ray="auto")
+    assert environment_of(spec, target).cpu == cpu_name()
+    assert environment_of(dataclasses.replace(spec, processor="abacus"), target).cpu == "abacus"
 
 
 def test_no_cluster_and_no_node(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ from chameleon.jobs.config import read_yaml
 from chameleon.jobs.zoo import read_zoo
 from chameleon.locks import claimed
 from chameleon.models.load import model_names
+from chameleon.page.facts import facts_of
+from chameleon.page.html import render
+from chameleon.store.place import Url
 from tests.support.networks import write_network
 from tests.support.scripts import ROOT, run_module
 
@@ -123,6 +126,32 @@ def test_models_times_targets_and_budgets(tmp_path):
         read_zoo(same, tmp_path)
     same["models"][1]["name"] = "a-short"
     assert len(read_zoo(same, tmp_path).entries) == 2
+
+
+def test_one_store_for_the_records_of_all_entries(tmp_path):
+    url = f"sqlite:///{tmp_path / 'records.db'}"
+    zoo = read_zoo({"out": "zoo", "store": url, "targets": ["native", "llvm"], "models": ["resnet18"]})
+    assert zoo.store == Url(url)
+    assert [e.spec.records for e in zoo.entries] == [Url(url)] * 2
+
+
+@pytest.mark.needs("sqlalchemy")
+def test_a_zoo_whose_records_are_in_a_store(tmp_path, capsys):
+    network = write_network(tmp_path / "net.onnx")
+    out, file = tmp_path / "zoo", tmp_path / "zoo.yaml"
+    zoo = {"out": str(out), "store": f"sqlite:///{tmp_path / 'records.db'}", "models": [str(network)]}
+    file.write_text(yaml.safe_dump({**zoo, "defaults": {"searcher": "random", "trials": 4}}))
+    assert main(["zoo", str(file)]) == 0
+    assert not list(out.glob("*.jsonl"))
+    capsys.readouterr()
+    for place, trials in ((file, 4), (out, 0)):  # a folder is not trusted to name a database
+        assert main(["zoo", str(place), "--watch", "--progress", "json"]) == 0
+        (row,) = json.loads(capsys.readouterr().out.splitlines()[0])["runs"]
+        assert (row["state"], row["trials"]) == ("finished", trials)
+        assert ("--store URL" in row["problem"]) == (trials == 0)
+    (run,) = facts_of(out, Url(zoo["store"]))
+    assert run.trials == 4
+    assert (out / "report.html").read_text() == render([run], out)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from chameleon.cli import main
 from chameleon.jobs.records import LOCK, Records, records_path
 from chameleon.locks import claimed
 from chameleon.page.facts import Failure, Point, TimeSpent, facts_of
+from chameleon.page.folders import RunReader
 from chameleon.page.html import render
 from chameleon.search import Status, Trial
 from tests.support.recorded_run import BROKEN, SPACE, TARGET, TRIALS, make_run
@@ -139,6 +140,19 @@ def test_the_runs_of_a_zoo_share_their_records(tmp_path: Path) -> None:
         ("two", 1, 1, 1.0),
     ]
     assert [p.elapsed_s for p in two.tasks[0].curve] == [0.0, 1.0]  # what was there before costs no time
+
+
+def test_records_that_did_not_change_are_read_once(tmp_path: Path) -> None:
+    make_run(tmp_path / "a")
+    reader = RunReader()
+    first, again = reader.find(tmp_path)[0].records, reader.find(tmp_path)[0].records
+    assert first is not None
+    assert again is first
+    with Records(tmp_path / "a" / "trials.jsonl", TARGET) as records:
+        records.append("k2", Trial((4, 0), Status.OK, 5e-5), model="net", elapsed_s=20.0)
+    changed = reader.find(tmp_path)[0].records
+    assert changed is not None
+    assert len(changed.tasks["k2"].trials) == len(first.tasks["k2"].trials) + 1
 
 
 def test_the_algorithms_chosen(tmp_path: Path) -> None:
