@@ -15,7 +15,7 @@ from chameleon.cli import main
 from chameleon.store.lines import Line
 from chameleon.store.open import lines_at, open_store
 from chameleon.store.place import Place, Url
-from tests.store.test_contract import in_its_turn
+from tests.store.test_store_contract import in_its_turn
 from tests.support.networks import write_network
 from tests.support.scripts import ROOT
 
