@@ -32,7 +32,7 @@ ELSEWHERE = {
     'pip install -e ".[all,ray]"': "what the Makefile does to make the environment of this test",
     "ray start --head --port 6379": "tests/jobs/test_ray.py starts clusters in Python",
     "ray start --address 192.168.1.5:6379": "the same",
-    "python -m scripts.faults.inject --injections 1000": "tests/scripts/test_faults.py, with few injections",
+    "python -m scripts.faults.inject --injections 1000": "tests/scripts/test_injected_faults.py, with few injections",
     "chameleon tune resnet18 --ray auto": "tests/jobs/test_ray.py, on a cluster of its own",
     "chameleon autotvm resnet-18 --tuner chameleon": "tests/autotvm/test_script.py, on a smaller network",
     "chameleon records export runs/resnet20 --to metaschedule -o database": "tests/exchange/test_metaschedule.py",
