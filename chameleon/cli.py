@@ -22,12 +22,12 @@ from rich.markup import escape
 from rich.table import Table
 
 import chameleon
-from chameleon.cli_print import print_bench, print_report, zoo_table
+from chameleon.cli_print import print_bench, print_report
 from chameleon.cli_records import records_app
 from chameleon.error_log import write_log
 from chameleon.errors import ChameleonError, UnforeseenError, described, first_line
 from chameleon.files import check_writable
-from chameleon.live import Notes, Watcher
+from chameleon.live import Notes, Progress, ProgressKind
 from chameleon.stderr_filter import without_known_notes
 from chameleon.wording import names_text, speed_text, time_text
 
@@ -107,6 +107,14 @@ CompilerOpt = Annotated[
 SysrootOpt = Annotated[
     Path | None, typer.Option("--sysroot", help="Folder with the target's headers and libraries, for --cc.")
 ]
+RayOpt = Annotated[
+    str | None,
+    typer.Option("--ray", help="Measure on the nodes of a running Ray cluster: its address, or auto."),
+]
+ProgressOpt = Annotated[
+    ProgressKind,
+    typer.Option("--progress", help="A table on a terminal, plain lines, or JSON lines. Default: as the output is."),
+]
 JsonOpt = Annotated[Path | None, typer.Option("--json", help="Write the result to this file as JSON.")]
 
 
@@ -157,6 +165,7 @@ def tune_command(
     device_key: Annotated[
         str | None, typer.Option(help="The key under which the devices registered at the tracker.")
     ] = None,
+    ray: RayOpt = None,
     rewrite: RewriteOpt = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Forget the failed trials of earlier runs; they may be tried again.")
@@ -181,13 +190,11 @@ def tune_command(
     ] = None,
     compiler: CompilerOpt = None,
     sysroot: SysrootOpt = None,
+    progress: ProgressOpt = ProgressKind.AUTO,
     json_out: JsonOpt = None,
 ) -> None:
     """Tune a network's tasks; run the same command again to go on where it ended."""
     from chameleon.jobs.config import read_preset, tune_config
-
-    with _say.stage("importing TVM"):
-        from chameleon.jobs.tune import tune_model
 
     flags = {
         "trials": trials,
@@ -199,22 +206,28 @@ def tune_command(
         "learn": learn,
         "exact": exact,
     }
-    preset = read_preset(config) if config else {}
-    in_preset = preset.pop("store", None)  # it may have a password, and the configuration is recorded
-    resolved = tune_config(preset, flags)
-    check_writable(json_out)
-    with Watcher(console) as watch:
+    with Progress(progress, console, notes) as told:
+        with told.say.stage("importing TVM"):
+            from chameleon.jobs.tune import tune_model
+
+        preset = read_preset(config) if config else {}
+        in_preset = preset.pop("store", None)  # it may have a password, and the configuration is recorded
+        resolved = tune_config(preset, flags)
+        check_writable(json_out)
         spec = _spec(model, target, out, input_shape, dim, tracker, device_key, rewrite)
         spec = dataclasses.replace(
             spec,
+            ray=ray,
             records=_place(store or in_preset),
             retry_failed=retry_failed,
             toolchain=_toolchain(compiler, sysroot),
             learn_from=tuple(learn_from or ()),
         )
-        report, folder = tune_model(spec, resolved, watch, _say)
-    print_report(report, folder, console)
-    _write_json(json_out, report.to_json())
+        report, folder = tune_model(spec, resolved, told.watch, told.say)
+        told.ended(report.model, folder, report)
+        if told.console:
+            print_report(report, folder, told.console)
+        _write_json(json_out, report.to_json())
 
 
 @app.command("compile")
@@ -403,20 +416,23 @@ def searchers_command() -> None:
 
 @app.command("zoo")
 def zoo_command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The list of models, targets and budgets (YAML).")],
+    place: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The list of models, targets and budgets (YAML); with --watch DIR.")
+    ],
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Follow a zoo that runs elsewhere, by its FILE or its folder; only reads.")
+    ] = False,
+    ray: RayOpt = None,
+    progress: ProgressOpt = ProgressKind.AUTO,
 ) -> None:
     """Tune a list of models; finished models are skipped, and a task that several models share is tuned once."""
-    from chameleon.jobs.config import read_yaml
+    from chameleon.cli_zoo import run_zoo, watch_zoo
 
-    with _say.stage("importing TVM"):
-        from chameleon.jobs.zoo import read_zoo, tune_zoo
-
-    entries = read_zoo(read_yaml(file))
-    with Watcher(console) as watch:
-        results = tune_zoo(entries, watch, _say)
-    console.print(zoo_table(results))
-    if failed := [r.entry.spec.model for r in results if r.report is None]:
-        raise ChameleonError(f"{len(failed)} of {len(results)} models failed: {', '.join(failed)}")
+    with Progress(progress, console, notes) as told:
+        if watch:
+            watch_zoo(place, told)
+        else:
+            run_zoo(place, told, ray)
 
 
 @app.command("autotvm")

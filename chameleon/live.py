@@ -1,12 +1,17 @@
-"""Shows the progress of a job: a live table or a spinner on a terminal, a line now and then elsewhere."""
+"""Shows the progress of a job: a live table on a terminal, a line now and then elsewhere, or JSON for programs."""
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,11 +20,150 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from chameleon.errors import described
 from chameleon.wording import time_text
 
 if TYPE_CHECKING:  # importing TVM takes seconds, which are to be shown
+    from chameleon.jobs.run_folder import TuneReport
     from chameleon.jobs.session import Session
     from chameleon.jobs.task_tuner import TaskTuner
+
+
+class ProgressKind(str, Enum):
+    """How progress is shown."""
+
+    AUTO = "auto"  # `rich` where the output is a terminal, otherwise `plain`
+    RICH = "rich"  # a table that changes in its place
+    PLAIN = "plain"  # a line now and then
+    JSON = "json"  # an event a line, for programs
+
+
+class Progress:
+    """What a job tells while it takes its time; use as a context manager.
+
+    Attributes:
+        say: takes messages for people and stages, see `chameleon.jobs.stages`.
+        watch: is called with the session before each batch and after each trial.
+        console: for the result; None where programs read the output.
+    """
+
+    def __init__(self, kind: ProgressKind, out: Console, err: Console) -> None:
+        self._events: Events | None = None
+        self._elsewhere = ExitStack()
+        if kind is ProgressKind.JSON:
+            self.console = None
+            self.say = self.watch = self._events = Events(sys.stdout)
+            return
+        if kind is not ProgressKind.AUTO:
+            terminal = kind is ProgressKind.RICH
+            out, err = Console(force_terminal=terminal), Console(stderr=True, force_terminal=terminal)
+        self.console, self.say, self.watch = out, Notes(err), Watcher(out)
+
+    def ended(self, model: str, folder: Path | None, report: TuneReport | None, error: str = "") -> None:
+        """One model is done with: its report, or why it failed."""
+        if self._events:
+            self._events.end(model, folder, report, error)
+
+    def event(self, name: str, **content: Any) -> None:
+        """Tell programs something; people are not told."""
+        if self._events:
+            self._events.write(name, **content)
+
+    def __enter__(self) -> Progress:
+        if self._events:  # whatever a library prints would be no event
+            self._elsewhere.enter_context(redirect_stdout(sys.stderr))
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(self.watch, Watcher):
+            self.watch.stop()
+        if self._events:
+            self._events.exit(error)
+        self._elsewhere.close()
+
+
+class Events:
+    """Writes one JSON object a line; docs/tune.md lists them. It is both what is told messages and what watches."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._session: Session | None = None
+        self._task: int | None = None
+        self._seen: list[_Seen] = []
+
+    def __call__(self, told: str | Session) -> None:
+        if isinstance(told, str):
+            self.write("message", text=told)
+        else:
+            self._watch(told)
+
+    @contextmanager
+    def stage(self, text: str) -> Iterator[None]:
+        """Tell that a stage begins, and how long it took."""
+        start_s = time.monotonic()
+        self.write("stage", text=text)
+        yield
+        self.write("stage", text=text, took_s=round(time.monotonic() - start_s, 3))
+
+    def _watch(self, session: Session) -> None:
+        if session is not self._session:
+            self._begin(session)
+        if session.current is not None and session.current != self._task:
+            self.write("task", model=session.model, task=session.tasks[session.current].task.name)
+        self._task = session.current
+        for tuner, seen in zip(session.tasks, self._seen, strict=True):
+            self._task_news(session, tuner, seen)
+
+    def _begin(self, session: Session) -> None:
+        self._session, self._task = session, None
+        self._seen = [_Seen(len(t.trials), t.now_s) for t in session.tasks]
+        tasks = [{"task": t.task.name, "key": t.key, "weight": t.task.weight} for t in session.tasks]
+        config, before = session.config, round(session.before_s, 3)
+        self.write(
+            "run",
+            model=session.model,
+            target=session.target,
+            searcher=config.searcher,
+            seed=config.seed,
+            trials=config.trials,
+            time_budget_s=config.time_budget_s,
+            trials_before=session.trials,
+            elapsed_s=before,
+            tasks=tasks,
+        )
+
+    def _task_news(self, session: Session, tuner: TaskTuner, seen: _Seen) -> None:
+        where = {"model": session.model, "task": tuner.task.name}
+        for trial in tuner.trials[seen.trials :]:
+            self.write("trial", **where, elapsed_s=round(session.elapsed_s, 3), **trial.to_json())
+        seen.trials = len(tuner.trials)
+        if tuner.now_s is not None and tuner.now_s != seen.now_s:
+            seen.now_s = tuner.now_s
+            times_s = [t.task.weight * t.now_s for t in session.tasks if t.now_s is not None]
+            together_s = sum(times_s) if len(times_s) == len(session.tasks) else None
+            self.write("best", **where, trials=session.trials, seconds=tuner.now_s, together_s=together_s)
+
+    def end(self, model: str, folder: Path | None, report: TuneReport | None, error: str) -> None:
+        """Tell that a model is done with."""
+        content = report.to_json() if report else None
+        self.write("end", model=model, folder=folder and str(folder), error=error or None, report=content)
+
+    def exit(self, error: BaseException | None) -> None:
+        """Tell that the command ends: the last line."""
+        self.write("exit", error=None if error is None else str(error) or described(error))
+
+    def write(self, event: str, **content: Any) -> None:
+        """Write one line."""
+        self._stream.write(json.dumps({"event": event, **content}) + "\n")
+        self._stream.flush()
+
+
+@dataclass
+class _Seen:
+    """What was told of a task."""
+
+    trials: int
+    now_s: float | None
 
 
 class Notes:
@@ -65,7 +209,7 @@ class _Running:
 
 
 class Watcher:
-    """Shows a tuning session; use as a context manager and call it with the session."""
+    """Shows a tuning session: call it with the session."""
 
     def __init__(self, console: Console, every_s: float = 15.0) -> None:
         self._console = console
@@ -73,18 +217,16 @@ class Watcher:
         self._last_s = 0.0
         self._live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
 
-    def __enter__(self) -> Watcher:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
+        """Give the terminal to what comes next."""
         if self._live:
             self._live.stop()
 
     def __call__(self, session: Session) -> None:
         now = time.monotonic()
         if self._live:
-            if session.current is None:  # nothing is measured any more: what comes next has the terminal
-                self._live.stop()
+            if session.current is None:  # nothing is measured any more
+                self.stop()
                 return
             if not self._live.is_started:
                 self._live.start()

@@ -1,12 +1,14 @@
 """What people see while a job takes its time."""
 
 import io
+import json
 import time
 
+import pytest
 from rich.console import Console
 
 from chameleon.jobs.stages import stage
-from chameleon.live import Notes
+from chameleon.live import Notes, Progress, ProgressKind
 
 
 def notes(*, terminal: bool) -> tuple[Notes, io.StringIO]:
@@ -36,3 +38,37 @@ def test_a_plain_function_is_told_of_a_stage():
     with stage(said.append, "loading"):
         pass
     assert said == ["loading"]
+
+
+def failing_job():
+    with Progress(ProgressKind.JSON, Console(), Console()) as told:
+        assert told.console is None
+        told.say("two [bold] words")
+        with stage(told.say, "loading"):
+            print("what a library says")
+        told.ended("net", None, None, "no such file")
+        raise OSError("the disk is full")
+
+
+def test_programs_get_events_and_nothing_else(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(OSError, match="the disk is full"):
+        failing_job()
+    out, err = capsys.readouterr()
+    events = [json.loads(line) for line in out.splitlines()]
+    assert [e["event"] for e in events] == ["message", "stage", "stage", "end", "exit"]
+    assert (events[0]["text"], events[-2]["error"], events[-1]["error"]) == (
+        "two [bold] words",
+        "no such file",
+        "the disk is full",
+    )
+    assert "took_s" in events[2]
+    assert err == "what a library says\n"
+
+
+@pytest.mark.parametrize(("kind", "terminal"), [(ProgressKind.RICH, True), (ProgressKind.PLAIN, False)])
+def test_the_way_that_is_asked_for_is_taken(kind: ProgressKind, terminal: bool):
+    other = Console(force_terminal=not terminal)
+    told = Progress(kind, other, other)
+    assert told.console is not None
+    assert told.console.is_terminal is terminal
+    assert Progress(ProgressKind.AUTO, other, other).console is other

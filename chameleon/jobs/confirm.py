@@ -15,14 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from chameleon.jobs.config import ConfirmConfig
 from chameleon.jobs.ledger import Confirmation
-from chameleon.jobs.measurer import Built, Measurer
+from chameleon.jobs.measurer import Measures, Prepared
 from chameleon.jobs.records import Records
 from chameleon.jobs.session import Session
 from chameleon.jobs.task_tuner import TaskTuner
 
 
 def confirm_best(
-    session: Session, measurer: Measurer, records: Records, model: str, watch: Callable[[Session], None]
+    session: Session, measurer: Measures, records: Records, model: str, watch: Callable[[Session], None]
 ) -> int:
     """Time the best schedules of each task again, unless that was done since the best changed.
 
@@ -53,14 +53,14 @@ def confirm_best(
 
 
 def _time_again(
-    tuner: TaskTuner, measurer: Measurer, config: ConfirmConfig, in_time: Callable[[], bool]
+    tuner: TaskTuner, measurer: Measures, config: ConfirmConfig, in_time: Callable[[], bool]
 ) -> Confirmation | None:
     """The times of a task's best schedules; None if the time was over before each had its turn."""
     built = measurer.build([(t.config, tuner.traces.schedule(t.config)) for t in tuner.contenders()])
     cools = config.cold and measurer.can_cool
     seconds: dict[tuple[int, ...], list[float]] = {candidate.config: [] for candidate in built}
     cold: dict[tuple[int, ...], list[float]] = {candidate.config: [] for candidate in built if cools}
-    racing = [candidate for candidate in built if candidate.run_input is not None]
+    racing = [candidate for candidate in built if candidate.ready]
     try:
         for number in range(config.rounds):
             for candidate in racing if number % 2 == 0 else racing[::-1]:
@@ -83,8 +83,8 @@ def _time_again(
 
 
 def _still_racing(
-    racing: Sequence[Built], seconds: Mapping[tuple[int, ...], Sequence[float]], drop_factor: float
-) -> list[Built]:
+    racing: Sequence[Prepared], seconds: Mapping[tuple[int, ...], Sequence[float]], drop_factor: float
+) -> list[Prepared]:
     """Those that were not clearly slower than the best in every round."""
     limit_s = drop_factor * min((statistics.median(seconds[c.config]) for c in racing), default=0.0)
     return [c for c in racing if min(seconds[c.config]) <= limit_s]

@@ -20,7 +20,7 @@ from chameleon.jobs.bench import BenchConfig, rounds_of_executables
 from chameleon.jobs.compile import compile_model
 from chameleon.jobs.in_network import ProfileConfig, profile_network
 from chameleon.jobs.ledger import Exchange
-from chameleon.jobs.measurer import Measurer
+from chameleon.jobs.measurer import Measures
 from chameleon.jobs.records import Records
 from chameleon.jobs.run_folder import Opened
 from chameleon.jobs.session import Session, database_of
@@ -47,7 +47,7 @@ TURNS = BenchConfig(rounds=8, runs=4)
 def exchange_best(
     job: Opened,
     session: Session,
-    _measurer: Measurer,
+    _measurer: Measures,
     records: Records,
     model: str,
     watch: Callable[[Session], None],

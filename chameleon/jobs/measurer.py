@@ -9,15 +9,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
-from chameleon.measure import WarmRunner
+from chameleon.measure import WarmBuilder, WarmRunner
 from chameleon.measure.preflight import check_environment
 from chameleon.search import Trial
 from chameleon.target import usable_cores
@@ -30,6 +31,55 @@ POLL_S = 0.005
 """Pause between two looks at what devices elsewhere and the builder have done."""
 
 
+class Prepared(Protocol):
+    """A candidate after its build, wherever it was built."""
+
+    @property
+    def config(self) -> Config:
+        """Its configuration."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether it was built, so that it can be run."""
+        ...
+
+    def discard(self) -> None:
+        """Remove what was built."""
+        ...
+
+
+class Measures(Protocol):
+    """Turns candidates into trials: on this machine, on devices at a tracker, or on the nodes of a cluster."""
+
+    def check(self) -> None:
+        """Build and time one tiny kernel, see `Measurer.check`."""
+        ...
+
+    def __call__(
+        self, candidates: Sequence[tuple[Config, Schedule]], *, task: str, in_time: Callable[[], bool]
+    ) -> Iterator[Trial]:
+        """Build and time candidates, see `Measurer.__call__`."""
+        ...
+
+    def build(self, candidates: Sequence[tuple[Config, Schedule]]) -> Sequence[Prepared]:
+        """Build candidates, see `Measurer.build`."""
+        ...
+
+    def report(self) -> list[str]:
+        """What failed elsewhere than on this machine, a line for each device or node."""
+        ...
+
+    @property
+    def can_cool(self) -> bool:
+        """Whether candidates can be timed with cold caches."""
+        ...
+
+    def time(self, candidate: Any, *, cold: bool = False) -> Trial:
+        """Time one candidate that `build` gave at full length, see `Measurer.time`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Built:
     """A candidate after its build: `run_input` if it can be run, otherwise why not."""
@@ -38,6 +88,10 @@ class Built:
     run_input: ms.runner.RunnerInput | None
     error: str
     build_s: float
+
+    @property
+    def ready(self) -> bool:
+        return self.run_input is not None
 
     def discard(self) -> None:
         """Remove its artifact: the builder leaves it to whoever runs it. In MetaSchedule its own loop removes it."""
@@ -90,7 +144,7 @@ class Measurer:
                 for left in ready[i:]:
                     left.discard()
                 return
-            trial = self._timed(candidate, task)
+            trial = self.time_in_task(candidate, task)
             candidate.discard()
             yield trial
 
@@ -181,6 +235,10 @@ class Measurer:
         finally:
             runner.cold = False
 
+    def time_in_task(self, candidate: Built, task: str) -> Trial:
+        """Time one candidate as far as it takes to compare it with the best of its task; keep the artifact."""
+        return self._timed(candidate, task)
+
     def _timed(self, candidate: Built, task: str | None) -> Trial:
         if isinstance(self._runner, WarmRunner):
             self._runner.task = task
@@ -200,6 +258,11 @@ class _Running:
         """Its trial, once the future is done; the artifact is removed."""
         self.candidate.discard()
         return _trial(self.candidate, self.future.result(), time.perf_counter() - self.start_s)
+
+
+def local_measurer(target: Target, stack: ExitStack) -> Measurer:
+    """A measurer on the machine that this process runs on; the stack closes what it holds."""
+    return Measurer(target, stack.enter_context(WarmBuilder()), stack.enter_context(WarmRunner()))
 
 
 def _trial(candidate: Built, result: ms.runner.RunnerResult, run_s: float) -> Trial:

@@ -67,6 +67,8 @@ class JobSpec:
     input_shape: InputShape | None = None  # for models whose file leaves it open
     tracker: str | None = None  # host:port of an RPC tracker; None: measure here
     device_key: str | None = None
+    ray: str | None = None  # address of a Ray cluster to measure on, or `auto`
+    processor: str | None = None  # of the cluster's nodes that measure, once they have said it
     records: Place | None = None  # a store that several models may share; None: trials.jsonl in `out`
     rewrite: bool = False  # rewrite the network first where that lowers the peak of its memory
     retry_failed: bool = False  # forget failed trials on record, so that they may be measured again
@@ -377,13 +379,17 @@ def claim(job: Opened, spec: JobSpec, config: TuneConfig, *, finished: bool) -> 
 
 
 def environment_of(spec: JobSpec, target: Target) -> Environment:
-    """What makes the times of this run incomparable with others: of a device elsewhere only its key is known."""
+    """What makes the times of this run incomparable with others.
+
+    Of a device at a tracker only its key is known, and of a cluster what its nodes say.
+    """
+    device = None if spec.tracker is None else f"device {spec.device_key}"
     named = {"kind", "keys", "tag", "mcpu", "num-cores"}
     flags = {name: str(value) for name, value in sorted(target.export().items()) if name not in named}
     threads = target.attrs.get("num-cores")
     return Environment(
         tvm=version_of("apache-tvm"),
-        cpu=cpu_name() if spec.tracker is None else f"device {spec.device_key}",
+        cpu=spec.processor or device or cpu_name(),
         vector=" ".join(sorted(vector_features(target))),
         threads=None if threads is None else int(threads),
         flags=" ".join(f"{name}={value}" for name, value in flags.items()),

@@ -32,7 +32,7 @@ from chameleon.jobs.failure_row import FailureRow
 from chameleon.jobs.group import Group
 from chameleon.jobs.ledger import TaskRecords
 from chameleon.jobs.measured import Measured, usable, usable_events
-from chameleon.jobs.measurer import Measurer
+from chameleon.jobs.measurer import Measures
 from chameleon.jobs.records import Records, RecordsError
 from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.jobs.teachers import Teacher
@@ -52,6 +52,8 @@ class Session:
 
     Attributes:
         groups: the same tasks; those that are searched as one stand together.
+        model: name of the network.
+        target: that its kernels are built for.
         before_s: seconds of tuning until the clock was started.
         current: position of the task that is being measured.
         row: ends the run where all candidates fail for one reason.
@@ -61,6 +63,8 @@ class Session:
     groups: list[Group]
     config: TuneConfig
     before_s: float
+    model: str = ""
+    target: str = ""
     current: int | None = None
     row: FailureRow = field(default_factory=lambda: FailureRow(TuneConfig.max_failures_in_row))
     curve: list[tuple[float, float]] = field(default_factory=list)  # seconds of tuning, and expected of all kernels
@@ -247,7 +251,10 @@ def open_session(
             with what was fastest of the other tasks here.
     """
     rngs = [np.random.default_rng(s) for s in np.random.SeedSequence(config.seed).spawn(len(tasks))]
-    share = None if config.trials is None else config.trials / max(len(tasks), 1)
+    share = math.inf if config.trials is None else config.trials / max(len(tasks), 1)
+    is_done = partial(
+        _is_done_elsewhere, finished=records.finished, model=model, share=share, first=config.first_batch
+    )
     tuners: list[TaskTuner] = []
     untunable = {}
 
@@ -264,17 +271,16 @@ def open_session(
         anchor = anchor_key(task.mod, traces)
         known = records.add_task(task.key, task.name, traces.space, anchor, algorithms)
         borrowed = sum(owner != model for owner in known.owners.values())
-        shared = _is_done_elsewhere(known, records.finished, model, share)
+        shared = is_done(known)
         events = usable_events(records, task.key, model)
         first = _best_elsewhere(records.elsewhere(task.key, known.space), config.confirm.contenders)
         tuners.append(
             TaskTuner(task, traces, config, rng, events, borrowed, shared, known.origins, partial(taught, task), first)
         )
-    groups = _groups(
-        tuners, records, config, model, lambda known: _is_done_elsewhere(known, records.finished, model, share)
-    )
+    groups = _groups(tuners, records, config, model, is_done)
     elapsed_s = records.elapsed_s.get(model, 0.0) if any(tuner.best_s for tuner in tuners) else 0.0
-    return Session(tuners, groups, config, elapsed_s, row=FailureRow(config.max_failures_in_row), untunable=untunable)
+    row = FailureRow(config.max_failures_in_row)
+    return Session(tuners, groups, config, elapsed_s, model, str(target), row=row, untunable=untunable)
 
 
 def _best_elsewhere(known: Sequence[TaskRecords], n: int) -> list[Config]:
@@ -329,19 +335,25 @@ def _groups(
     return groups
 
 
-def _is_done_elsewhere(known: TaskRecords, finished: set[str], model: str, share: float | None) -> bool:
-    """Whether tuning other models has done for a task what tuning this model would do.
+def _is_done_elsewhere(known: TaskRecords, finished: set[str], model: str, share: float, first: int) -> bool:
+    """Whether tuning other models has done for a workload what tuning this model would do.
 
-    It has if another model began the task, and either the tuning of a model that measured it has ended, or the task
-    already has this model's share of trials. Otherwise the trials are only a start.
+    That is judged by its trials and their success, whoever made the first of them: a schedule works, and it has this
+    model's share of trials from others. A first batch is enough where the tuning of another model that measured it
+    has ended: that one gave it no more for a reason. Otherwise the trials are only a start.
+
+    Args:
+        share: the trials of this model's budget that fall to a task, infinite where the time alone is bounded.
+        first: the number of candidates of a task's first batch.
     """
-    owners = list(dict.fromkeys(known.owners.values()))
-    if not owners or owners[0] == model:
+    others = Counter(owner for owner in known.owners.values() if owner != model)
+    if not others or not any(trial.seconds is not None for trial in known.trials):
         return False
-    return any(o in finished for o in owners if o != model) or (share is not None and len(known.owners) >= share)
+    ended = any(owner in finished for owner in others)
+    return others.total() >= (min(share, first) if ended else share)
 
 
-def tune(session: Session, measurer: Measurer, records: Records, model: str, watch: Callable[[Session], None]) -> int:
+def tune(session: Session, measurer: Measures, records: Records, model: str, watch: Callable[[Session], None]) -> int:
     """Measure until the budget has no room for another trial or nothing is left to try.
 
     Args:
@@ -375,7 +387,7 @@ def tune(session: Session, measurer: Measurer, records: Records, model: str, wat
 
 def share_best(
     session: Session,
-    measurer: Measurer,
+    measurer: Measures,
     records: Records,
     model: str,
     watch: Callable[[Session], None],
@@ -406,7 +418,7 @@ def _measure(
     tuner: TaskTuner,
     propose: Callable[[], Sequence[tuple[Config, Schedule]]],
     left_s: float,
-    measurer: Measurer,
+    measurer: Measures,
     records: Records,
     model: str,
     watch: Callable[[Session], None],

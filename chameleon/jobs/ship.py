@@ -44,7 +44,7 @@ from chameleon.measure.link import OBJECTS, Toolchain, find_compiler
 from chameleon.memory.deadline import Deadline
 from chameleon.memory.plan import MemoryOptions, Solve
 from chameleon.search import Trial
-from chameleon.target import runs_here
+from chameleon.target import check_runs_here, runs_here
 
 MAX_WRONG = 16
 """After so many wrong schedules in one network, something else must be wrong."""
@@ -190,7 +190,9 @@ def device_elsewhere(target: Target, *, tracker: bool) -> str:
 
     A CPU behind a tracker may run the same code as this machine's: then the network is compared here.
     """
-    if not runs_here(target):
+    try:
+        check_runs_here(target)
+    except UsageError:  # another architecture, or vector instructions that this processor lacks
         return "this machine cannot run code for its target"
     return "its device is behind a tracker" if tracker and target.kind.name != "llvm" else ""
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,8 @@ from chameleon.jobs.config import TuneConfig
 from chameleon.jobs.confirm import confirm_best
 from chameleon.jobs.exchange import exchange_best
 from chameleon.jobs.in_network import Alone, breakdown, profile_network
-from chameleon.jobs.measurer import Measurer
+from chameleon.jobs.measurer import Measurer, Measures, local_measurer
+from chameleon.jobs.ray_nodes import check_cluster, ray_measurer
 from chameleon.jobs.records import LOCK, Records
 from chameleon.jobs.run_folder import (
     JobSpec,
@@ -55,7 +56,7 @@ from chameleon.jobs.teachers import Teacher, earlier_runs, taught_by
 from chameleon.kernels.alternatives import algorithm_of
 from chameleon.kernels.lower import kernel_tasks, moving_kernels
 from chameleon.locks import claimed
-from chameleon.measure import WarmBuilder, WarmRunner
+from chameleon.measure import WarmBuilder
 from chameleon.measure.device_facts import DeviceFacts, ask_device, needs_target
 from chameleon.measure.link import find_compiler
 from chameleon.measure.preflight import check_toolchain
@@ -80,11 +81,28 @@ def tune_model(spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> tup
     _check_config(spec, config)
     spec = _check_place(spec, say)
     job = open_job(spec, say)
-    with claimed(job.out / LOCK):
-        return _tune_here(job, spec, config, watch, say), job.out
+    with claimed(job.out / LOCK), _with_cluster(spec, job.target, say) as (spec, cluster):
+        return _tune_here(job, spec, cluster, config, watch, say), job.out
 
 
-def _tune_here(job: Opened, spec: JobSpec, config: TuneConfig, watch: Watch, say: Say) -> TuneReport:
+@contextmanager
+def _with_cluster(spec: JobSpec, target: Target, say: Say) -> Iterator[tuple[JobSpec, Measures | None]]:
+    """Have the nodes to measure on; the records are opened for their processor. None of this without `--ray`.
+
+    Raises:
+        EnvironmentFault: if no node can measure.
+    """
+    if spec.ray is None:
+        yield spec, None
+        return
+    with ray_measurer(spec.ray, target, say) as cluster:
+        cluster.check()
+        yield dataclasses.replace(spec, processor=cluster.processor), cluster
+
+
+def _tune_here(
+    job: Opened, spec: JobSpec, cluster: Measures | None, config: TuneConfig, watch: Watch, say: Say
+) -> TuneReport:
     """Tune into a folder that is this process's."""
     claim(job, spec, config, finished=False)
     with open_records(job, spec) as records:
@@ -105,7 +123,7 @@ def _tune_here(job: Opened, spec: JobSpec, config: TuneConfig, watch: Watch, say
         _warn_of_a_small_budget(session, say)
         try:
             with doing(f"tuning {job.model.name}", job.out):
-                warnings = _measure(job, spec, session, records, watch)
+                warnings = _measure(job, spec, cluster, session, records, watch)
         except EnvironmentFault as fault:
             raise EnvironmentFault(_stopped(fault, session, records)) from fault
         if session.enough:
@@ -130,7 +148,9 @@ def _teachers(job: Opened, spec: JobSpec, records: Records, config: TuneConfig, 
     return found
 
 
-def _measure(job: Opened, spec: JobSpec, session: Session, records: Records, watch: Watch) -> list[str]:
+def _measure(
+    job: Opened, spec: JobSpec, cluster: Measures | None, session: Session, records: Records, watch: Watch
+) -> list[str]:
     """Tune and time the best again until the budget is used up.
 
     Returns:
@@ -142,19 +162,18 @@ def _measure(job: Opened, spec: JobSpec, session: Session, records: Records, wat
     name, warnings = job.model.name, []
     if session.has_work:
         with ExitStack() as stack:
-            measurer = _measurer(spec, job.target, stack)
-            measurer.check()
+            measurer = _measurer(spec, job.target, stack) if cluster is None else cluster
             before = activity()
             with session.running():
                 # What was kept for the last steps may turn out to be more than they take.
                 steps = [tune, share_best, confirm_best]
-                if spec.tracker is None and job.target.kind.name == "llvm":
+                if measures_here(spec) and job.target.kind.name == "llvm":
                     steps.append(partial(exchange_best, job))
                     session.exchange_kept_s = session.config.confirm.exchange_s
                 while sum([step(session, measurer, records, name, watch) for step in steps]):
                     pass
             watch(session)
-            warnings = measurer.report() if spec.tracker else busy_warnings("tuning", before, activity())
+            warnings = busy_warnings("tuning", before, activity()) if measures_here(spec) else measurer.report()
     records.finish(name, elapsed_s=session.elapsed_s)
     return warnings
 
@@ -167,15 +186,17 @@ def _check_place(spec: JobSpec, say: Say) -> JobSpec:
 
     Raises:
         UsageError: if the target is of another architecture than this machine, or than the compiler links for.
-        EnvironmentFault: if there is no compiler here, or no device at the tracker.
+        EnvironmentFault: if there is no compiler here, no device at the tracker, or no cluster.
     """
     spec.toolchain.check()
     if spec.tracker is not None:
         found = check_tracker(spec.tracker, str(spec.device_key))
         say(f"{found.devices} devices with the key {spec.device_key} at {spec.tracker}, {found.free} of them free")
         spec = _with_device(spec, spec.tracker, say)
+    elif spec.ray is not None:
+        check_cluster(spec.ray)
     target = target_of(spec)
-    if spec.tracker is None:
+    if measures_here(spec):
         check_runs_here(target)
     if runs_here(target) and spec.toolchain.compiler is None:
         find_compiler()
@@ -216,7 +237,7 @@ def _with_device(spec: JobSpec, tracker: str, say: Say) -> JobSpec:
 
 
 def _check_device(spec: JobSpec, target: Target) -> None:
-    if spec.tracker is None and not tvm.device(device_name(target.kind.name)).exist:
+    if measures_here(spec) and not tvm.device(device_name(target.kind.name)).exist:
         raise ChameleonError(
             f"this machine has no {target.kind.name} device; measure on another one: --tracker host:port"
         )
@@ -244,13 +265,22 @@ def _check_success(job: Opened, session: Session) -> None:
 
 
 def _measurer(spec: JobSpec, target: Target, stack: ExitStack) -> Measurer:
+    """A measurer on this machine or at a tracker, which has measured a tiny kernel."""
     _check_device(spec, target)
     if spec.tracker is None:
-        return Measurer(target, stack.enter_context(WarmBuilder()), stack.enter_context(WarmRunner()))
-    assert spec.device_key is not None  # `_check_config` has checked this
-    builder = stack.enter_context(WarmBuilder(export="tar"))
-    runner = stack.enter_context(rpc_runner(spec.tracker, spec.device_key))
-    return Measurer(target, builder, runner, runner.room)
+        measurer = local_measurer(target, stack)
+    else:
+        assert spec.device_key is not None  # `_check_config` has checked this
+        builder = stack.enter_context(WarmBuilder(export="tar"))
+        runner = stack.enter_context(rpc_runner(spec.tracker, spec.device_key))
+        measurer = Measurer(target, builder, runner, runner.room)
+    measurer.check()
+    return measurer
+
+
+def measures_here(spec: JobSpec) -> bool:
+    """Whether candidates are timed by this machine, and not at a tracker or on the nodes of a cluster."""
+    return spec.tracker is None and spec.ray is None
 
 
 def _finish(
@@ -278,7 +308,7 @@ def _finish(
     if untuned := shipped.compiled.untuned:
         say(f"no schedule for {len(untuned)} tasks: {names_text(untuned)}")
     report = dataclasses.replace(_report(job, session), warnings=warnings, comparison=shipped.verdict.to_json())
-    if spec.tracker is None and job.target.kind.name == "llvm":
+    if measures_here(spec) and job.target.kind.name == "llvm":
         with doing(f"timing {job.model.name}", job.out):
             report = _timed(report, job, session, shipped.compiled, say)
     finish_s, now = round(time.monotonic() - start_s, 1), datetime.now().isoformat(" ", "minutes")
@@ -369,9 +399,11 @@ def _check_config(spec: JobSpec, config: TuneConfig) -> None:
     """Check the names in the configuration, so that a mistake is reported before the model is loaded.
 
     Raises:
-        UsageError: on an unknown searcher or option of it, or a tracker without a device key.
+        UsageError: on an unknown searcher or option of it, a tracker without a device key, or with a cluster.
     """
     make_searcher(config.searcher, KnobSpace([option("any", [0])]), np.random.default_rng(0), **config.options)
+    if spec.tracker is not None and spec.ray is not None:
+        raise UsageError("--tracker and --ray are two places to measure on; give one of them")
     if spec.tracker is not None and spec.device_key is None:
         raise UsageError("--tracker needs --device-key: the key under which the devices registered")
 

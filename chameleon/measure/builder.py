@@ -137,7 +137,7 @@ class _BuildEngine:
                 memory_limit_bytes=config.memory_limit_bytes or usable_memory_bytes() * 3 // 4 // n_workers,
                 recycle_after=config.recycle_after,
                 environment={"OMP_NUM_THREADS": "1", "TVM_NUM_THREADS": "1"},
-                without=() if config.f_build else TVM_WITHOUT,
+                without=TVM_WITHOUT,  # as the runner: for another one the fork server would be started anew
             )
         )
         self._workspace = _Workspace()
@@ -230,6 +230,8 @@ def build_candidate(request: BuildRequest) -> str:
         EnvironmentFault: if no other candidate would do better.
     """
     params = None if request.params is None else load_param_dict(bytearray(request.params))
+    # What TVM and the compiler leave where this worker is killed goes with the builder's folder.
+    tempfile.tempdir = os.environ["TMPDIR"] = str(Path(request.folder).parent)
     build = default_build if request.f_build is None else resolve(request.f_build)
     path = Path(request.folder) / f"candidate.{request.export}"
     try:

@@ -11,6 +11,8 @@ from chameleon.wording import time_text
 
 WIDTH, HEIGHT = 360.0, 170.0
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 8.0, 8.0, 24.0
+SHORTEST_S = 1e-6
+"""An axis of seconds that would be shorter has one second."""
 RATIO = 4.0
 """Where the first time is so many times the last one, the axis of times is logarithmic."""
 
@@ -39,7 +41,7 @@ def chart(curve: Sequence[Point], *, over_time: bool) -> Chart | None:
         return None
     x = [p.elapsed_s if over_time else float(p.trials) for p in curve]
     y = [p.us for p in curve]
-    right = max(x) or 1.0
+    right = max(x) if max(x) > SHORTEST_S else 1.0
     logarithmic = max(y) / min(y) > RATIO
     low, high = _range(y, logarithmic=logarithmic)
     scale = math.log10 if logarithmic else float

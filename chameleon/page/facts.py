@@ -67,6 +67,7 @@ class TaskFacts:
         first_us: the time of the first schedule that worked; None if none did.
         best_us: the time of the best one.
         share: of the time of all kernels together, each with its weight.
+        algorithm: of the best schedule (`chameleon.kernels.alternatives`); None: as the operator is written.
         top: how many schedules the fastest tenth is.
     """
 
@@ -79,6 +80,7 @@ class TaskFacts:
     first_us: float | None
     best_us: float | None
     share: float | None
+    algorithm: str | None
     top: int
     curve: list[Point]
     knobs: list[WinningKnob]
@@ -108,6 +110,8 @@ class RunFacts:
     """One run of `chameleon tune`.
 
     Attributes:
+        state: `finished`, `running` or `interrupted`; in a zoo also `waiting` and `failed`; in a store `unfinished`.
+        problem: why it failed, or why its records cannot be read; empty if nothing is wrong.
         trials: made while this model was tuned.
         borrowed: made while another model was tuned whose records this run shares.
         curve: all kernels that have a schedule together, from when each of them has one.
@@ -119,6 +123,7 @@ class RunFacts:
     model: str
     target: str
     state: str
+    problem: str
     trials: int
     borrowed: int
     tuning_s: float
@@ -196,6 +201,7 @@ def _facts(run: Run) -> RunFacts:
         model=run.model,
         target=str(run.known.get("target", "unknown")),
         state=run.state,
+        problem=run.problem,
         trials=sum(owner == run.model for owner in owners),
         borrowed=sum(owner != run.model for owner in owners),
         tuning_s=records.elapsed_s.get(run.model, 0.0) if records else 0.0,
@@ -203,7 +209,7 @@ def _facts(run: Run) -> RunFacts:
         latency_ms={k: v for k, v in (report.get("latency_ms") or {}).items() if v},
         quartiles_ms={k: list(v) for k, v in (report.get("quartiles_ms") or {}).items()},
         outputs=str((report.get("comparison") or {}).get("summary", "")),
-        warnings=[*run.problems, *(str(w) for w in report.get("warnings", []))],
+        warnings=[str(w) for w in report.get("warnings", [])],
         time=_time_spent(run.model, tasks, records.elapsed_s.get(run.model, 0.0) if records else 0.0),
         curve=curve,
         tasks=[_task_facts(t, total_s) for t in tasks],
@@ -315,10 +321,17 @@ def _task_facts(task: _Task, total_s: float) -> TaskFacts:
         first_us=task.first_s * 1e6 if task.first_s else None,
         best_us=best_s * 1e6 if best_s else None,
         share=task.weight * best_s / total_s if best_s else None,
+        algorithm=_algorithm(task.records, measured.best),
         top=len(top),
         curve=task.curve,
         knobs=_winning(task.records.knob_space(), measured.best, top, ranked),
     )
+
+
+def _algorithm(task: TaskRecords, best: Trial | None) -> str | None:
+    """The algorithm of a schedule: in a space with alternatives its first digit is a sketch, and each has its own."""
+    sketch = best.config[0] if best and best.config else None
+    return next((name for name, sketches in task.algorithms.items() if sketch in sketches), None)
 
 
 def _winning(

@@ -9,6 +9,7 @@ from typing import Any
 from chameleon.errors import ChameleonError, UsageError
 from chameleon.files import read_json
 from chameleon.jobs.records import LOCK, Records, records_path
+from chameleon.jobs.zoo_state import EntryState, read_state
 from chameleon.locks import is_claimed
 from chameleon.store.open import targets_of
 from chameleon.store.place import Place, Url
@@ -23,9 +24,9 @@ class Run:
         known: `run.json`.
         report: `report.json`; empty before the network was compiled.
         records: None before the first record, and where they cannot be read.
-        state: `finished`; `running` while a process writes into the folder; `interrupted` otherwise; `unfinished` for
-            a model in a store, which does not tell.
-        problems: why there is less to see than there should be.
+        state: `finished`; `running` while a process writes into the folder; `interrupted` otherwise. In a zoo also
+            `waiting` and `failed`; `unfinished` for a model in a store, which does not tell.
+        problem: why it failed, or why its records cannot be read; empty if nothing is wrong.
     """
 
     folder: Path | None
@@ -34,7 +35,7 @@ class Run:
     manifest: dict[str, Any]
     records: Records | None
     state: str
-    problems: tuple[str, ...] = ()
+    problem: str = ""
 
     @property
     def name(self) -> str:
@@ -46,54 +47,84 @@ class Run:
 
 
 def find_runs(source: Place, store: Place | None = None) -> list[Run]:
-    """The run in a folder, or the runs of a zoo in the folders in it, by name; or the models in a store.
+    """The run in a folder, the runs of a zoo in the folders in it, or the models in a store, see `RunReader.find`."""
+    return RunReader(store).find(source)
 
-    Records that cannot be read are a problem of their run; the others are there all the same.
+
+class RunReader:
+    """Reads runs. A file of records that did not change since the last look, or that runs share, is read once.
 
     Args:
         store: where the records of a folder's runs are; None: in the folder.
-
-    Raises:
-        UsageError: if there is none.
-        RecordsError: if a store cannot be reached.
     """
-    if isinstance(source, Url):
-        return _in_store(source)
-    if not source.is_dir():
-        raise UsageError(f"{source} is no folder; expected that of a run, such as runs/resnet18-llvm-znver4")
-    found = [source] if (source / "run.json").exists() else sorted(p.parent for p in source.glob("*/run.json"))
-    if not found:
-        raise UsageError(
-            f"{source} is not the folder of a run: neither it nor a folder in it has a run.json; "
-            "give the --out of `chameleon tune`, or the `out` of a zoo"
-        )
-    return [_read(path, store) for path in found]
 
+    def __init__(self, store: Place | None = None) -> None:
+        self._store = store
+        self._read: dict[tuple[Path, str | None], tuple[tuple[int, int], Records]] = {}
 
-def _read(folder: Path, store: Place | None) -> Run:
-    known = read_json(folder / "run.json")
-    records, problems = None, []
-    try:
-        records = _records(folder, known, store)
-    except (ChameleonError, OSError) as error:
-        problems.append(f"the records cannot be read: {error}")
-    state = "finished" if known.get("finished") else "running" if is_claimed(folder / LOCK) else "interrupted"
-    report, manifest = read_json(folder / "report.json"), read_json(folder / "manifest.json")
-    return Run(folder, known, report, manifest, records, state, tuple(problems))
+    def find(self, source: Place) -> list[Run]:
+        """The run in a folder; the runs of a zoo, in the order of the zoo, then by name; or the models in a store.
 
+        Records that cannot be read are a problem of their run; the others are there all the same.
 
-def _records(folder: Path, known: dict[str, Any], store: Place | None) -> Records | None:
-    """The records of a run. A database must be named by the user: a file is not trusted to name one."""
-    place = store or records_path(folder)
-    if place is None or (isinstance(place, Path) and not place.stat().st_size):
-        if "://" in str(known.get("records")):
-            raise UsageError(f"they are in {known['records']}; give it: --store URL")
-        return None
-    target = str(known["target"]) if isinstance(place, Url) and "target" in known else None
-    keys = [t["key"] for t in known["tasks"]] if isinstance(place, Url) and "tasks" in known else None
-    environment = known.get("environment")
-    with Records(place, target, read_only=True, environment=environment, workloads=keys) as records:
-        return records
+        Raises:
+            UsageError: if there is no run.
+            RecordsError: if a store cannot be reached.
+        """
+        if isinstance(source, Url):
+            return _in_store(source)
+        if not source.is_dir():
+            raise UsageError(f"{source} is no folder; expected that of a run, such as runs/resnet18-llvm-znver4")
+        if (source / "run.json").exists():
+            return [self._run(source, None)]
+        entries = {source / entry.folder: entry for entry in read_state(source)}
+        found = [*entries, *sorted({p.parent for p in source.glob("*/run.json")} - entries.keys())]
+        if not found:
+            raise UsageError(
+                f"{source} is not the folder of a run: neither it nor a folder in it has a run.json; "
+                "give the --out of `chameleon tune`, or the `out` of a zoo"
+            )
+        return [self._run(path, entries.get(path)) for path in found]
+
+    def _run(self, folder: Path, entry: EntryState | None) -> Run:
+        known = read_json(folder / "run.json")
+        records, problem = None, ""
+        try:
+            records = self._records(folder, known)
+        except (ChameleonError, OSError) as error:
+            problem = f"the records cannot be read: {error}"
+        state = "finished" if known.get("finished") else "running" if is_claimed(folder / LOCK) else "interrupted"
+        if entry:
+            known = known or {"model": Path(entry.model).stem, "target": entry.target}
+            state, problem = entry.state, "; ".join(filter(None, (entry.error, problem)))
+        report, manifest = read_json(folder / "report.json"), read_json(folder / "manifest.json")
+        return Run(folder, known, report, manifest, records, state, problem)
+
+    def _records(self, folder: Path, known: dict[str, Any]) -> Records | None:
+        """The records of a run. A database must be named by the user: a file is not trusted to name one."""
+        place = self._store or records_path(folder)
+        if not known and isinstance(place, Url):  # it has not begun, and what others measured is not its own
+            return None
+        if place is None or (isinstance(place, Path) and not place.stat().st_size):
+            if "://" in str(known.get("records")):
+                raise UsageError(f"they are in {known['records']}; give it: --store URL")
+            return None
+        environment = known.get("environment")
+        if isinstance(place, Path):
+            return self._in_file(place, environment)
+        target = str(known["target"]) if "target" in known else None
+        keys = [t["key"] for t in known["tasks"]] if "tasks" in known else None
+        with Records(place, target, read_only=True, environment=environment, workloads=keys) as records:
+            return records
+
+    def _in_file(self, path: Path, environment: str | None) -> Records:
+        now = path.stat()
+        stamp = (now.st_size, now.st_mtime_ns)
+        seen = self._read.get((path, environment))
+        if seen is None or seen[0] != stamp:
+            with Records(path, read_only=True, environment=environment) as records:
+                seen = self._read[path, environment] = (stamp, records)
+        return seen[1]
 
 
 def _in_store(store: Url) -> list[Run]:

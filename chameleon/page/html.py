@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 from chameleon.page.charts import HEIGHT, WIDTH, chart
-from chameleon.page.facts import RunFacts, TimeSpent, to_json
+from chameleon.page.facts import RunFacts, TaskFacts, TimeSpent, to_json
 from chameleon.store.place import Place
 from chameleon.wording import ratio_text, speed_text, time_text
 
@@ -46,7 +46,12 @@ def render(runs: Sequence[RunFacts], source: Place, *, refresh_s: int | None = N
     environment.filters |= {"us": us, "percent": percent, "seconds": seconds, "text": text, "ratio": ratio_text}
     environment.globals |= {"chart": chart, "width": WIDTH, "height": HEIGHT, "policy": POLICY, "speed": speed_text}
     shown = [
-        {**run, "parts": _parts(facts.time), "picture": _picture(facts, source)}
+        {
+            **run,
+            "parts": _parts(facts.time),
+            "picture": _picture(facts, source),
+            "algorithms": _algorithms(facts.tasks),
+        }
         for run, facts in zip(to_json(runs)["runs"], runs, strict=True)
     ]
     for run, facts in zip(shown, runs, strict=True):
@@ -87,6 +92,15 @@ def _parts(spent: TimeSpent) -> list[dict[str, Any]]:
         for name, value in found.items()
         if value is not None
     ]
+
+
+def _algorithms(tasks: Sequence[TaskFacts]) -> list[dict[str, Any]]:
+    """The algorithms of the best schedules: of how many kernels, and their share of the time of all kernels."""
+    shares: dict[str, list[float]] = {}
+    for task in tasks:
+        if task.share is not None:
+            shares.setdefault(task.algorithm or "as written", []).append(task.share)
+    return [{"name": name, "kernels": len(of), "share": sum(of)} for name, of in shares.items()]
 
 
 def _picture(facts: RunFacts, folder: Place) -> str | None:

@@ -72,7 +72,7 @@ def make_server(source: Place, host: str, port: int, store: Place | None = None)
 def page_of(source: Place, store: Place | None = None) -> str:
     """The page that refreshes itself."""
     runs = facts_of(source, store)
-    ended = all(run.state == "finished" for run in runs)
+    ended = all(run.state in ("finished", "failed") for run in runs)
     return render(runs, source, refresh_s=FINISHED_REFRESH_S if ended else REFRESH_S)
 
 

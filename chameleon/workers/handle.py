@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
 import signal
@@ -89,7 +90,7 @@ class Worker:
         self.outbox = memoryview(b"")
         self.deadline_s = time.monotonic() + config.start_timeout_s
         self._inbox = bytearray()
-        self._stderr = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - lives as long as the worker
+        self._stderr = _scratch()
         self.process, self._requests, self._replies, self._lifeline = _start(config, self._stderr.fileno())
         self.request_fd, self.reply_fd = self._requests.fileno(), self._replies.fileno()
         os.set_blocking(self.request_fd, False)
@@ -164,6 +165,11 @@ class Worker:
             return Outcome("crash", message=f"crash: signal {-code} ({name}) {tail}".strip())
         return Outcome("crash", message=f"crash: the process ended with exit code {code} {tail}".strip())
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether a SIGKILL ended the process that no lack of memory explains."""
+        return self.process.returncode == -signal.SIGKILL
+
     def _stderr_tail(self) -> str:
         size = self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(0, size - _STDERR_TAIL_BYTES))
@@ -183,6 +189,15 @@ class Worker:
         self._requests.close()
         self._replies.close()
         return code
+
+
+def _scratch() -> Any:
+    """A file for what a worker says: in memory, so that it can say that the disk is full."""
+    if not hasattr(os, "memfd_create"):
+        return tempfile.TemporaryFile("a+b")
+    fd = os.memfd_create("worker-stderr")
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_APPEND)
+    return os.fdopen(fd, "a+b")
 
 
 def _start(

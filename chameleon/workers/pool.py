@@ -16,7 +16,7 @@ import selectors
 import threading
 import time
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +27,8 @@ from chameleon.workers.handle import Outcome, PoolConfig, Worker
 __all__ = ["Outcome", "PoolConfig", "WorkerPool", "WorkerStartError"]
 
 _START_ATTEMPTS = 2
+_KILLED_RETRIES = 2
+"""So many times a payload is tried again whose worker was killed by somebody else."""
 
 
 logger = logging.getLogger(__name__)
@@ -141,7 +143,7 @@ class _Batch:
         self._payloads = payloads
         self._outcomes: list[Outcome | None] = [None] * len(payloads)
         self._waiting = deque(range(len(payloads)))
-        self._retried: set[int] = set()
+        self._retries: Counter[int] = Counter()
         self._failed_starts = 0
 
     def run(self) -> list[Outcome]:
@@ -242,19 +244,25 @@ class _Batch:
             if self._failed_starts >= _START_ATTEMPTS:
                 raise WorkerStartError(f"a worker for {self._config.target} ended while it started: {outcome.message}")
             return
-        task, fresh = worker.task, worker.served == 0
-        if (
-            task is not None
-            and self._config.retry_crash
-            and not fresh
-            and outcome.reason == "crash"
-            and task not in self._retried
-        ):
-            self._retried.add(task)  # an earlier payload may have damaged the worker
+        task = worker.task
+        if task is not None and self._tries_again(task, worker, outcome):
+            self._retries[task] += 1
             self._waiting.appendleft(task)
         else:
             self._settle(worker, outcome)
         self._dismiss(slot)
+
+    def _tries_again(self, task: int, worker: Worker, outcome: Outcome) -> bool:
+        """Whether a payload may not be to blame for a crash.
+
+        An earlier payload may have damaged the worker. And a SIGKILL that neither we nor a lack of memory explains
+        came from somebody else; only a payload that ends so again and again is its own cause.
+        """
+        if not self._config.retry_crash or outcome.reason != "crash":
+            return False
+        if worker.was_killed:
+            return self._retries[task] < _KILLED_RETRIES
+        return worker.served > 0 and not self._retries[task]
 
     def _out_of_time(self, slot: int, worker: Worker) -> None:
         self._settle(worker, Outcome("timeout", message=f"timeout: killed after {self._timeout_s:g} s"))

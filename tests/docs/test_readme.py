@@ -29,6 +29,11 @@ ELSEWHERE = {
     "python -m pytest tests/search -k sampling": "the same, on some tests",
     "chameleon tune resnet18 --config quick": "tests/jobs/test_config.py reads the preset; it would take minutes here",
     "chameleon zoo configs/zoo-small.yaml": "tests/jobs/test_zoo.py, on a smaller list",
+    'pip install -e ".[all,ray]"': "what the Makefile does to make the environment of this test",
+    "ray start --head --port 6379": "tests/jobs/test_ray.py starts clusters in Python",
+    "ray start --address 192.168.1.5:6379": "the same",
+    "python -m scripts.faults.inject --injections 1000": "tests/scripts/test_injected_faults.py, with few injections",
+    "chameleon tune resnet18 --ray auto": "tests/jobs/test_ray.py, on a cluster of its own",
     "chameleon autotvm resnet-18 --tuner chameleon": "tests/autotvm/test_script.py, on a smaller network",
     "chameleon records export runs/resnet20 --to metaschedule -o database": "tests/exchange/test_metaschedule.py",
     "chameleon records import database -o imported.jsonl": "tests/exchange/test_metaschedule.py",
@@ -188,4 +193,5 @@ def test_preset(text: str) -> None:
 def test_zoo(text: str) -> None:
     from chameleon.jobs.zoo import read_zoo
 
-    assert len(read_zoo(yaml.safe_load(text))) == len(yaml.safe_load(text)["models"])
+    content = yaml.safe_load(text)
+    assert len(read_zoo(content).entries) == len(content["models"]) * len(content.get("targets", [0]))

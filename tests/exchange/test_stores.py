@@ -109,7 +109,7 @@ def test_the_page_of_a_store_and_of_a_folder_whose_records_are_in_one(tmp_path: 
     run = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**run, "records": url, "environment": "unknown"}))
     (lost,) = facts_of(folder)
-    assert lost.warnings[0] == f"the records cannot be read: they are in {url}; give it: --store URL"
+    assert lost.problem == f"the records cannot be read: they are in {url}; give it: --store URL"
     assert facts_of(folder, Url(url)) == [alone]
     runs = data(tmp_path, "report", url, "-o", str(tmp_path / "page.html"))["runs"]
     assert [(r["model"], r["state"], r["trials"]) for r in runs] == [("net", "finished", 7)]

@@ -166,21 +166,40 @@ def test_a_zoo_goes_on_with_a_task_whose_owner_was_interrupted(on, tmp_path):
     assert len(session.tasks[0].best_s) == 8
 
 
-@pytest.mark.parametrize(("finished", "trials", "made"), [(True, 6, 0), (False, 2, 0), (False, 3, 3)])
-def test_a_task_is_done_if_its_owner_finished_or_the_share_is_spent(on, tmp_path, finished, trials, made):
+@pytest.mark.parametrize(
+    ("finished", "works", "trials", "made"),
+    [
+        (False, True, 2, 0),  # the share is spent
+        (False, True, 3, 3),
+        (True, True, 6, 0),  # a first batch of two, and the model that made it needed no more
+        (True, False, 6, 6),  # nothing worked
+        (False, False, 2, 2),
+    ],
+)
+def test_a_workload_is_done_by_its_trials_and_success(on, tmp_path, finished, works, trials, made):
     with Records(tmp_path / "t.jsonl", TARGET) as records:
         records.add_task("k", "conv", Traces().space)
         for digit in (5, 6):
-            records.append("k", Trial((digit,), Status.OK, TRUE_S[digit]), model="first", elapsed_s=1.0)
+            good, bad = Trial((digit,), Status.OK, TRUE_S[digit]), Trial((digit,), Status.RUN_ERROR, message="no")
+            records.append("k", good if works else bad, model="first", elapsed_s=1.0)
         if finished:
             records.finish("first", elapsed_s=1.0)
-    session, _ = on(steady, config(trials=trials), model="second")
+    session, _ = on(steady, config(trials=trials, first_batch=2), model="second")
     assert session.trials == made
 
 
+def test_it_does_not_matter_whose_trial_came_first(on):
+    on(steady, config(trials=1, first_batch=2), model="first")  # too few to be anything but a start
+    session, _ = on(steady, config(trials=6, first_batch=2), model="second")
+    assert session.trials == 6
+    session, _ = on(steady, config(trials=5, first_batch=2), model="first")
+    assert session.trials == 1  # the second model has done all that this one would do
+
+
 def test_a_model_goes_on_with_its_own_task_after_another_has_used_it(on):
-    on(steady, config(trials=3), model="first")
-    on(steady, config(trials=20), model="second")
+    on(steady, config(trials=3, first_batch=3), model="first")
+    session, _ = on(steady, config(trials=20, first_batch=3), model="second")
+    assert session.trials == 0
     session, _ = on(steady, config(trials=5), model="first")
     assert session.trials == 5
 

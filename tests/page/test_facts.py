@@ -11,6 +11,8 @@ from chameleon.cli import main
 from chameleon.jobs.records import LOCK, Records, records_path
 from chameleon.locks import claimed
 from chameleon.page.facts import Failure, Point, TimeSpent, facts_of
+from chameleon.page.folders import RunReader
+from chameleon.page.html import render
 from chameleon.search import Status, Trial
 from tests.support.recorded_run import BROKEN, SPACE, TARGET, TRIALS, make_run
 
@@ -98,7 +100,7 @@ def test_records_that_cannot_be_read_do_not_stop_the_others(tmp_path: Path) -> N
     one, two = facts_of(tmp_path)
     assert one.trials == 7
     assert (two.trials, two.model, two.latency_ms) == (0, "two", {"untuned": 2.0, "tuned": 0.5})
-    assert two.warnings[0].startswith(f"the records cannot be read: {broken}:1: expected a JSON object")
+    assert two.problem.startswith(f"the records cannot be read: {broken}:1: expected a JSON object")
     assert main(["report", str(tmp_path)]) == 0
     assert str(broken) in (tmp_path / "report.html").read_text()
 
@@ -138,6 +140,33 @@ def test_the_runs_of_a_zoo_share_their_records(tmp_path: Path) -> None:
         ("two", 1, 1, 1.0),
     ]
     assert [p.elapsed_s for p in two.tasks[0].curve] == [0.0, 1.0]  # what was there before costs no time
+
+
+def test_records_that_did_not_change_are_read_once(tmp_path: Path) -> None:
+    make_run(tmp_path / "a")
+    reader = RunReader()
+    first, again = reader.find(tmp_path)[0].records, reader.find(tmp_path)[0].records
+    assert first is not None
+    assert again is first
+    with Records(tmp_path / "a" / "trials.jsonl", TARGET) as records:
+        records.append("k2", Trial((4, 0), Status.OK, 5e-5), model="net", elapsed_s=20.0)
+    changed = reader.find(tmp_path)[0].records
+    assert changed is not None
+    assert len(changed.tasks["k2"].trials) == len(first.tasks["k2"].trials) + 1
+
+
+def test_the_algorithms_chosen(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    lines = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line.get("kind") == "task" and line["task"] == "k1":
+            line["algorithms"] = {"winograd2": [1, 2], "winograd4": [3]}
+    (folder / "trials.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run,) = facts_of(folder)
+    assert [(t.key, t.algorithm) for t in run.tasks] == [("k1", "winograd4"), ("k2", None)]
+    text = render([run], folder)
+    assert "winograd4 in 1 (" in text
+    assert "as written in 1 (" in text
 
 
 def test_a_name_in_a_file_is_no_path(tmp_path: Path) -> None:

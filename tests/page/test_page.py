@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chameleon.cli import main
+from chameleon.jobs.zoo_state import EntryState, write_state
 from chameleon.page.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, chart, nice
 from chameleon.page.facts import Point, facts_of
 from chameleon.page.html import render
@@ -116,6 +117,31 @@ def test_a_zoo_has_a_row_for_each_run(tmp_path: Path) -> None:
     assert [a["data-model"] for tag, a in page.elements if tag == "section"] == ["net a", "net b"]
     assert page.of("finished")[0] == "finished"
     assert page.of("interrupted")[0] == "interrupted"
+
+
+def test_records_that_cannot_be_read_are_named_and_the_others_are_shown(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_run(tmp_path / name, model=f"net {name}")
+    with (tmp_path / "a" / "trials.jsonl").open("a") as stream:
+        stream.write("no record\n")
+    page = Page(page_of(tmp_path))
+    assert [a["data-model"] for tag, a in page.elements if tag == "section"] == ["net a", "net b"]
+    (problem,) = page.of("problem")
+    assert str(tmp_path / "a" / "trials.jsonl") in problem
+    assert page.of("trials") == ["0", "7"]
+
+
+def test_a_zoo_shows_what_waits_and_what_failed(tmp_path: Path) -> None:
+    make_run(tmp_path / "b", model="net b")
+    states = [("net b", "b", "finished", ""), ("net a", "a", "failed", "no such file"), ("net c", "c", "running", "")]
+    write_state(tmp_path, [EntryState(model, "llvm", *rest) for model, *rest in states])
+    page = Page(page_of(tmp_path))
+    assert page.of("a")[:3] == ["b", "a", "c"]
+    assert page.of("problem") == ["no such file"]
+    assert [page.of(state)[0] for state in ("finished", "failed", "interrupted")]  # no process holds the zoo's lock
+    (tmp_path / "zoo.json").write_text('{"entries": [{"model": 3}, 4]}')
+    sections = [a for tag, a in Page(page_of(tmp_path)).elements if tag == "section"]
+    assert [a["data-model"] for a in sections] == ["net b"]
 
 
 def test_an_output_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,7 +122,7 @@ def test_a_worker_that_cannot_be_started_is_a_fault(pool: WorkerPool, monkeypatc
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(handle.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(handle.os, "memfd_create" if hasattr(os, "memfd_create") else "pipe", full)
     with pytest.raises(WorkerStartError, match="No space left on device; free some space"):
         pool.map([("echo", 1)])
     assert issubclass(WorkerStartError, EnvironmentFault)

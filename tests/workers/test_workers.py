@@ -152,6 +152,26 @@ def test_a_crash_in_a_used_worker_is_tried_again_in_a_fresh_one(make_pool: MakeP
     assert make_pool(retry_crash=False).map(["poison", "crash_if_poisoned"])[1].reason == "crash"
 
 
+@pytest.mark.parametrize("part", ["worker", "supervisor"])
+def test_a_payload_is_not_to_blame_where_somebody_else_kills_its_fresh_worker(
+    make_pool: MakePool, forked: bool, part: str
+) -> None:
+    pool = make_pool(forked=forked)
+
+    def kill() -> None:
+        """Kill the first worker that serves the payload."""
+        assert wait_until(lambda: any(psutil.Process(pid).children() for pid in pool.pids()))
+        time.sleep(0.5)
+        supervisor = psutil.Process(pool.pids()[0])
+        (supervisor.children()[0] if part == "worker" else supervisor).kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    (outcome,) = pool.map([("sleep", 2.0)])
+    killer.join()
+    assert outcome.ok, outcome
+
+
 def test_a_worker_that_died_while_idle_is_replaced(make_pool: MakePool) -> None:
     pool = make_pool()
     assert pool.map(["die_later"])[0].ok
