@@ -23,7 +23,7 @@ PACKAGES = (
         "scikit-learn",
         "xgboost",
     ),
-    *("onnx", "onnxruntime", "numba", "ortools", "networkx", "kernel-tuner"),
+    *("onnx", "onnxruntime", "numba", "ortools", "networkx", "kernel-tuner", "ray"),
 )
 
 

@@ -195,7 +195,6 @@ class NodeBuilt:
     config: Config
     number: int
     error: str
-    schedule: Schedule
     cluster: RayMeasurer
 
     @property
@@ -274,6 +273,8 @@ class RayMeasurer:
         self._looked_s = -math.inf
         self._numbers = 0
         self._home: _Node | None = None  # where candidates are compared that `build` gave
+        self._compared: dict[int, tuple[Config, tvm.IRModule]] = {}  # these candidates, by number
+        self._errors: dict[int, str] = {}  # of their builds there; empty where there is none
 
     def check(self) -> None:
         """Wait for the nodes and choose their kind.
@@ -329,14 +330,10 @@ class RayMeasurer:
                     self._choose_kind([node])
 
     def build(self, candidates: Sequence[tuple[Config, Schedule]]) -> list[NodeBuilt]:
-        """Build candidates that are to be compared, all on one node."""
-        numbers = [self._next_number() for _ in candidates]
-        mods = {n: (config, schedule.mod) for n, (config, schedule) in zip(numbers, candidates, strict=True)}
-        built = self._ask_home(lambda actor: actor.build.remote(mods))
-        return [
-            NodeBuilt(config, n, built[n][0], schedule, self)
-            for n, (config, schedule) in zip(numbers, candidates, strict=True)
-        ]
+        """Build candidates that are to be compared, all on one node. Those of an earlier call can be timed no more."""
+        self._compared = {self._next_number(): (config, schedule.mod) for config, schedule in candidates}
+        self._build_at_home()
+        return [NodeBuilt(config, n, self._errors[n], self) for n, (config, _) in self._compared.items()]
 
     @property
     def processor(self) -> str:
@@ -353,22 +350,21 @@ class RayMeasurer:
         return self._target.kind.name == "llvm"
 
     def time(self, candidate: NodeBuilt, *, cold: bool = False) -> Trial:
-        """Time one candidate at full length; if its node has died, it is built again on another one."""
-        home = self._home
-        if home is None or home not in self._nodes:
-            error = self._ask_home(
-                lambda actor: actor.build.remote({candidate.number: (candidate.config, candidate.schedule.mod)})
-            )[candidate.number][0]
-            if error:
+        """Time one candidate at full length; if its node has died, all of them are built again on another one."""
+        while True:
+            if self._home is None:
+                self._build_at_home()
+            if error := self._errors[candidate.number]:
                 return failed_trial(candidate.config, error, building=True)
-        try:
-            return self._ask_home(lambda actor: actor.time.remote(candidate.number, None, cold), moving=False)
-        except _Moved:
-            return self.time(candidate, cold=cold)
+            try:
+                return self._ask_home(lambda actor: actor.time.remote(candidate.number, None, cold), moving=False)
+            except _Moved:
+                continue
 
     def discard(self, candidate: NodeBuilt) -> None:
         """Remove what was built of a candidate."""
-        if self._home is not None and self._home in self._nodes:
+        self._compared.pop(candidate.number, None)
+        if self._home is not None:
             self._home.actor.discard.remote([candidate.number])
 
     def close(self) -> None:
@@ -499,6 +495,15 @@ class RayMeasurer:
                 yield failed_trial(batch.configs[number], error, {"build": round(build_s, 4)}, building=True)
             else:
                 node.built.append(number)
+
+    def _build_at_home(self) -> None:
+        """Build the candidates that are compared where they are compared.
+
+        Raises:
+            EnvironmentFault: if no node is left.
+        """
+        built = self._ask_home(lambda actor: actor.build.remote(self._compared))
+        self._errors = {number: error for number, (error, _) in built.items()}
 
     def _ask_home(self, ask: Callable[[Any], Any], *, moving: bool = True) -> Any:
         """Ask the node where candidates are compared; another one takes its place where it dies.

@@ -62,7 +62,8 @@ def test_a_node_killed_in_the_middle_loses_nothing_and_no_candidate_is_blamed(th
         home = measurer._home
         assert home is not None
         running.remove_node(next(n for n in nodes[1:] if n.node_id == home.node_id), allow_graceful=False)
-        assert measurer.time(built[1]).seconds == 1e-3  # built again on the node that is left
+        for candidate in built:  # built again on the node that is left, both of them
+            assert measurer.time(candidate).seconds == 1e-3
         assert nodes_of(measurer) != {home.node_id}
         for candidate in built:
             candidate.discard()
