@@ -218,7 +218,7 @@ def _scheduled(
         in_bands: whether what is computed before the product is computed for each band of rows, just before it.
     """
     block = sch.get_sblock(product.block)
-    results = sch.cache_write(block, 0, "local")
+    results = sch.cache_write(block, 0, "global")  # small, so it is on the stack; "local" would be on the heap
     inline_behind(sch, results)
     loops = sch.get_loops(block)
     n_axes = len(loops) - sum(is_reduction(v) for v in sch.get(block).iter_vars)
