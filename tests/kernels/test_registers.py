@@ -17,10 +17,10 @@ from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 from tvm.tirx import AllocBuffer, PrimFunc
-from tvm_ffi import structural_walk
+from tvm_ffi import structural_equal, structural_walk
 
 from chameleon.kernels.inspect import STACK_BYTES, blocks_of, takes_heap
-from chameleon.kernels.registers import TILES, Machine, Tile, register_space, tiles_of
+from chameleon.kernels.registers import TILES, Machine, Tile, register_schedule, register_space, tiles_of
 from chameleon.kernels.scratch import lowered_to_allocations
 from chameleon.measure import WarmBuilder, WarmRunner
 from tests.support.fused import convolution, product
@@ -99,6 +99,17 @@ def test_any_schedule_computes_what_the_kernel_computes(name, packed):
     assert len(set(configs[:, 0])) > 1
     for config in configs:
         np.testing.assert_allclose(run(traces.schedule(config).mod, arrays), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_default_schedule_computes_what_the_kernel_computes(name):
+    mod = KERNELS[name]
+    func = register_schedule(mod["main"], AVX2)
+    assert func is not None
+    assert structural_equal(func, register_schedule(mod["main"], AVX2))
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal([int(d) for d in p.shape]).astype(np.float32) for p in func.params]
+    np.testing.assert_allclose(run(IRModule({"main": func}), arrays), run(mod, arrays), rtol=1e-4, atol=1e-4)
 
 
 def run(mod: IRModule, arrays: list[np.ndarray]) -> np.ndarray:
