@@ -536,8 +536,9 @@ def guarded(command: typer.Typer, argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; everything measured is in the records, the same command goes on from there", 130)
     except OSError as error:
-        what = "the disk is full" if error.errno == errno.ENOSPC else str(error)
-        return _unforeseen(f"{what}; everything measured before is in the records", error, None, argv, debug=debug)
+        if error.errno == errno.ENOSPC and not debug:  # foreseen, and a traceback would only fill it more
+            return _fail("the disk is full; everything measured before is in the records", 1)
+        return _unforeseen(f"{error}; everything measured before is in the records", error, None, argv, debug=debug)
     except Exception as error:
         return _unforeseen(described(error), error, None, argv, debug=debug)
     return 0
