@@ -36,7 +36,8 @@ class _Sleeper:
     """Builds at once, and takes the same time for every candidate."""
 
     def __init__(self, run_s: float) -> None:
-        self._folder, self._run_s, self._made = Path(tempfile.mkdtemp(prefix="sleeper-")), run_s, 0
+        self._kept = tempfile.TemporaryDirectory(prefix="sleeper-")
+        self._folder, self._run_s, self._made = Path(self._kept.name), run_s, 0
 
     def build(self, inputs: list[ms.builder.BuilderInput]) -> list[ms.builder.BuilderResult]:
         results = []
