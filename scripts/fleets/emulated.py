@@ -85,6 +85,7 @@ FLAGS = (
     *("-std=c++17", "-O0", "-w", "-DTVM_FFI_USE_LIBBACKTRACE=0", "-DTVM_FFI_BACKTRACE_ON_SEGFAULT=0"),
     *("-DTVM_FFI_EXPORTS", "-DTVM_RUNTIME_EXPORTS"),
 )
+LIBRARIES = ("-ldl", "-lpthread", "-Wl,--as-needed", "-latomic")  # the last: RISC-V has no atomic bytes
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def device_program(device: Emulated, folder: Path) -> Path:
     ours = [HERE / "session.cc", HERE / "support.h"]
     asked = [device.compiler, "--version"]
     version = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
-    facts = [tvm.__version__, tvm_ffi.__version__, version, *FLAGS, *RUNTIME, *FFI, *(p.read_text() for p in ours)]
+    facts = [tvm.__version__, tvm_ffi.__version__, version, *FLAGS, *LIBRARIES, *RUNTIME, *FFI, *(p.read_text() for p in ours)]
     program = folder / f"{device.architecture}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
     if not program.exists():
         print(f"compiling TVM's runtime for {device.architecture}, once: some minutes", flush=True)
@@ -176,7 +177,7 @@ def _compile(device: Emulated, work: Path) -> Path:
         list(pool.map(_run, commands))
     program = work / "session"
     # The kernels, which come later, find TVM's functions in the program.
-    _run([device.compiler, "-rdynamic", "-o", str(program), *map(str, objects), "-ldl", "-lpthread"])
+    _run([device.compiler, "-rdynamic", "-o", str(program), *map(str, objects), *LIBRARIES])
     return program
 
 
