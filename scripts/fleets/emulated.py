@@ -6,9 +6,9 @@ A device is a real server at a real tracker (`serve.py`), whose sessions are ser
 processor under qemu's user mode. Candidates are uploaded, linked and timed there, as on a board. The library of the
 tuned network is linked by Debian's cross compiler, loaded there, and run by TVM's virtual machine.
 
-The program is TVM's own runtime, compiled from the sources that its wheel carries, with `device/session.cc` on top and
-`device/support.h` in place of the few headers that the wheel lacks. Nothing is downloaded. Debian's packages `qemu-user`
-and `g++-aarch64-linux-gnu` (or `-riscv64-`) are needed.
+The program is TVM's own runtime, compiled from the sources that its wheel carries. `device/session.cc` is its main
+function, `device/support.h` stands in for the few headers that the wheel lacks. Nothing is downloaded. It needs Debian's
+packages `qemu-user`, `g++-aarch64-linux-gnu` and `g++-riscv64-linux-gnu`.
 
 Times under emulation mean nothing: the schedules that win here are not those that win on a board.
 """
@@ -144,7 +144,8 @@ def device_program(device: Emulated, folder: Path) -> Path:
     ours = [HERE / "session.cc", HERE / "support.h"]
     asked = [device.compiler, "--version"]
     version = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
-    facts = [tvm.__version__, tvm_ffi.__version__, version, *FLAGS, *LIBRARIES, *RUNTIME, *FFI, *(p.read_text() for p in ours)]
+    facts = [tvm.__version__, tvm_ffi.__version__, version, *FLAGS, *LIBRARIES, *RUNTIME, *FFI]
+    facts += [path.read_text() for path in ours]
     program = folder / f"{device.architecture}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
     if not program.exists():
         print(f"compiling TVM's runtime for {device.architecture}, once: some minutes", flush=True)
