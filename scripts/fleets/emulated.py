@@ -7,8 +7,8 @@ processor under qemu's user mode. Candidates are uploaded, linked and timed ther
 tuned network is linked by Debian's cross compiler, loaded there, and run by TVM's virtual machine.
 
 The program is TVM's own runtime, compiled from the sources that its wheel carries. `device/session.cc` is its main
-function, `device/support.h` stands in for the few headers that the wheel lacks. Nothing is downloaded. It needs Debian's
-packages `qemu-user`, `g++-aarch64-linux-gnu` and `g++-riscv64-linux-gnu`.
+function, `device/support.h` stands in for the few headers that the wheel lacks. Nothing is downloaded.
+It needs Debian's packages `qemu-user`, `g++-aarch64-linux-gnu` and `g++-riscv64-linux-gnu`.
 
 Times under emulation mean nothing: the schedules that win here are not those that win on a board.
 """
