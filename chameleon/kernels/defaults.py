@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from tvm import relax
 from tvm.ir import IRModule
@@ -20,6 +20,7 @@ from chameleon.kernels.in_place import with_rolling
 from chameleon.kernels.lean import lean_schedule, rolling_schedule
 from chameleon.kernels.loops import inlined, is_scheduled, schedule_block
 from chameleon.kernels.optional import if_possible
+from chameleon.kernels.registers import Machine, register_schedule
 from chameleon.kernels.scratch import lowered_to_allocations
 
 
@@ -35,24 +36,27 @@ def schedule_defaults(mod: IRModule, target: Target, *, lean: bool = False) -> I
         rules = [gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback()]
         with target:
             return dl.ApplyDefaultSchedule(*rules)(mod)
-    scheduled = dict(mod.functions_items())
+    scheduled, machine = dict(mod.functions_items()), Machine.of(target)
     for var, func in scheduled.items():
         if isinstance(func, PrimFunc) and not is_scheduled(func):
-            scheduled[var] = _scheduled_once(StructuralKey(func), lean)
+            scheduled[var] = _scheduled_once(StructuralKey(func), lean, machine)
     return relax.transform.DeadCodeElimination()(IRModule(scheduled, attrs=mod.attrs))
 
 
 @lru_cache(maxsize=1024)
-def _scheduled_once(kernel: StructuralKey, lean: bool) -> PrimFunc:
+def _scheduled_once(kernel: StructuralKey, lean: bool, machine: Machine) -> PrimFunc:
     """The schedule of a kernel, the same for equal ones: a search of rewrites meets most kernels many times."""
-    return _scheduled(kernel.key, lean)
+    return _scheduled(kernel.key, lean, machine)
 
 
-def _scheduled(func: PrimFunc, lean: bool) -> PrimFunc:
+def _scheduled(func: PrimFunc, lean: bool, machine: Machine) -> PrimFunc:
     def scheduled(what: str, schedule: Callable[[PrimFunc], PrimFunc | None]) -> PrimFunc | None:
         return if_possible(what, "a kernel", lambda: _that_lowers(schedule(func)), None)
 
-    found = scheduled("a lean schedule", lean_schedule) if lean else None
+    if lean:
+        found = scheduled("a lean schedule", lean_schedule)
+    else:
+        found = scheduled("a tile of registers", partial(register_schedule, machine=machine))
     found = found or scheduled("a default schedule", _cpu_schedule) or func
     rolling = scheduled("a row-by-row schedule", rolling_schedule) if lean else None
     return found if rolling is None else with_rolling(found, rolling)

@@ -68,10 +68,11 @@ def size_bytes(buffer: Buffer) -> int | None:
 def takes_heap(buffer: Buffer) -> bool:
     """Whether a kernel that allocates this buffer asks the runtime for memory.
 
-    It does so for what is too large for the stack, and also for buffers without elements.
+    It does so for what is too large for the stack, for buffers without elements, and for all that has another scope
+    than `global`: TVM's code generator for CPUs has no place of its own for `local` and the others.
     """
     size = size_bytes(buffer)
-    return size is not None and (size == 0 or size >= STACK_BYTES)
+    return size is not None and (size == 0 or size >= STACK_BYTES or buffer.scope() != "global")
 
 
 def dims_of(buffer: Buffer) -> list[int]:

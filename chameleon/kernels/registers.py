@@ -29,7 +29,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
 from tvm.sym import Analyzer
 from tvm.target import Target, codegen
-from tvm.tirx import Var
+from tvm.tirx import PrimFunc, Var
 from tvm_ffi import structural_walk
 
 from chameleon.kernels.inspect import STACK_BYTES
@@ -84,8 +84,32 @@ TILES = 6
 
 FLOAT_BYTES = 4
 
+MOST_TILES = 64
+"""A band, and a block of channels, have at most so many tiles."""
+
 MOST_STEPS = 8
 """At most so many steps of the innermost reduction loop are written out."""
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """What is left to choose once the kernel and the machine are known; None: that is a knob.
+
+    Attributes:
+        tile: what is kept in registers.
+        weights_stay: whether a tile of channels goes over all rows of a band before the next one; else the other way.
+        in_bands: whether what is computed before the product is computed for each band of rows, just before it.
+        bands: of the outer row axis: how many bands, and tiles of rows in each.
+        blocks: of the channels: how many blocks, and tiles of channels in each.
+        steps: at most so many steps of the innermost reduction loop are written out.
+    """
+
+    tile: Tile
+    weights_stay: bool
+    in_bands: bool
+    bands: tuple[int, int] | None = None
+    blocks: tuple[int, int] | None = None
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +137,7 @@ def register_space(mod: IRModule, target: Target) -> ms.SpaceGenerator | None:
     machine, product = Machine.of(target), _find(Schedule(mod))
     if product is None or not (tiles := tiles_of(product.rows, product.channels, machine)):
         return None
-    make = partial(_sketches, product=product, tiles=tiles, machine=machine)
+    make = partial(_sketches, product=product, tiles=tiles, lanes=machine.lanes)
     return ms.space_generator.ScheduleFn(make, [], ms.Postproc.create("llvm"), {})
 
 
@@ -198,27 +222,36 @@ def _loads_vectors(sch: Schedule, block: Any, last: Any) -> bool:
     return all(str(x.source.dtype) == "float32" for x in (*block.reads, *block.writes))
 
 
-def _sketches(sch: Schedule, *, product: _Product, tiles: Sequence[Tile], machine: Machine) -> list[Schedule]:
-    ways = [
-        (tile, weights_stay, in_bands)
-        for tile in tiles
-        for weights_stay in (True, False)
-        for in_bands in ((True, False) if product.staged else (False,))
-    ]
-    return [_scheduled(Schedule(sch.mod), product, *way, machine) for way in ways]
+def register_schedule(func: PrimFunc, machine: Machine) -> PrimFunc | None:
+    """A schedule of this kind for a kernel that nobody tuned; None if it is not of this kind.
 
-
-def _scheduled(
-    sch: Schedule, product: _Product, tile: Tile, weights_stay: bool, in_bands: bool, machine: Machine
-) -> Schedule:
-    """One design space.
-
-    Args:
-        weights_stay: whether a tile of channels goes over all rows of a band before the next one; else the other way.
-        in_bands: whether what is computed before the product is computed for each band of rows, just before it.
+    It has the tile that loads least, and as many bands as give each core an equal share.
     """
+    sch = Schedule(func)
+    product = _find(sch)
+    if product is None or not (tiles := tiles_of(product.rows, product.channels, machine)):
+        return None
+    tile = tiles[0]
+    bands, blocks = product.rows[0] // tile.rows[0], product.channels // tile.channels
+    shares = [d for d in _divisors(bands) if d % machine.cores == 0] or [bands]
+    parts = next((d for d in _divisors(blocks) if shares[0] * d % machine.cores == 0), 1)
+    choices = _Choices(tile, True, False, (shares[0], bands // shares[0]), (parts, blocks // parts), MOST_STEPS)
+    _scheduled(sch, product, choices, machine.lanes)
+    ms.postproc.RewriteReductionBlock().apply(sch)
+    return sch.mod["main"].with_attr("tirx.is_scheduled", True)
+
+
+def _sketches(sch: Schedule, *, product: _Product, tiles: Sequence[Tile], lanes: int) -> list[Schedule]:
+    staged = (True, False) if product.staged else (False,)
+    ways = [_Choices(*way) for way in itertools.product(tiles, (True, False), staged)]
+    return [_scheduled(Schedule(sch.mod), product, choices, lanes) for choices in ways]
+
+
+def _scheduled(sch: Schedule, product: _Product, choices: _Choices, lanes: int) -> Schedule:
+    """One design space, or one schedule if all is chosen."""
+    tile = choices.tile
     block = sch.get_sblock(product.block)
-    results = sch.cache_write(block, 0, "local")
+    results = sch.cache_write(block, 0, "global")  # small, so it is on the stack; "local" would be on the heap
     inline_behind(sch, results)
     loops = sch.get_loops(block)
     n_axes = len(loops) - sum(is_reduction(v) for v in sch.get(block).iter_vars)
@@ -227,10 +260,10 @@ def _scheduled(
     outer, rows = outer[: -len(tile.rows)], outer[-len(tile.rows) :]
     rows, inner = zip(*(sch.split(r, [None, t]) for r, t in zip(rows, tile.rows, strict=True)), strict=True)
     bands, *rest = rows
-    bands, band = sch.split(bands, sch.sample_perfect_tile(bands, 2, 64))
+    bands, band = sch.split(bands, sch.sample_perfect_tile(bands, 2, MOST_TILES, choices.bands))
     chunks, vector = sch.split(channels, [None, tile.channels])
-    far, near = sch.split(chunks, sch.sample_perfect_tile(chunks, 2, 64))
-    walk = [near, band, *rest] if weights_stay else [band, *rest, near]
+    far, near = sch.split(chunks, sch.sample_perfect_tile(chunks, 2, MOST_TILES, choices.blocks))
+    walk = [near, band, *rest] if choices.weights_stay else [band, *rest, near]
     sch.reorder(*outer, bands, far, *walk, *reduction, *inner, vector)
     sch.reverse_compute_at(results, walk[-1], preserve_unit_loops=True)
     *copied_rows, copied = sch.get_loops(results)[-1 - len(inner) :]
@@ -238,20 +271,20 @@ def _scheduled(
         sch.unroll(loop)
     sch.vectorize(copied)
     sch.vectorize(vector)
-    _write_out(sch, reduction)
-    shared = sch.fuse(*outer, bands) if in_bands else sch.fuse(*outer, bands, far)
+    _write_out(sch, reduction, choices.steps)
+    shared = sch.fuse(*outer, bands) if choices.in_bands else sch.fuse(*outer, bands, far)
     if product.staged:
-        _stage(sch, block, shared if in_bands else None, machine.lanes)
+        _stage(sch, block, shared if choices.in_bands else None, lanes)
     sch.parallel(shared)
     return sch
 
 
-def _write_out(sch: Schedule, reduction: Sequence[Any]) -> None:
-    """Write some steps of the innermost reduction loop out; how many is a knob."""
+def _write_out(sch: Schedule, reduction: Sequence[Any], most: int | None) -> None:
+    """Write some steps of the innermost reduction loop out; how many is a knob, or as many as are allowed."""
     loop = next((r for r in reversed(reduction) if extent_of(sch, r) != 1), None)
     if loop is not None:
-        steps = [d for d in _divisors(extent_of(sch, loop) or 1) if d <= MOST_STEPS]
-        sch.unroll(sch.split(loop, [None, sampled(sch, steps)])[1])
+        steps = [d for d in _divisors(extent_of(sch, loop) or 1) if d <= (most or MOST_STEPS)]
+        sch.unroll(sch.split(loop, [None, sampled(sch, steps) if most is None else steps[-1]])[1])
 
 
 def _stage(sch: Schedule, block: Any, at: Any | None, lanes: int) -> None:

@@ -151,7 +151,6 @@ def _outputs(sch: Schedule, blocks: _Blocks, at: Any, loops: Sequence[Any]) -> N
     sch.unroll(v)
     sch.unroll(i)
     sch.vectorize(vector)
-    sch.set_scope(blocks.columns, 0, "local")
 
 
 def _tiles(sch: Schedule, blocks: _Blocks) -> Any:
@@ -168,7 +167,6 @@ def _tiles(sch: Schedule, blocks: _Blocks) -> Any:
 def _rows(sch: Schedule, blocks: _Blocks, at: Any) -> None:
     """Transform the rows of a tile just before its columns, in registers and on the stack."""
     sch.compute_at(blocks.rows, at, preserve_unit_loops=True)
-    sch.set_scope(blocks.rows, 0, "local")
     _, x, e, vector = sch.get_loops(blocks.rows)[-4:]
     sch.unroll(x)
     sch.unroll(e)
@@ -181,7 +179,7 @@ def _products(sch: Schedule, blocks: _Blocks) -> tuple[Any, Any, Any]:
     rows, row = sch.split(tile, [None, sampled(sch, _divisors(sch, tile, ROWS))])
     chunk, vector = _vector(sch, k)
     sch.reorder(e, v, chunk, rows, r, row, vector)
-    results = sch.cache_write(blocks.products, 0, "local")
+    results = sch.cache_write(blocks.products, 0, "global")
     sch.reverse_compute_at(results, rows, preserve_unit_loops=True)
     *_, copied_row, copied = sch.get_loops(results)
     for loop, step in ((copied_row, sch.unroll), (copied, sch.vectorize), (row, sch.unroll), (vector, sch.vectorize)):

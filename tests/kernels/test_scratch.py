@@ -59,6 +59,24 @@ def network(func: PrimFunc) -> IRModule:
     return builder.get()
 
 
+@pytest.mark.parametrize(("scope", "pages"), [("global", 0), ("local", 2)])
+def test_small_tiles_are_on_the_stack_only_in_the_global_scope(scope: str, pages: int) -> None:
+    """TVM's code generator for CPUs takes memory of another scope from each thread's pool, a page at least."""
+    x = te.placeholder((ROWS, COLUMNS), "float32", "x")
+    sch = Schedule(te.create_prim_func([x, te.compute((ROWS, COLUMNS), lambda r, c: te.exp(x[r, c]), name="out")]))
+    block = sch.get_sblock("out")
+    tile = sch.cache_write(block, 0, scope)
+    columns = sch.get_loops(block)[1]
+    sch.reverse_compute_at(tile, sch.split(columns, [None, 8])[0])
+    sch.parallel(sch.get_loops(block)[0])
+    small = network(sch.mod["main"].with_attr("tirx.is_scheduled", True).without_attr("global_symbol"))
+    target = Target({"kind": "llvm", "num-cores": 2})
+    assert scratch_bytes(small, 2) == pages * PAGE_BYTES
+    executable = tvm.compile(small, target, relax_pipeline="default_build")
+    held = measure_peak(executable, [np.ones((ROWS, COLUMNS), "float32")], 2).tensor_peak_bytes
+    assert held == 2 * ROWS * COLUMNS * 4 + pages * PAGE_BYTES
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 @pytest.mark.parametrize("kind", ["parallel", "serial"])
 def test_every_thread_has_its_part(kind: str, threads: int) -> None:

@@ -12,7 +12,6 @@ from tests.support.scripts import run_module
 pytestmark = pytest.mark.tvm
 
 
-@pytest.mark.xfail(reason="the tuned network takes 8,192 bytes beside its arena: open")
 def test_a_rewritten_cell_is_tuned_and_takes_its_arena(tmp_path: Path) -> None:
     arguments = ["swiftnet-hpd-c", "--trials", "6", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     ran = run_module("scripts.memory.tuned", *arguments)
