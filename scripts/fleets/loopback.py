@@ -10,10 +10,11 @@ fleet of so many devices gains, as far as this machine's processor builds and se
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,20 +37,26 @@ FIRST_PORT = 19190
 
 
 @contextmanager
-def fleet(n: int, wait_s: float) -> Iterator[str]:
-    """A tracker and servers on loopback, all of them free; gives the tracker's address."""
+def fleet(n: int, wait_s: float = 0.0, *, key: str = KEY, session: Sequence[str] = ()) -> Iterator[str]:
+    """A tracker and servers on loopback, all of them free; gives the tracker's address.
+
+    Args:
+        wait_s: seconds that each candidate waits on its server.
+        session: the command that serves each session in place of TVM's loop.
+    """
     tracker = TrackerServer(host="127.0.0.1", port=FIRST_PORT, port_end=FIRST_PORT + 100, silent=True)
     address = f"127.0.0.1:{tracker.port}"
-    command = [sys.executable, str(Path(serve.__file__)), "--tracker", address, "--key", KEY, "--wait-s", str(wait_s)]
+    command = [sys.executable, str(Path(serve.__file__)), "--tracker", address, "--key", key, "--wait-s", str(wait_s)]
+    command += ["--session", shlex.join(session)]
     servers = [
         subprocess.Popen([*command, "--port", str(FIRST_PORT + 200 + 20 * i)], stdout=subprocess.DEVNULL)
         for i in range(n)
     ]
     try:
         asked, until_s = Tracker(address), time.monotonic() + 60 + 30 * n
-        while asked.summary(KEY).free < n:
+        while asked.summary(key).free < n:
             if time.monotonic() > until_s:
-                raise SystemExit(f"only {asked.summary(KEY).free} of {n} servers came up")
+                raise SystemExit(f"only {asked.summary(key).free} of {n} servers came up")
             time.sleep(0.5)
         asked.close()
         yield address

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 PAUSE_S = 1.0
@@ -26,7 +28,9 @@ LINGER_S = 2.0
 """A server whose session has crashed still listens for so long: so the client sees that the device itself lives."""
 
 
-def serve_once(host: str, port: int, tracker: str, key: str, address: str | None, wait_s: float) -> None:
+def serve_once(
+    host: str, port: int, tracker: str, key: str, address: str | None, wait_s: float, session: list[str]
+) -> None:
     """Serve until a session crashes.
 
     Args:
@@ -35,6 +39,7 @@ def serve_once(host: str, port: int, tracker: str, key: str, address: str | None
         tracker: `host:port`.
         address: under which clients reach this device, if that is another than the tracker sees.
         wait_s: seconds that each candidate waits on the device, for trying out a fleet without devices.
+        session: the words of a command that serves each session in place of TVM's loop; empty: none does.
     """
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type] - TVM would load it and does not need it
     from tvm.rpc import server
@@ -46,12 +51,24 @@ def serve_once(host: str, port: int, tracker: str, key: str, address: str | None
         return load(path)
 
     server._load_module = wait_and_load  # called once for each candidate
+    if session:
+        server._serve_loop = _become(session)  # called once for each session, in a process and a folder of its own
     tracker_host, _, tracker_port = tracker.rpartition(":")
     where = (tracker_host, int(tracker_port))
     state = server.PopenRPCServerState(host, port, port + 100, False, where, key, None, address, True)
     print(f"serving {key} at {host}:{state.port} for the tracker {tracker}", flush=True)
     state.thread.join()  # it ends by an error only
     time.sleep(LINGER_S)
+
+
+def _become(command: list[str]) -> Callable[..., None]:
+    """A function that turns its process into a program, which is given the number of the session's socket."""
+
+    def become(sock: Any, *_: Any) -> None:
+        os.set_inheritable(sock.fileno(), True)
+        os.execvp(command[0], [*command, str(sock.fileno())])
+
+    return become
 
 
 def serve(*given: Any) -> None:
@@ -77,8 +94,10 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=9090, help="port to listen on, or the next free one")
     parser.add_argument("--address", help="under which clients reach this device, if the tracker sees another")
     parser.add_argument("--wait-s", type=float, default=0.0, help="a simulation: each candidate also takes so long")
+    parser.add_argument("--session", default="", help="an emulated device: the command that serves a session there")
     given = parser.parse_args()
-    serve(given.host, given.port, given.tracker, given.key, given.address, given.wait_s)
+    session = shlex.split(given.session)
+    serve(given.host, given.port, given.tracker, given.key, given.address, given.wait_s, session)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,10 @@ ELSEWHERE = {
         "tests/measure/test_cross.py, its linker"
     ),
     "apt install g++-aarch64-linux-gnu g++-riscv64-linux-gnu": ".ci/run, where it can",
+    "apt install qemu-user g++-aarch64-linux-gnu g++-riscv64-linux-gnu": "the same",
+    "python -m scripts.fleets.emulated resnet20_cifar10 --trials 24": (
+        "tests/measure/test_emulated.py, on a smaller network"
+    ),
 }
 """Commands that are not run here, and what covers them."""
 
