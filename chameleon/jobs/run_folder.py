@@ -85,7 +85,8 @@ class TaskReport:
 
     Attributes:
         origin: the task whose search found the best schedule; `None`: its own.
-        algorithm: of the best schedule (`chameleon.kernels.alternatives`); `None`: as the operator is written.
+        algorithm: of the best schedule (`chameleon.kernels.alternatives`); `None`: TVM's own space
+            of the operator as it is written.
         chosen_by: what chose the best schedule: `trial`, `confirmation` (timed again) or `network` (compared there).
         cold_us: its time with cold caches; `None` if it was not timed so.
     """

@@ -274,9 +274,8 @@ def open_session(
         shared = is_done(known)
         events = usable_events(records, task.key, model)
         first = _best_elsewhere(records.elsewhere(task.key, known.space), config.confirm.contenders)
-        tuners.append(
-            TaskTuner(task, traces, config, rng, events, borrowed, shared, known.origins, partial(taught, task), first)
-        )
+        history = (events, borrowed, shared, known.origins)
+        tuners.append(TaskTuner(task, traces, config, rng, *history, partial(taught, task), first, known.algorithms))
     groups = _groups(tuners, records, config, model, is_done)
     elapsed_s = records.elapsed_s.get(model, 0.0) if any(tuner.best_s for tuner in tuners) else 0.0
     row = FailureRow(config.max_failures_in_row)

@@ -36,6 +36,7 @@ class TaskTuner(Measured):
         teachers: the spaces and trials of other tasks, asked for when a batch is proposed for the first time.
         shared: whether tuning another model has done all that there is to do; if so, the task counts as done.
         origins: by configuration the key of the task whose schedule it was; the others are the task's own.
+        algorithms: the alternatives in its space, with their sketches (`chameleon.kernels.alternatives`).
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class TaskTuner(Measured):
         origins: Mapping[Config, str] = MappingProxyType({}),
         teachers: Callable[[], Sequence[Teacher]] = tuple,
         first: Sequence[Config] = (),
+        algorithms: Mapping[str, Sequence[int]] = MappingProxyType({}),
     ) -> None:
         super().__init__(task.key, history, config.confirm.contenders, origins)
+        self._algorithms = algorithms
         self.task = task
         self.traces = traces
         self.borrowed = borrowed
@@ -77,6 +80,12 @@ class TaskTuner(Measured):
         """Seconds that a trial of this task has taken lately, building and running; 1 before the first one."""
         lately = [sum(t.timings.values()) for t in self.trials[-16:]]
         return max(statistics.fmean(lately), 1e-3) if lately else 1.0
+
+    @property
+    def algorithm(self) -> str | None:
+        """The alternative that the best schedule is of; None: TVM's own space of the operator as it is written."""
+        sketch = self.best.config[0] if self.best else None
+        return next((name for name, sketches in self._algorithms.items() if sketch in sketches), None)
 
     def give_up(self) -> None:
         """Propose nothing any more."""

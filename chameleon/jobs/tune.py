@@ -53,7 +53,6 @@ from chameleon.jobs.ship import device_elsewhere, ship
 from chameleon.jobs.stages import Say, stage
 from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.jobs.teachers import Teacher, earlier_runs, taught_by
-from chameleon.kernels.alternatives import algorithm_of
 from chameleon.kernels.lower import kernel_tasks, moving_kernels
 from chameleon.locks import claimed
 from chameleon.measure import WarmBuilder
@@ -380,7 +379,6 @@ def _task_report(tuner: TaskTuner, session: Session) -> TaskReport:
     task, best_us = tuner.task, tuner.now_s * 1e6 if tuner.now_s else None
     names = {t.key: t.task.name for t in session.tasks}
     origin = tuner.origins.get(tuner.best.config) if tuner.best else None
-    algorithm = algorithm_of(tuner.traces.workload(tuner.best.config)) if tuner.best else None
     # A task of another model is known by its key only.
     return TaskReport(
         task.name,
@@ -389,7 +387,7 @@ def _task_report(tuner: TaskTuner, session: Session) -> TaskReport:
         best_us,
         len(tuner.best_s),
         names.get(origin or "", origin),
-        algorithm,
+        tuner.algorithm,
         tuner.chosen_by,
         tuner.cold_s * 1e6 if tuner.cold_s else None,
     )

@@ -15,6 +15,22 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """Of an encoder like BERT: the width, that of the dense layers between, heads, layers, words and places."""
+
+    wide: int = WIDE
+    between: int = 64
+    heads: int = HEADS
+    layers: int = 2
+    words: int = VOCABULARY
+    places: int = 24
+
+
+SMALL_BERT = Sizes(512, 2048, 8, 4, 30522, 512)
+"""BERT-Small: Turc et al. 2019, "Well-Read Students Learn Better"."""
+
+
+@dataclass(frozen=True)
 class Module:
     """A network to be exported.
 
@@ -38,27 +54,28 @@ class Module:
 class SelfAttention(nn.Module):
     """As BERT's: four dense layers around the scaled product, with a mask that is added."""
 
-    def __init__(self) -> None:
+    def __init__(self, wide: int = WIDE, heads: int = HEADS) -> None:
         super().__init__()
-        self.query, self.key, self.value = (nn.Linear(WIDE, WIDE) for _ in range(3))
-        self.out = nn.Linear(WIDE, WIDE)
+        self.query, self.key, self.value = (nn.Linear(wide, wide) for _ in range(3))
+        self.out, self.heads = nn.Linear(wide, wide), heads
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        batch, length, _ = x.shape
-        q, k, v = (
-            f(x).view(batch, length, HEADS, WIDE // HEADS).transpose(1, 2) for f in (self.query, self.key, self.value)
-        )
+        batch, length, wide = x.shape
+        heads = (batch, length, self.heads, wide // self.heads)
+        q, k, v = (f(x).view(heads).transpose(1, 2) for f in (self.query, self.key, self.value))
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out(y.transpose(1, 2).reshape(batch, length, WIDE))
+        return self.out(y.transpose(1, 2).reshape(batch, length, wide))
 
 
 class EncoderLayer(nn.Module):
     """Attention and two dense layers, the norms behind the sums."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: Sizes = Sizes()) -> None:
         super().__init__()
-        self.attention, self.first, self.second = SelfAttention(), nn.Linear(WIDE, 64), nn.Linear(64, WIDE)
-        self.norm, self.last_norm = nn.LayerNorm(WIDE), nn.LayerNorm(WIDE)
+        wide = sizes.wide
+        self.attention = SelfAttention(wide, sizes.heads)
+        self.first, self.second = nn.Linear(wide, sizes.between), nn.Linear(sizes.between, wide)
+        self.norm, self.last_norm = nn.LayerNorm(wide), nn.LayerNorm(wide)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         x = self.norm(x + self.attention(x, mask))
@@ -66,15 +83,16 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Like BERT: three tables, two layers, a pooled first token."""
+    """Like BERT: three tables, some layers, a pooled first token."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: Sizes = Sizes()) -> None:
         super().__init__()
-        self.words, self.places = nn.Embedding(VOCABULARY, WIDE), nn.Embedding(24, WIDE)
-        self.kinds, self.norm = nn.Embedding(2, WIDE), nn.LayerNorm(WIDE)
-        self.layers = nn.ModuleList(EncoderLayer() for _ in range(2))
-        self.pool = nn.Linear(WIDE, WIDE)
-        self.register_buffer("position_ids", torch.arange(24)[None])
+        wide = sizes.wide
+        self.words, self.places = nn.Embedding(sizes.words, wide), nn.Embedding(sizes.places, wide)
+        self.kinds, self.norm = nn.Embedding(2, wide), nn.LayerNorm(wide)
+        self.layers = nn.ModuleList(EncoderLayer(sizes) for _ in range(sizes.layers))
+        self.pool = nn.Linear(wide, wide)
+        self.register_buffer("position_ids", torch.arange(sizes.places)[None])
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:
         mask = (1.0 - attention_mask[:, None, None, :].to(torch.float32)) * -10000.0

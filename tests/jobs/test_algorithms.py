@@ -89,6 +89,7 @@ def test_members_of_a_group_share_the_algorithm(name, tasks, tmp_path):
     rows = group.leader.traces.space.sample(500, np.random.default_rng(0))
     config = next(tuple(int(d) for d in row) for row in rows if row[0] in sketches)
     group.leader.tell([Trial(config, Status.OK, 1e-3)])
+    assert group.leader.algorithm == name
     for follower in group.followers:
         ((same, schedule),) = follower.offer(group.due(follower))
         assert same == config
@@ -104,7 +105,7 @@ def test_the_algorithm_that_wins_is_reported_compiled_and_compared(tmp_path):
     )
     known = {line["name"]: line["algorithms"] for line in task_lines(folder) if "algorithms" in line}
     assert known
-    assert {t.algorithm for t in report.tasks} <= {None, *WINOGRAD}
+    assert {t.algorithm for t in report.tasks} <= {None, *ALGORITHMS}
     assert report.comparison is not None
     shipped = compile_tuned(JobSpec(str(model), out=folder), tmp_path / "network.so", print)
     assert shipped.verdict.agrees
