@@ -270,7 +270,9 @@ def _measurer(spec: JobSpec, target: Target, stack: ExitStack) -> Measurer:
         measurer = local_measurer(target, stack)
     else:
         assert spec.device_key is not None  # `_check_config` has checked this
-        builder = stack.enter_context(WarmBuilder(export="tar"))
+        # Without a compiler for the device, the device links the objects itself.
+        export = "tar" if spec.toolchain.compiler is None else "so"
+        builder = stack.enter_context(WarmBuilder(export=export, toolchain=spec.toolchain))
         runner = stack.enter_context(rpc_runner(spec.tracker, spec.device_key))
         measurer = Measurer(target, builder, runner, runner.room)
     measurer.check()

@@ -32,14 +32,14 @@ from tvm.s_tir.meta_schedule.builder.builder import _PyBuilder
 from chameleon.cores import usable_memory_bytes
 from chameleon.kernels.intrinsics import import_intrinsics
 from chameleon.measure.inputs import write_ranges
-from chameleon.measure.link import link_shared
+from chameleon.measure.link import OBJECTS, Toolchain, link_shared
 from chameleon.measure.tiny import tiny_kernel
 from chameleon.target import TVM_WITHOUT, usable_cores
 from chameleon.workers.child import resolve
 from chameleon.workers.faults import EnvironmentFault, cause_of, last_line
 from chameleon.workers.pool import Outcome, PoolConfig, WorkerPool
 
-EXPORTS = ("so", "tar")  # shared library for this machine; objects for a remote one, which links them itself
+EXPORTS = ("so", "tar")  # a shared library; objects for another machine, which links them itself
 _FOLDER_PREFIX = "chameleon-build-"
 _LOCK_NAME = "owner.lock"
 
@@ -48,7 +48,8 @@ _LOCK_NAME = "owner.lock"
 class BuildConfig:
     """How candidates are built."""
 
-    export: str = "so"  # "so" for runners on this machine, "tar" for RPC
+    export: str = "so"  # "so" for runners on this machine, "tar" for RPC unless there is a toolchain
+    toolchain: Toolchain = Toolchain()  # links for the machine where candidates run; by default this one
     n_workers: int | None = None  # None: one for each usable core
     timeout_s: float = 30.0
     memory_limit_bytes: int | None = None  # of one worker; None: an equal share of three quarters of the memory
@@ -69,6 +70,7 @@ class BuildRequest:
     params: bytes | None
     folder: str
     export: str
+    toolchain: Toolchain
     f_build: str | None
 
 
@@ -157,9 +159,8 @@ class _BuildEngine:
     def _request(self, build_input: BuilderInput) -> BuildRequest:
         params = None if build_input.params is None else bytes(save_param_dict(build_input.params))
         folder = self._workspace.new_folder()
-        return BuildRequest(
-            build_input.mod, build_input.target, params, folder, self.config.export, self.config.f_build
-        )
+        how = (self.config.export, self.config.toolchain, self.config.f_build)
+        return BuildRequest(build_input.mod, build_input.target, params, folder, *how)
 
 
 def _result(request: BuildRequest, outcome: Outcome) -> BuilderResult:
@@ -235,7 +236,7 @@ def build_candidate(request: BuildRequest) -> str:
     build = default_build if request.f_build is None else resolve(request.f_build)
     path = Path(request.folder) / f"candidate.{request.export}"
     try:
-        _export(build(request.mod, request.target, params), path)
+        _export(build(request.mod, request.target, params), path, request.toolchain)
     except EnvironmentFault:
         raise
     except Exception:
@@ -245,8 +246,9 @@ def build_candidate(request: BuildRequest) -> str:
     return str(path)
 
 
-def _export(rt_mod: Module, path: Path) -> None:
-    rt_mod.export_library(str(path), **({} if path.suffix == ".tar" else {"fcompile": link_shared}))
+def _export(rt_mod: Module, path: Path, toolchain: Toolchain) -> None:
+    link = link_shared if toolchain.compiler is None else toolchain.linker()
+    rt_mod.export_library(str(path), **({} if path.suffix == OBJECTS else {"fcompile": link}))
 
 
 def _check_environment(request: BuildRequest) -> None:
@@ -257,7 +259,7 @@ def _check_environment(request: BuildRequest) -> None:
     """
     try:
         mod = default_build(tiny_kernel(request.target), request.target)
-        _export(mod, Path(request.folder) / f"tiny.{request.export}")
+        _export(mod, Path(request.folder) / f"tiny.{request.export}", request.toolchain)
     except EnvironmentFault:
         raise
     except Exception as error:

@@ -9,9 +9,13 @@ import pytest
 
 pytest.importorskip("tvm")
 
+from tvm.s_tir.meta_schedule.builder import BuilderInput
+
 from chameleon.errors import UsageError
+from chameleon.measure import WarmBuilder
 from chameleon.measure.link import Toolchain
 from chameleon.measure.preflight import check_toolchain
+from chameleon.measure.tiny import tiny_kernel
 from chameleon.target import parse_target
 
 pytestmark = pytest.mark.tvm
@@ -44,6 +48,18 @@ def test_a_file_for_another_machine_is_noticed(tmp_path: Path) -> None:
     fake.chmod(0o755)
     with pytest.raises(UsageError, match="makes code for"):
         check_toolchain(Toolchain(str(fake)), parse_target(f"llvm -mtriple={RISC_V} -num-cores=4"))
+
+
+@pytest.mark.parametrize(("triple", "machine"), [(ARM, 183), (RISC_V, 243)])
+def test_candidates_are_linked_for_the_other_machine(triple: str, machine: int) -> None:
+    """By the number of the machine in the header of an ELF file, of its specification."""
+    target = parse_target(f"llvm -mtriple={triple} -num-cores=4")
+    with WarmBuilder(export="so", toolchain=Toolchain(compiler(triple)), n_workers=1) as builder:
+        (built,) = builder.build([BuilderInput(tiny_kernel(target), target)])
+        assert built.error_msg is None
+        header = Path(str(built.artifact_path)).read_bytes()[:20]
+    assert header[:4] == b"\x7fELF"
+    assert int.from_bytes(header[18:20], "little") == machine
 
 
 def test_a_run_keeps_its_toolchain() -> None:
