@@ -20,7 +20,7 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class BuildConfig:
     """How candidates are built."""
 
     export: str = "so"  # "so" for runners on this machine, "tar" for RPC unless there is a toolchain
-    toolchain: Toolchain = Toolchain()  # links for the machine where candidates run; by default this one
+    toolchain: Toolchain = field(default_factory=Toolchain)  # links for the machine where candidates run
     n_workers: int | None = None  # None: one for each usable core
     timeout_s: float = 30.0
     memory_limit_bytes: int | None = None  # of one worker; None: an equal share of three quarters of the memory
