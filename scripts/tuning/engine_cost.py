@@ -7,17 +7,23 @@ A round asks until `--batch` configurations are there (a searcher may hand out s
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 from threadpoolctl import threadpool_limits
 
+from chameleon.cli import guarded
+from chameleon.errors import unknown
 from chameleon.search import SEARCHERS, Digits, KnobSpace, Searcher, Status, Trial, make_searcher, option, split
+
+app = typer.Typer(add_completion=False, help=(__doc__ or "").splitlines()[0])
 
 
 @dataclass(frozen=True)
@@ -88,23 +94,26 @@ def measure(name: str, batch: int, rounds: int, seed: int) -> Cost:
     return Cost(name, float(space.size), batch, rounds, median, max(wall), statistics.median(cpu), median / batch)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--searcher", default="chameleon", choices=list(SEARCHERS))
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write the result to this file")
-    args = parser.parse_args()
-    cost = measure(args.searcher, args.batch, args.rounds, args.seed)
+@app.command()
+def main(
+    searcher: Annotated[str, typer.Option(help="A name of `chameleon searchers`.")] = "chameleon",
+    batch: Annotated[int, typer.Option(min=1, help="Configurations of a round.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of one search.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Of the search and the made-up times.")] = 0,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")] = None,
+) -> None:
+    """Measure one search and print what it cost."""
+    if searcher not in SEARCHERS:
+        raise unknown("searcher", searcher, SEARCHERS)
+    cost = measure(searcher, batch, rounds, seed)
     print(
         f"{cost.searcher}: ask({cost.batch}) + tell({cost.batch}) on {cost.space_size:.2g} points: "
         f"median {cost.median_s:.3f} s ({cost.median_cpu_s:.3f} s of processor time), worst {cost.worst_s:.3f} s "
         f"over {cost.rounds} rounds"
     )
-    if args.json:
-        args.json.write_text(json.dumps(asdict(cost), indent=2) + "\n")
+    if json_path is not None:
+        json_path.write_text(json.dumps(asdict(cost), indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(app, sys.argv[1:]))

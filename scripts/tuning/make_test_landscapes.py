@@ -11,20 +11,24 @@ only a trial can tell this.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import itertools
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
+
+from chameleon.cli import guarded
 
 MAX_THREADS = 1024
 SHARED_BYTES = 48 * 1024
 REGISTER_FILE = 48 * 1024
+app = typer.Typer(add_completion=False, help=(__doc__ or "").splitlines()[0])
 
 
 @dataclass(frozen=True)
@@ -140,11 +144,9 @@ def write(path: Path, text: str) -> None:
     print(f"{path}: {path.stat().st_size:,} bytes")
 
 
-def main() -> None:
+@app.command()
+def main(folder: Annotated[Path, typer.Argument(help="Where the files go.")]) -> None:
     """Write all landscapes into the folder given."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where the files go")
-    folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     for model in MODELS:
         rng = np.random.default_rng(model.seed)
@@ -162,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(app, sys.argv[1:]))
