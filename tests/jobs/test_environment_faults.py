@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from chameleon.cli import main
 from chameleon.errors import ChameleonError
-from chameleon.jobs import session as session_module
 from chameleon.jobs.failure_row import FailureRow
+from chameleon.jobs.measurer import Measurer
 from chameleon.jobs.records import Records
 from chameleon.search import KnobSpace, Status, Trial, option
 from chameleon.target import parse_target
@@ -61,7 +61,7 @@ def test_without_a_compiler_nothing_is_recorded_and_with_one_it_tunes(
         raise EnvironmentFault("the disk is full; free some space")
 
     with monkeypatch.context() as without:  # found by the preflight instead
-        without.setattr(session_module.Measurer, "check", lost)
+        without.setattr(Measurer, "check", lost)
         assert main(command) == 1
     error = capsys.readouterr().err
     assert "the disk is full; free some space. Tuning stopped, nothing was recorded" in error

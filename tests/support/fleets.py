@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -46,23 +46,28 @@ class Server:
         top = psutil.Process(self._process.pid)
         return [top, *top.children(recursive=True)]
 
+    def _all(self, do: Callable[[psutil.Process], None]) -> None:
+        """Do something to all of its processes, also to those that one of them has started meanwhile."""
+        done: set[psutil.Process] = set()
+        while new := [process for process in self._family() if process not in done]:
+            for process in new:
+                with contextlib.suppress(psutil.NoSuchProcess):  # a session that has just ended
+                    do(process)
+            done.update(new)
+
     def kill(self) -> None:
         """The device loses its power."""
         if self._process.poll() is None:
-            for process in self._family():
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+            self._all(psutil.Process.kill)
             self._process.wait()
 
     def stop(self) -> None:
         """The device hangs."""
-        for process in self._family():
-            process.suspend()
+        self._all(psutil.Process.suspend)
 
     def go_on(self) -> None:
         """A device that hung goes on."""
-        for process in self._family():
-            process.resume()
+        self._all(psutil.Process.resume)
 
 
 class LoopbackFleet:
