@@ -12,6 +12,7 @@ from tvm.ir import IRModule
 
 from chameleon.kernels import defaults
 from chameleon.kernels.defaults import schedule_defaults
+from chameleon.kernels.registers import Machine
 from chameleon.target import parse_target
 
 pytestmark = pytest.mark.tvm
@@ -38,4 +39,4 @@ def test_an_equal_kernel_is_scheduled_once(monkeypatch: pytest.MonkeyPatch) -> N
     lean, other = schedule_defaults(product(16), CPU, lean=True)["main"], schedule_defaults(product(24), CPU)["main"]
     assert len(made) == 3
     for func, n, is_lean in ((lean, 16, True), (other, 24, False)):
-        tvm.ir.assert_structural_equal(func, usual(product(n)["main"], is_lean))
+        tvm.ir.assert_structural_equal(func, usual(product(n)["main"], is_lean, Machine.of(CPU)))
