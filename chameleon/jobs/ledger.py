@@ -65,6 +65,16 @@ class Stamp:
     search_s: float = 0.0
 
 
+def algorithm_in(algorithms: Mapping[str, Sequence[int]], best: Trial | None) -> str | None:
+    """The alternative that a schedule is of; None: TVM's own space of the operator as it is written.
+
+    Args:
+        algorithms: the alternatives in the space, with their sketches: the first digit of a configuration is one.
+    """
+    sketch = best.config[0] if best and best.config else None
+    return next((name for name, sketches in algorithms.items() if sketch in sketches), None)
+
+
 @dataclass
 class TaskRecords:
     """What is known of one workload, in the order of measuring.

@@ -15,7 +15,7 @@ from tvm.s_tir import Schedule
 
 from chameleon.jobs.allocate import Progress
 from chameleon.jobs.config import TuneConfig
-from chameleon.jobs.ledger import Event
+from chameleon.jobs.ledger import Event, algorithm_in
 from chameleon.jobs.measured import Measured
 from chameleon.jobs.teachers import Teacher
 from chameleon.kernels.lower import Task
@@ -84,8 +84,7 @@ class TaskTuner(Measured):
     @property
     def algorithm(self) -> str | None:
         """The alternative that the best schedule is of; None: TVM's own space of the operator as it is written."""
-        sketch = self.best.config[0] if self.best else None
-        return next((name for name, sketches in self._algorithms.items() if sketch in sketches), None)
+        return algorithm_in(self._algorithms, self.best)
 
     def give_up(self) -> None:
         """Propose nothing any more."""

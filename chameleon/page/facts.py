@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from chameleon.jobs.ledger import Config, Confirmation, Event, Exchange, Stamp, TaskRecords
+from chameleon.jobs.ledger import Config, Confirmation, Event, Exchange, Stamp, TaskRecords, algorithm_in
 from chameleon.jobs.measured import Measured, usable_event
 from chameleon.jobs.records import Records
 from chameleon.page.folders import Run, find_runs
@@ -321,17 +321,11 @@ def _task_facts(task: _Task, total_s: float) -> TaskFacts:
         first_us=task.first_s * 1e6 if task.first_s else None,
         best_us=best_s * 1e6 if best_s else None,
         share=task.weight * best_s / total_s if best_s else None,
-        algorithm=_algorithm(task.records, measured.best),
+        algorithm=algorithm_in(task.records.algorithms, measured.best),
         top=len(top),
         curve=task.curve,
         knobs=_winning(task.records.knob_space(), measured.best, top, ranked),
     )
-
-
-def _algorithm(task: TaskRecords, best: Trial | None) -> str | None:
-    """The algorithm of a schedule: in a space with alternatives its first digit is a sketch, and each has its own."""
-    sketch = best.config[0] if best and best.config else None
-    return next((name for name, sketches in task.algorithms.items() if sketch in sketches), None)
 
 
 def _winning(

@@ -30,8 +30,8 @@ import numpy as np
 import typer
 
 from chameleon.cli import guarded
-from chameleon.errors import unknown
 from chameleon.manifest import write_manifest
+from scripts.common.options import names_of
 from scripts.common.run_store import RunStore
 from scripts.common.tables import markdown
 from scripts.faults.case import Case, Found
@@ -53,10 +53,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/faults"),
 ) -> None:
     """Inject, and write the table."""
-    names = [name.strip() for name in only.split(",") if name.strip()] or list(FAULTS)
-    for name in names:
-        if name not in FAULTS:
-            raise unknown("fault", name, FAULTS)
+    names = names_of(only, "fault", FAULTS) if only else list(FAULTS)
     store = RunStore(out / "jobs.jsonl", {"seed": seed}, lambda line: (line["fault"], line["job"]))
     missing: dict[str, str] = {}
     for name in names:

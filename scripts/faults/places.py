@@ -1,9 +1,8 @@
 """What a case needs around it: a small file system, a clock that can be moved, a fleet of devices, a Ray cluster."""
 
-# pyright: reportMissingImports=false
-# (Ray belongs to an extra)
 from __future__ import annotations
 
+import importlib.util
 import socket
 import subprocess
 import sys
@@ -18,6 +17,8 @@ import numpy as np
 import psutil
 from tvm import rpc
 
+from scripts.common.ports import free_port
+from scripts.common.ray_cluster import cluster
 from scripts.faults.case import START_S, Case
 from scripts.faults.job import KEY
 
@@ -69,7 +70,7 @@ class Fleet:
     _all: ClassVar[dict[str, Fleet]] = {}  # by the mark of the case
 
     def __init__(self) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self._tracker = self._start_tracker()
         self._server: subprocess.Popen[bytes] | None = None
         self.start_server()
@@ -130,10 +131,8 @@ class RayNodes:
 
     _all: ClassVar[dict[str, RayNodes]] = {}
 
-    def __init__(self, cluster: Any) -> None:
-        self._cluster = cluster
-        self._nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-        cluster.wait_for_nodes()
+    def __init__(self, running: Any, nodes: list[Any]) -> None:
+        self._cluster, self._nodes = running, nodes
 
     @classmethod
     def of(cls, case: Case) -> RayNodes:
@@ -148,17 +147,14 @@ class RayNodes:
         Raises:
             NotHere: without Ray.
         """
-        try:
-            from ray.cluster_utils import Cluster
-        except ImportError as error:
-            raise NotHere("Ray is not installed") from error
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        try:
-            cls._all[case.mark] = cls(cluster)
-            yield ("--ray", str(cluster.address))
-        finally:
-            cls._all.pop(case.mark, None)
-            cluster.shutdown()
+        if importlib.util.find_spec("ray") is None:
+            raise NotHere("Ray is not installed")
+        with cluster(2) as (running, nodes):
+            cls._all[case.mark] = cls(running, nodes)
+            try:
+                yield ("--ray", str(running.address))
+            finally:
+                del cls._all[case.mark]
 
     def kill_node(self, rng: np.random.Generator) -> None:
         """Kill all processes of one node."""
@@ -180,9 +176,3 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
             child.kill()
     process.kill()
     process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]

@@ -37,7 +37,7 @@ import typer
 from tvm import relax
 
 from chameleon.cli import guarded
-from chameleon.errors import ChameleonError, UsageError, unknown
+from chameleon.errors import ChameleonError, UsageError
 from chameleon.jobs.compare import Arrays, arrays_of, difference, tolerance_of, worst
 from chameleon.jobs.config import tune_config
 from chameleon.jobs.run_folder import JobSpec, TuneReport
@@ -47,6 +47,7 @@ from chameleon.measure.remote import connect
 from chameleon.measure.tracker import Tracker, next_device
 from chameleon.models.load import Model, input_arrays, load_model
 from chameleon.target import detect_target, usable_cores
+from scripts.common.options import names_of
 from scripts.common.run_store import write_results
 from scripts.common.tables import markdown
 from scripts.fleets.loopback import fleet
@@ -297,10 +298,8 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/emulated"),
 ) -> None:
     """Tune a network for emulated processors, run it there and compare its outputs."""
-    names = [name.strip() for name in processors.split(",")]
+    names = names_of(processors, "processor", DEVICES)
     for name in names:
-        if name not in DEVICES:
-            raise unknown("processor", name, DEVICES)
         if lacking := DEVICES[name].lacking():
             raise UsageError(f"emulating {name} needs {lacking}")
     network, rows, start_s = load_model(model), [], time.monotonic()

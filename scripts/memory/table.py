@@ -45,6 +45,7 @@ from chameleon.manifest import write_manifest
 from chameleon.models.irregular import CELLS, cell, cell_graph
 from chameleon.serenity.order.schedule import ScheduleOptions
 from chameleon.serenity.summary import summarise
+from scripts.common.options import names_of
 
 ROOT = Path(__file__).parents[2]
 PEERS = {"tflite": "tflite", "executorch": "executorch_peer", "ort": "ort"}
@@ -86,10 +87,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/serenity/table"),
 ) -> None:
     """Make the table of peak memory."""
-    names = [name.strip() for name in cells.split(",") if name.strip()]
-    for name in names:
-        if name not in CELLS:
-            raise unknown("cell", name, CELLS)
+    names = names_of(cells, "cell", CELLS)
     peers = dict(_peer(text) for text in peer or [])
     rows = {name: row(name, time_limit_s) for name in names}
     for which, python in peers.items():

@@ -38,10 +38,10 @@ import numpy as np
 import typer
 
 from chameleon.cli import guarded
-from chameleon.errors import unknown
 from chameleon.manifest import write_manifest
 from chameleon.workers.pool import PoolConfig
 from scripts.common.experiment_stats import Run
+from scripts.common.options import names_of
 from scripts.common.run_store import ONE_THREAD, RunStore
 from scripts.papers.report import Comparison, per_task, plot, summarise, table
 from scripts.papers.tuners import DEFAULT, TUNERS, ReplayRequest
@@ -52,19 +52,6 @@ RUN_TIMEOUT_S = 3 * 3600
 app = typer.Typer(add_completion=False, help=(__doc__ or "").splitlines()[0])
 
 Tuners = Annotated[str, typer.Option("--tuners", help="Names, separated by commas.")]
-
-
-def names_of(tuners: str) -> list[str]:
-    """Split a comma-separated list of tuners.
-
-    Raises:
-        UsageError: if one does not exist.
-    """
-    names = [name.strip() for name in tuners.split(",") if name.strip()]
-    for name in names:
-        if name not in TUNERS:
-            raise unknown("tuner", name, TUNERS)
-    return names
 
 
 @app.command()
@@ -81,7 +68,7 @@ def replay(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/papers/replay"),
 ) -> None:
     """Run every tuner on recorded landscapes."""
-    names, started = names_of(tuners), time.perf_counter()
+    names, started = names_of(tuners, "tuner", TUNERS), time.perf_counter()
     for path in files:
         load_recording(path)  # so a broken file is reported before anything runs
     options = {"trials": trials, "n_parallel": n_parallel, "overhead_s": overhead_s}
@@ -116,7 +103,7 @@ def live(
     """Run every tuner on this machine, in turns, on the convolutions of ResNet-18."""
     from scripts.papers.live import LivePlan, best_kernels, run_live
 
-    names, started = names_of(tuners), time.perf_counter()
+    names, started = names_of(tuners, "tuner", TUNERS), time.perf_counter()
     plan = LivePlan(tuple(names), budget_s, trials, slice_trials, seed)
     session = run_live(plan, tasks, out)
     kernels = best_kernels(session, rounds)

@@ -28,10 +28,10 @@ import numpy as np
 import typer
 
 from chameleon.cli import guarded
-from chameleon.errors import UsageError, unknown
 from chameleon.search import SEARCHERS, Status
 from chameleon.workers.pool import PoolConfig
 from scripts.common.experiment_stats import bootstrap, mean_of_means
+from scripts.common.options import names_of
 from scripts.common.run_store import ONE_THREAD, RunStore, write_results
 from scripts.common.tables import markdown
 from tuners.kernel_tuner import ChameleonStrategy
@@ -203,13 +203,7 @@ def chosen(strategies: str) -> list[str]:
     """
     from kernel_tuner.interface import strategy_map
 
-    names = [name.strip() for name in strategies.split(",") if name.strip()]
-    for name in names:
-        if name not in SEARCHERS and name not in strategy_map:
-            raise unknown("strategy", name, [*SEARCHERS, *strategy_map])
-    if not names:
-        raise UsageError("no strategy to run: give --strategies some names, separated by commas")
-    return names
+    return names_of(strategies, "strategy", [*SEARCHERS, *strategy_map])
 
 
 @app.command()

@@ -24,7 +24,6 @@ import numpy as np
 import typer
 
 from chameleon.cli import guarded
-from chameleon.errors import unknown
 from chameleon.jobs.environment import Environment
 from chameleon.jobs.ledger import space_to_json
 from chameleon.jobs.records import Records
@@ -32,6 +31,7 @@ from chameleon.search import KnobSpace, Status, Trial
 from chameleon.store.lines import UNKNOWN, Line, tuning_header
 from chameleon.store.open import open_store
 from chameleon.store.place import Place, Url
+from scripts.common.options import names_of
 from scripts.common.run_store import RunStore, write_results
 from scripts.common.tables import markdown
 from scripts.records.postgres import running
@@ -166,12 +166,10 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/store_cost"),
 ) -> None:
     """Fill the stores and measure them."""
-    for kind in stores.split(","):
-        if kind not in KINDS:
-            raise unknown("store", kind, KINDS)
+    kinds = names_of(stores, "store", KINDS)
     start_s, space = time.perf_counter(), convolution_space()
     runs = RunStore(out / "runs.jsonl", {"seed": seed}, lambda row: (row["store"], row["records"]))
-    wanted = [(kind, int(n)) for n in records.split(",") for kind in stores.split(",")]
+    wanted = [(kind, int(n)) for n in records.split(",") for kind in kinds]
     for kind, n in [key for key in wanted if key not in runs.lines]:
         with tempfile.TemporaryDirectory(prefix="chameleon-") as name, ExitStack() as stack:
             folder = Path(name)

@@ -29,11 +29,11 @@ import numpy as np
 import typer
 
 from chameleon.cli import guarded
-from chameleon.errors import unknown
 from chameleon.search import Knob, KnobSpace
 from chameleon.search.annealing import AnnealingConfig
 from chameleon.workers.pool import PoolConfig
 from scripts.common.experiment_stats import Floats, bootstrap, mean_of_means
+from scripts.common.options import names_of
 from scripts.common.run_store import ONE_THREAD, RunStore, write_results
 from scripts.common.tables import markdown
 from tuners.landscape import Landscape, landscape_name, load_landscape
@@ -206,10 +206,7 @@ def chosen_variants(groups: str) -> list[str]:
         UsageError: if there is no such group.
     """
     known = list(dict.fromkeys(v.group for v in VARIANTS.values()))
-    wanted = [g.strip() for g in groups.split(",") if g.strip()] or known
-    for group in wanted:
-        if group not in known:
-            raise unknown("group", group, known)
+    wanted = names_of(groups, "group", known) if groups else known
     return [name for name, v in VARIANTS.items() if v.group in wanted or name == REFERENCE]
 
 

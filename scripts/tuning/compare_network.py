@@ -36,12 +36,13 @@ import numpy as np
 import typer
 
 from chameleon.cli import guarded
-from chameleon.errors import UsageError, unknown
+from chameleon.errors import UsageError
 from chameleon.jobs.config import tune_config
 from chameleon.jobs.run_folder import JobSpec, TuneReport
 from chameleon.jobs.teachers import RECORDS
 from chameleon.jobs.tune import tune_model
 from chameleon.manifest import write_manifest
+from scripts.common.options import names_of
 from scripts.common.tables import markdown
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -162,10 +163,8 @@ def check_ways(given: str, teacher: str | None) -> list[str]:
     Raises:
         UsageError: if there is no such way, or one needs a teacher and there is none.
     """
-    ways = [way.strip() for way in given.split(",") if way.strip()]
+    ways = names_of(given, "way", WAYS)
     for way in ways:
-        if way not in WAYS:
-            raise unknown("way", way, WAYS)
         if way in LEARNING and teacher is None:
             raise UsageError(f"the way {way!r} needs --teacher: a network that is tuned first")
     return ways

@@ -23,12 +23,12 @@ from typing import Annotated, Any
 import typer
 
 from chameleon.cli import guarded
-from chameleon.errors import unknown
 from chameleon.jobs.bench import PEERS, bench_tuned
 from chameleon.jobs.config import tune_config
 from chameleon.jobs.run_folder import JobSpec
 from chameleon.jobs.tune import tune_model
 from chameleon.target import detect_target, vector_features
+from scripts.common.options import names_of
 from scripts.common.run_store import RunStore, write_results
 from scripts.common.tables import markdown
 from scripts.models.make import save_program
@@ -97,11 +97,8 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/networks"),
 ) -> None:
     """Tune networks and time them beside other programs."""
-    names, chosen, peers = networks.split(","), ways.split(","), against.split(",")
-    for kind, given, known in (("way", chosen, WAYS), ("program", peers, PEERS)):
-        for name in given:
-            if name not in known:
-                raise unknown(kind, name, known)
+    names = networks.split(",")
+    chosen, peers = names_of(ways, "way", WAYS), names_of(against, "program", PEERS)
     vectors = sorted(vector_features(detect_target()) & {"avx2", "avx512f", "sve", "dotprod"})
     header = {"time_budget": time_budget, "against": peers, "vectors": vectors}
     store = RunStore(out / "runs.jsonl", header, lambda line: (line["network"], line["way"], line["seed"]))

@@ -9,63 +9,27 @@ building and running a candidate sleeps. So the table says what the cluster cost
 """
 
 # TVM's reflected attributes have no static types:
-# pyright: reportArgumentType=false, reportMissingImports=false
+# pyright: reportArgumentType=false
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tvm
 import typer
 from tvm import te
 from tvm.s_tir import Schedule
-from tvm.s_tir import meta_schedule as ms
-from tvm.target import Target
 
 from chameleon.cli import guarded
-from chameleon.jobs.measurer import Measurer
 from chameleon.jobs.ray_nodes import ray_measurer
 from chameleon.manifest import write_manifest
 from chameleon.target import detect_target
+from scripts.common.ray_cluster import Sleeping, cluster
 from scripts.common.tables import markdown
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=(__doc__ or "").splitlines()[0])
-
-
-@dataclass(frozen=True)
-class Sleeping:
-    """Makes measurers that sleep so long for each candidate."""
-
-    build_s: float
-    run_s: float
-
-    def __call__(self, target: Target, _stack: ExitStack) -> Measurer:
-        worker = _Sleeper(self.build_s, self.run_s)
-        return Measurer(target, worker, worker)  # type: ignore[arg-type]
-
-
-class _Sleeper:
-    """A builder and a runner."""
-
-    def __init__(self, build_s: float, run_s: float) -> None:
-        self._build_s, self._run_s = build_s, run_s
-        self._folder = tempfile.TemporaryDirectory(prefix="sleeper-")
-
-    def build(self, inputs: Sequence[ms.builder.BuilderInput]) -> list[ms.builder.BuilderResult]:
-        time.sleep(self._build_s)  # all at the same time, as on a node with as many cores
-        folders = [tempfile.mkdtemp(dir=self._folder.name) for _ in inputs]
-        return [ms.builder.BuilderResult(str(Path(folder) / "candidate.so"), None) for folder in folders]
-
-    def run(self, inputs: Sequence[ms.runner.RunnerInput]) -> list[ms.runner.RunnerFuture]:
-        time.sleep(self._run_s * len(inputs))
-        result = ms.runner.RunnerResult([1e-3], None)
-        return [ms.runner.RunnerFuture(lambda: True, lambda: result) for _ in inputs]
 
 
 @app.command()
@@ -93,24 +57,16 @@ def main(
 
 def measured(n: int, batches: int, batch: int, make: Sleeping, *, kill: bool) -> tuple[int, float]:
     """How many trials a cluster of n nodes made, and in how many seconds after its nodes had started."""
-    from ray.cluster_utils import Cluster
-
-    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    try:
-        nodes = [cluster.add_node(num_cpus=1) for _ in range(n)]
-        cluster.wait_for_nodes()
-        with ray_measurer(cluster.address, detect_target(), print, make) as measurer:
-            measurer.check()
-            start_s, made = time.monotonic(), 0
-            for number in range(batches):
-                candidates = [((number, i), Schedule(kernel())) for i in range(batch)]
-                for _ in measurer(candidates, task="kernel", in_time=lambda: True):
-                    made += 1
-                    if kill and made == batches * batch // 2:
-                        cluster.remove_node(nodes.pop(), allow_graceful=False)
-            return made, time.monotonic() - start_s
-    finally:
-        cluster.shutdown()
+    with cluster(n) as (running, nodes), ray_measurer(running.address, detect_target(), print, make) as measurer:
+        measurer.check()
+        start_s, made = time.monotonic(), 0
+        for number in range(batches):
+            candidates = [((number, i), Schedule(kernel())) for i in range(batch)]
+            for _ in measurer(candidates, task="kernel", in_time=lambda: True):
+                made += 1
+                if kill and made == batches * batch // 2:
+                    running.remove_node(nodes.pop(), allow_graceful=False)
+        return made, time.monotonic() - start_s
 
 
 def kernel() -> tvm.IRModule:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Iterator
 
@@ -15,6 +14,7 @@ from tvm.contrib import graph_executor
 from tvm.rpc.tracker import Tracker
 
 from chameleon.search import Status
+from scripts.common.ports import free_port
 from tests.autotvm.templates import LLVM, conv_task, create, kind_task
 from tuners.autotvm import AnnealingTuner, ChameleonTuner
 
@@ -117,12 +117,6 @@ def test_what_the_template_refuses_is_not_built(builder):
     tuner.tune(5, local(builder))
     assert [t.status for t in tuner.trials] == [Status.OK] * 5
     assert set(tuner.failures) <= {"invalid: tile of x too large"}
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 class Devices:

@@ -18,9 +18,10 @@ from chameleon.jobs.run_folder import JobSpec, environment_of
 from chameleon.manifest import cpu_name
 from chameleon.target import detect_target, usable_cores
 from chameleon.workers.faults import EnvironmentFault
+from scripts.common.ray_cluster import cluster
 from tests.support import misbuild
 from tests.support.networks import write_network
-from tests.support.ray_cluster import cluster, sleeping_measurer
+from tests.support.ray_cluster import sleeping_measurer
 
 pytestmark = [pytest.mark.tvm, pytest.mark.slow, pytest.mark.needs("ray")]
 

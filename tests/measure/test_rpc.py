@@ -21,19 +21,13 @@ from chameleon.measure.remote import RemoteConfig, RemoteRunner
 from chameleon.measure.tracker import check_tracker, parse_tracker
 from chameleon.target import detect_target
 from chameleon.workers.faults import EnvironmentFault
+from scripts.common.ports import free_port
 from tests.support import misbuild
 from tests.support.networks import write_network
 
 pytestmark = pytest.mark.tvm
 
 KEY = "some-device"
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import subprocess
 import sys
 import time
@@ -14,16 +13,10 @@ import psutil
 from tvm.rpc.tracker import Tracker
 
 from chameleon.measure.tracker import Tracker as Asked
+from scripts.common.ports import free_port
 from scripts.fleets import serve
 
 KEY = "loopback"
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 class Server:
