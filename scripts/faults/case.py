@@ -31,7 +31,7 @@ GRACE_S = 5.0
 """Seconds that may pass beyond a time-out, and after which nothing of a job may be left."""
 MARK = "FAULTS_MARK"
 _LINE, _END, _SILENCE = "line", "end", "silence"
-TOOLS = ("g++", "gcc", "ld", "as", "cc", "c++", "ld.bfd", "tar", "ar", "git", "python3", "sh", "rm")
+TOOLS = ("g++", "gcc", "ld", "as", "cc", "c++", "ld.bfd", "tar", "gzip", "ar", "git", "python3", "sh", "rm")
 
 
 @dataclass
