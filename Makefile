@@ -10,6 +10,9 @@ READY := $(VENV)/.ready
 OLD_VENV := .venv-autotvm
 OLD_READY := $(OLD_VENV)/.ready
 
+# Compiled modules are kept: without them every process compiles TVM and PyTorch again, which takes seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: tune test test-autotvm check docs format clean
 
 # Tune a network (ResNet-18) for this machine, then time it beside untuned TVM and ONNX Runtime. Run again: it resumes.

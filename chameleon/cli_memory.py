@@ -116,7 +116,8 @@ def _of_model(request: MemoryRequest, say: Callable[[str], None]) -> ModelMemory
 def _print_rows(summary: MemorySummary, console: Console) -> None:
     sizes = f", sizes in steps of {summary.alignment} bytes" if summary.alignment > 1 else ""
     title = f"{summary.graph.name}: {len(summary.graph.steps)} nodes, peak memory in kB (1000 bytes){sizes}"
-    table = Table("", title=title)
+    console.print(title, highlight=False, soft_wrap=True)
+    table = Table("")
     for name in ("peak kB", "times last", "bound kB", "", "states", "s"):
         table.add_column(name, justify="right", no_wrap=True)
     last = summary.last.peak_bytes

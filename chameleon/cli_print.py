@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 def print_report(report: TuneReport, folder: Path, console: Console) -> None:
     """Print what tuning a network came to: a row for each task, failures, latency, comparison of the outputs."""
     finish = f", then {report.finish_s:.0f} s of compiling and timing" if report.finish_s else ""
-    table = Table(
-        title=f"{report.model}: {report.trials} trials in {report.tuning_s:.0f} s of tuning{finish}; "
-        f"searcher {report.searcher}"
+    console.print(
+        f"{report.model}: {report.trials} trials in {report.tuning_s:.0f} s of tuning{finish}; "
+        f"searcher {report.searcher}",
+        highlight=False,
+        soft_wrap=True,
     )
+    table = Table()
     table.add_column("task", overflow="fold")
     for name in ("weight", "trials", "best", "GFLOP/s"):
         table.add_column(name, justify="right")

@@ -66,7 +66,8 @@ def list_command(
     found = _in_environments(book, environment)
     rows = [_task_row(records, key) for records in found for key in records.tasks]
     records = found[0]
-    table = Table("task", title=f"target {escape(records.target)}", title_justify="left")
+    console.print(f"target {records.target}", highlight=False, soft_wrap=True, markup=False)
+    table = Table("task")
     table.add_column("key", no_wrap=True)
     for name in ("trials", "failed", "best", "knobs"):
         table.add_column(name, justify="right")
@@ -97,7 +98,8 @@ def show_command(
     records = _in_environments(_book(path, target), environment)[-1]
     (key,) = _chosen(records, task)
     row = _task_row(records, key)
-    knobs = Table("knob", "kind", "values", title=escape(f"{row['task']} ({key})"), title_justify="left")
+    console.print(f"{row['task']} ({key})", highlight=False, soft_wrap=True, markup=False)
+    knobs = Table("knob", "kind", "values")
     for knob in records.tasks[key].knobs.get("knobs", ()):
         values = json.dumps(knob["values"])
         knobs.add_row(escape(knob["name"]), knob["kind"], escape(values if len(values) < 90 else f"{values[:88]}..."))

