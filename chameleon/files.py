@@ -1,4 +1,4 @@
-"""Checks that files can be written, made before hours are spent on their content; and reads what a run left."""
+"""Checks that files can be written before hours are spent on their content; reads JSON, and what a run left."""
 
 from __future__ import annotations
 
@@ -56,10 +56,23 @@ def read_bytes(path: Path, give: str) -> bytes:
         raise UsageError(f"{path} cannot be read ({error.strerror}); give {give}") from error
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text, which may come from anywhere.
+
+    Raises:
+        JSONDecodeError: if it is not JSON, or nested so deeply that it cannot be read.
+        UnicodeDecodeError: if bytes are no text.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise json.JSONDecodeError("it is nested too deeply", "", 0) from None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a file that an earlier run wrote, empty if it is missing or was cut off."""
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(path.read_text())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

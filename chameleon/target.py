@@ -13,6 +13,7 @@ from tvm.target import Target
 
 from chameleon.cores import allowed_cores, usable_cores
 from chameleon.errors import UsageError, unknown
+from chameleon.files import parse_json
 
 __all__ = [
     "TVM_WITHOUT",
@@ -128,7 +129,7 @@ def set_threads(n_threads: int) -> int:
 
 def _json_object(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except json.JSONDecodeError as error:
         raise UsageError(f"the target {text!r} begins like JSON but is not valid JSON: {error}") from None
     if not isinstance(value.get("kind", value.get("tag")), str):

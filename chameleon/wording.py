@@ -50,5 +50,5 @@ def same_target(one: str, other: str) -> bool:
     """Whether two texts are the same target: TVM writes the options of one target in any order."""
     try:
         return one == other or json.loads(one) == json.loads(other)
-    except ValueError:  # the older form, such as `llvm -mcpu=znver4`
+    except (ValueError, RecursionError):  # the older form, such as `llvm -mcpu=znver4`
         return False

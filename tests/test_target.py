@@ -55,6 +55,7 @@ def test_cores_are_added_where_tuning_needs_them_only() -> None:
         ('{"kind": "lvm"}', "llvm"),
         ('{"kind": "llvm", "mcpuu": "x"}', "mcpuu"),
         ('{"kind": ', "JSON"),
+        ('{"kind": ' + "[" * 200_000, "JSON"),
         ("[1]", "unknown target"),
         ('{"mcpu": "znver4"}', "kind"),
         ("llvm mcpu=znver4", "mcpu"),

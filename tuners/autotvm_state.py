@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from chameleon.errors import UsageError
+from chameleon.files import parse_json
 from chameleon.search import KnobSpace
 from tuners.transfer import frozen
 
@@ -31,7 +32,7 @@ def read_state(path: Path, task: Any, searcher: str, space: KnobSpace) -> dict[s
         UsageError: if the file cannot be read or belongs to something else.
     """
     try:
-        document = json.loads(path.read_text())
+        document = parse_json(path.read_text())
         found = {key: document[key] for key in ("chameleon", "kind", "task", "searcher")}
         state, fingerprint = document["state"], document["state"]["searcher"]["space"]
     except OSError as error:

@@ -34,6 +34,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from chameleon.files import parse_json
 from chameleon.search.space import Knob, KnobSpace, location, option, split_of
 from chameleon.search.trial import Status, Trial
 from tuners.landscape_formats import entry_of, from_kernel_tuner, from_ktt, from_t4, open_cache, what_else
@@ -65,6 +66,8 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+LARGEST_BYTES = 1 << 30
+"""Of what a file holds, unpacked: a small file may unpack to more than any machine has."""
 FORMATS = "T4 JSON, a Kernel Tuner cache, KTT's JSON or landscape JSON lines, plain or gzip"
 
 
@@ -77,7 +80,7 @@ def load_landscape(path: Path | str) -> Landscape:
     path = Path(path)
     text = _read_text(path)
     try:
-        document = json.loads(text)
+        document = parse_json(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and text[: error.pos].count("\n") <= 1 and text.lstrip().startswith("{"):
             return _from_lines(path, text)
@@ -144,8 +147,13 @@ def read_lines(path: Path | str) -> list[dict[str, Any]]:
 
 def _read_text(path: Path) -> str:
     try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else path.open("rb") as stream:
+            data = stream.read(LARGEST_BYTES + 1)
+        if len(data) > LARGEST_BYTES:
+            raise LandscapeError(f"{path}: holds more than {LARGEST_BYTES >> 20} MB; no landscape is that large")
+        return data.decode()
     except OSError as error:
         if isinstance(error, gzip.BadGzipFile):
             raise LandscapeError(f"{path}: broken gzip file ({error}); get it again") from error
@@ -208,7 +216,7 @@ def _parse_lines(path: Path, text: str) -> list[dict[str, Any]]:
     lines = []
     for number, line in raw:
         try:
-            lines.append(json.loads(line))
+            lines.append(parse_json(line))
             if not isinstance(lines[-1], dict):
                 raise LandscapeError(
                     f"{path}: line {number}: a JSON object expected, got a {type(lines[-1]).__name__}"

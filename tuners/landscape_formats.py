@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from chameleon.files import parse_json
 from chameleon.search.trial import Status
 from tuners.landscape_table import (
     TIME,
@@ -146,7 +147,7 @@ def open_cache(path: Path, text: str) -> dict[str, Any] | None:
     """
     for found in re.finditer(r'"cache"\s*:\s*\{', text):
         try:
-            document = json.loads(text[: found.start()].rstrip().removesuffix(",") + "}")
+            document = parse_json(text[: found.start()].rstrip().removesuffix(",") + "}")
         except json.JSONDecodeError:
             continue
         if "tune_params_keys" in document:
@@ -196,7 +197,7 @@ def what_else(text: str) -> str | None:
     """What a file is that cannot be replayed, for people, with what to do about it; None if it is not known."""
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")][:1]
     try:
-        first = json.loads(lines[0]) if lines else None
+        first = parse_json(lines[0]) if lines else None
     except json.JSONDecodeError:
         first = None
     if isinstance(first, dict):

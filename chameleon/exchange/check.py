@@ -10,7 +10,7 @@ from typing import Any
 
 from chameleon.exchange.autotvm import FIELD
 from chameleon.exchange.sources import A_SOURCE
-from chameleon.files import read_bytes, read_json
+from chameleon.files import parse_json, read_bytes, read_json
 from chameleon.jobs.ledger import SIDES, space_from_json
 from chameleon.manifest import cpu_name, manifest, version_of
 from chameleon.search import KnobSpace, Trial
@@ -164,7 +164,7 @@ def _optional(kind: str) -> tuple[str, ...]:
 
 def _object(text: bytes) -> dict[str, Any] | None:
     try:
-        line = json.loads(text)
+        line = parse_json(text)
     except ValueError:
         return None
     return line if isinstance(line, dict) else None

@@ -4,7 +4,6 @@
 # (TVM's attributes come from C++ and have no types)
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import tempfile
@@ -19,7 +18,7 @@ from tvm.target import Target
 from chameleon.errors import UsageError, first_line
 from chameleon.exchange.book import measured
 from chameleon.exchange.targets import one_target
-from chameleon.files import read_json
+from chameleon.files import parse_json, read_json
 from chameleon.jobs.ledger import Config, space_to_json
 from chameleon.jobs.records import Records
 from chameleon.jobs.run_folder import JobSpec, open_run
@@ -73,7 +72,7 @@ def _workloads(folder: Path) -> tuple[dict[str, IRModule], dict[str, set[str]]]:
     """The workloads of a database by their keys, and the names of the other algorithms for them."""
     lines = (folder / "database_workload.json").read_text().splitlines()
     mods, algorithms = {}, {}
-    for mod in (ms.database.Workload.from_json(json.loads(line)).mod for line in lines if line.strip()):
+    for mod in (ms.database.Workload.from_json(parse_json(line)).mod for line in lines if line.strip()):
         if (name := algorithm_of(mod)) is None:
             mods[task_key(mod)] = mod
         else:

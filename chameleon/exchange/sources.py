@@ -5,14 +5,13 @@ Nothing is unpickled. What a file is, is told from what is in it.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from chameleon.errors import ChameleonError, UsageError
 from chameleon.exchange.autotvm import lines_of_log
 from chameleon.exchange.landscapes import lines_of_landscape
-from chameleon.files import read_bytes
+from chameleon.files import parse_json, read_bytes
 from chameleon.jobs.records import RECORDS, records_path
 from chameleon.store.lines import Line, RecordsError, parse_lines
 from chameleon.store.open import lines_at
@@ -69,7 +68,7 @@ def in_folder(folder: Path) -> Path:
 def _first_object(content: bytes) -> dict[str, Any]:
     """The JSON object in the first line; empty if there is none."""
     try:
-        first = json.loads(content.partition(b"\n")[0])
+        first = parse_json(content.partition(b"\n")[0])
     except ValueError:
         return {}
     return first if isinstance(first, dict) else {}

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from chameleon.models.errors import ModelError, first_line
 from chameleon.models.shapes import GivenShapes, static_shapes
+from chameleon.models.sizes import check_bytes, check_size
 
 FOLD_LIMIT_BYTES = 1 << 24
 """A constant that is larger than what it is computed from is kept as an operator from this size on."""
@@ -37,13 +38,16 @@ def load_program(path: Path) -> torch.export.ExportedProgram:
     """Read a `.pt2` file.
 
     Raises:
-        ModelError: if the file is not such a program, or cannot be read.
+        ModelError: if the file is not such a program, cannot be read, or is larger than the memory.
     """
     try:
         # `ZipFile` fails if the file is no archive; torch would log a traceback.
-        with warnings.catch_warnings(), zipfile.ZipFile(path):
+        with warnings.catch_warnings(), zipfile.ZipFile(path) as archive:
+            check_bytes(path.name, "it unpacked", sum(part.file_size for part in archive.infolist()))
             warnings.simplefilter("ignore")
             return torch.export.load(path)
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(
             f"{path}: expected a program that torch.export.save wrote, but the file is something else, is cut off, "
@@ -58,10 +62,12 @@ def static_program(
 
     Raises:
         UsageError: if there is no such input or open dimension.
-        ModelError: if a dimension stays open, or the program does not take a size.
+        ModelError: if a dimension stays open, the program does not take a size, or an input is larger than the memory.
     """
     declared = _declared_shapes(program)
     shapes = static_shapes(name, declared, given, _example_shapes(program))
+    for of_input, shape in shapes.items():
+        check_size(name, f"input {of_input!r}", shape)
     if all(isinstance(d, int) for dims in declared.values() for d in dims):
         return program, shapes
     _check_ranges(name, program, declared, shapes)
@@ -81,8 +87,10 @@ def prepared_program(program: torch.export.ExportedProgram, name: str) -> torch.
     """The program in the operators that TVM's importer takes rightly.
 
     Raises:
-        ModelError: if the program is random, or remembers something from one run to the next.
+        ModelError: if the program is random, remembers something from one run to the next, or has a tensor that is
+            larger than the memory.
     """
+    _refuse_huge(program, name)
     table = torch.export.default_decompositions()
     types = {_dtype(node) for node in program.graph.nodes}
     if types & set(_HALF):
@@ -100,6 +108,13 @@ def prepared_program(program: torch.export.ExportedProgram, name: str) -> torch.
     _count_from_the_start(program.graph)
     _fold_constants(program)
     return program
+
+
+def _refuse_huge(program: torch.export.ExportedProgram, name: str) -> None:
+    for node in program.graph.nodes:
+        for value in pytree.tree_leaves(node.meta.get("val")):
+            if isinstance(value, torch.Tensor) and all(isinstance(size, int) for size in value.shape):
+                check_size(name, f"tensor {node.name!r}", tuple(value.shape), value.element_size())
 
 
 def _variance_and_mean(

@@ -29,6 +29,7 @@ from chameleon.models.exported import (
 from chameleon.models.outputs import Output, check_outputs
 from chameleon.models.pytorchcv import zoo_network
 from chameleon.models.shapes import GivenShapes
+from chameleon.models.sizes import check_size
 
 Say = Callable[[str], None]
 
@@ -51,6 +52,8 @@ class Imported:
 def import_zoo(name: str, seed: int, given: GivenShapes) -> Imported:
     """Import a network of the zoo, with random weights."""
     network = zoo_network(name, seed, given)
+    for of_input, shape in network.shapes.items():
+        check_size(name, f"input {of_input!r}", shape, item_bytes=4)
     inputs = tuple(torch.zeros(shape) for shape in network.shapes.values())
     with explained(name), torch.no_grad():
         if given.shapes is not None:

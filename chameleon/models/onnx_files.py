@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from chameleon.models.errors import ModelError
-from chameleon.models.onnx_fold import fold_constants, known_shapes
+from chameleon.models.onnx_fold import fold_constants, inferred, known_shapes, refuse_huge
 from chameleon.models.onnx_rewrites import (
     explicit_attributes,
     float_weights,
@@ -49,7 +49,8 @@ def read_onnx(path: Path, given: GivenShapes, say: Callable[[str], None]) -> Onn
 
     Raises:
         UsageError: if `given` names an input or a dimension that there is not.
-        ModelError: if the file is broken, incomplete, has open dimensions or an operator that nothing knows.
+        ModelError: if the file is broken, incomplete, larger than the memory, has open dimensions or an operator that
+            nothing knows.
     """
     proto = _parse(path)
     weights = {w.name for w in proto.graph.initializer}
@@ -59,12 +60,13 @@ def read_onnx(path: Path, given: GivenShapes, say: Callable[[str], None]) -> Onn
     if any(not isinstance(d, int) for dims in declared.values() for d in dims):
         _fix_shapes(proto, shapes)
     proto = inline_functions(proto, path.name)
+    refuse_huge(proto, path.name)
     outputs = _outputs(proto)
-    fold_constants(proto)
+    fold_constants(proto, path.name)
     refuse_unknown(proto.graph, path.name)
     _split_sums(proto.graph)
     proto = known_operators(proto, path.name, _supported())
-    fold_constants(proto)
+    fold_constants(proto, path.name)
     refuse_training(proto.graph, path.name, {w.name: numpy_helper.to_array(w) for w in _scalars(proto)})
     explicit_attributes(proto.graph, known_shapes(proto))
     if count := float_weights(proto.graph):
@@ -90,22 +92,15 @@ def _outputs(proto: onnx.ModelProto) -> tuple[Output, ...]:
     for value in bare.graph.output:
         value.type.tensor_type.ClearField("shape")
     del bare.graph.value_info[:]
-    inferred = {v.name: v for v in _inferred(bare).graph.output}
+    found = {v.name: v for v in inferred(bare).graph.output}
     outputs = []
     for value in proto.graph.output:
-        shape = _declared(inferred[value.name])
-        kind = inferred[value.name].type.tensor_type.elem_type or value.type.tensor_type.elem_type
+        shape = _declared(found[value.name])
+        kind = found[value.name].type.tensor_type.elem_type or value.type.tensor_type.elem_type
         dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind)) if kind else ""
         suspects = "; ".join(place(n) for n in _upstream(proto.graph, value.name))
         outputs.append(Output(value.name, _declared(value) if shape is None else shape, dtype, suspects))
     return tuple(outputs)
-
-
-def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
-    try:
-        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    except (ValueError, onnx.shape_inference.InferenceError):
-        return proto
 
 
 def _declared(value: onnx.ValueInfoProto) -> list[int | None] | None:

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from chameleon.models.onnx_rewrites import take_branch
+from chameleon.models.sizes import check_size
 
 ROUNDS = 8
 """The graph is folded at most this often: a fold may make further shapes known, which allow further folds."""
@@ -35,14 +36,25 @@ _NEVER = (
 )
 
 
-def fold_constants(proto: onnx.ModelProto) -> None:
-    """Replace the nodes whose outputs are known by constants; `proto` is changed in place."""
+_SMALL = 1024
+"""Integers that are the shapes, indices or repeats of an operator are no more than this."""
+
+
+def fold_constants(proto: onnx.ModelProto, name: str) -> None:
+    """Replace the nodes whose outputs are known by constants; `proto` is changed in place.
+
+    Args:
+        name: of the model, for messages.
+
+    Raises:
+        ModelError: if a constant would be larger than the memory.
+    """
     for _ in range(ROUNDS):
-        if not _fold_once(proto):
+        if not _fold_once(proto, name):
             return
 
 
-def _fold_once(proto: onnx.ModelProto) -> bool:
+def _fold_once(proto: onnx.ModelProto, name: str) -> bool:
     shapes = known_shapes(proto)
     known = {w.name: w for w in proto.graph.initializer}
     arrays: dict[str, NDArray[Any]] = {}
@@ -55,12 +67,11 @@ def _fold_once(proto: onnx.ModelProto) -> bool:
             proto.graph.initializer.extend(weights)
             folded = True
             continue
-        values = _evaluated(proto, node, known, arrays, shapes)
+        values = _evaluated(proto, name, node, known, arrays, shapes)
         folded |= values is not None
         if values is None:
             kept.append(node)
-        for name, value in zip(node.output, values or [], strict=False):
-            arrays[name] = value
+        arrays.update(zip(node.output, values or [], strict=False))
     if not folded:
         return False
     read = {i for n in kept for i in _read_by(n)} | {o.name for o in proto.graph.output}
@@ -89,6 +100,7 @@ def _read_by(node: onnx.NodeProto) -> set[str]:
 
 def _evaluated(
     proto: onnx.ModelProto,
+    name: str,
     node: Any,
     known: dict[str, Any],
     arrays: dict[str, NDArray[Any]],
@@ -113,11 +125,13 @@ def _evaluated(
         for n, v in feed.items()
     ]
     outputs = [onnx.ValueInfoProto(name=o) for o in node.output if o]
+    small = [numpy_helper.from_array(v, n) for n, v in feed.items() if v.size <= _SMALL and v.dtype.kind in "iu"]
     single = onnx.helper.make_model(
-        onnx.helper.make_graph([node], "fold", inputs, outputs),
+        onnx.helper.make_graph([node], "fold", inputs, outputs, small),
         opset_imports=proto.opset_import,
         ir_version=proto.ir_version,
     )
+    refuse_huge(single, name)
     try:
         values = ReferenceEvaluator(single).run(None, feed)
     except Exception:  # an operator without a reference implementation stays where it is
@@ -125,16 +139,31 @@ def _evaluated(
     return [np.asarray(v) for v in values] if all(isinstance(v, (np.ndarray, np.generic)) for v in values) else None
 
 
-def known_shapes(proto: onnx.ModelProto) -> dict[str, list[int]]:
-    """The static shapes of tensors, by name.
+def refuse_huge(proto: onnx.ModelProto, name: str) -> None:
+    """Refuse a graph with a tensor that is larger than the memory, as far as ONNX can infer shapes.
 
-    Besides the shapes in the file, there are those that ONNX can infer. ONNX infers none for files beyond its limit of
-    2 GiB.
+    Raises:
+        ModelError: if there is one.
     """
+    graph = inferred(proto).graph
+    for value in [*graph.input, *graph.value_info, *graph.output]:
+        tensor = value.type.tensor_type
+        if tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim):
+            item = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize if tensor.elem_type else 1
+            check_size(name, f"tensor {value.name!r}", [d.dim_value for d in tensor.shape.dim], item)
+
+
+def inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the shapes that ONNX can infer; it infers none for files beyond its limit of 2 GiB."""
     try:
-        graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except (ValueError, onnx.shape_inference.InferenceError):
-        graph = proto.graph
+        return proto
+
+
+def known_shapes(proto: onnx.ModelProto) -> dict[str, list[int]]:
+    """The static shapes of tensors, by name: those in the file, and those that ONNX can infer."""
+    graph = inferred(proto).graph
     shapes = {w.name: list(w.dims) for w in graph.initializer}
     for value in [*graph.input, *graph.value_info]:
         if value.type.tensor_type.HasField("shape"):

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from chameleon.errors import ChameleonError, UsageError
+from chameleon.files import parse_json
 from chameleon.serenity.sharing import resolved_overwriting, resolved_views
 
 NODE_KEYS = ("name", "inputs", "output_bytes", "workspace_bytes", "storage", "in_place", "op", "attrs")
@@ -191,7 +192,7 @@ def read_graph(path: str | Path) -> Graph:
     if not path.is_file():
         raise UsageError(f"{path}: no such file; expected a graph as JSON")
     try:
-        return Graph.from_json(json.loads(path.read_text()))
+        return Graph.from_json(parse_json(path.read_text()))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise GraphError(f"{path}: expected JSON, got {error}") from error
     except GraphError as error:

@@ -9,12 +9,14 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from chameleon.locks import is_locked, locked, share_lock
-from chameleon.store.lines import Line, identity, is_of, parse_lines
+from chameleon.store.lines import Line, RecordsError, identity, is_of, parse_lines
 
 TURN, WRITER = 0, 1
 """The locks: held while a line is written; shared by all processes that have the file open to write."""
 PIECE_BYTES = 1 << 24
 """A file is read in such pieces."""
+LINE_BYTES = 1 << 26
+"""No line of records is longer: it would be another kind of file, or one that was made to fill the memory."""
 logger = logging.getLogger("chameleon")
 
 
@@ -29,6 +31,7 @@ class FileStore:
 
     Raises:
         OSError: if the file cannot be created or read.
+        RecordsError: while it is read, if there is something else in it.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False, workloads: Collection[str] | None = None) -> None:
@@ -102,6 +105,10 @@ class FileStore:
             content = rest + part
             cut = content.rfind(b"\n") + 1
             rest = content[cut:]
+            if len(rest) > LINE_BYTES:
+                raise RecordsError(
+                    f"{self.place}: not a file of records: it has a line of more than {LINE_BYTES >> 20} MB"
+                )
             yield content[:cut], len(rest)
 
     def _write(self, lines: Sequence[Line]) -> None:

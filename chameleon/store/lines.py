@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from chameleon.errors import ChameleonError
+from chameleon.files import parse_json
 from chameleon.store.place import Place
 
 FORMAT = 1
@@ -85,7 +86,7 @@ def parse_lines(place: Place, whole: bytes, first: int = 1) -> Iterator[Line]:
     """
     for number, text in enumerate(whole.splitlines(), start=first):
         try:
-            line = json.loads(text)
+            line = parse_json(text)
         except ValueError:
             line = None
         if not isinstance(line, dict):

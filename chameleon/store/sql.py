@@ -38,6 +38,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from chameleon.errors import UsageError, first_line
+from chameleon.files import parse_json
 from chameleon.store.lines import Line, RecordsError, StoreGone, canonical, identity
 from chameleon.store.place import Url
 
@@ -256,21 +257,21 @@ def _targets(engine: Engine, place: Url) -> list[str]:
         if not inspect(connection).has_table(RECORDS.name):
             raise RecordsError(f"{place} holds no records; `chameleon tune --store` or `records import` writes some")
         rows = select(RECORDS.c.line).where(RECORDS.c.kind == "tuning").order_by(RECORDS.c.number)
-        found = [str(json.loads(line).get("target")) for line in connection.execute(rows).scalars()]
+        found = [str(parse_json(line).get("target")) for line in connection.execute(rows).scalars()]
     return list({_key(target): target for target in reversed(found)}.values())[::-1]
 
 
 def _key(target: str) -> str:
     """A hash of a target that does not depend on the order of its options."""
     try:
-        return identity({"target": canonical(json.loads(target))})[:16]
+        return identity({"target": canonical(parse_json(target))})[:16]
     except ValueError:  # the older form, such as `llvm -mcpu=znver4`
         return identity({"target": target})[:16]
 
 
 def _line(place: Url, number: int, content: str) -> Line:
     try:
-        line = json.loads(content)
+        line = parse_json(content)
     except ValueError:
         line = None
     if not isinstance(line, dict):
