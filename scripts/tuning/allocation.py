@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compare rules that spread the trials of a network over its tasks, on recorded landscapes in the place of its kernels.
+"""Compare rules that spread a network's trials over its tasks, on recorded landscapes in the place of its kernels.
 
     python -m scripts.tuning.allocation results/landscapes/resnet18-*.jsonl.gz --seeds 20
 
@@ -192,10 +192,8 @@ def main(
     rows = []
     for rule in RULES:
         curves = np.array([line["curve"] for line in lines if line["rule"] == rule])
-        found = {
-            f"@{mark}": str(bootstrap([curves[:, mark - 1]], mean_of_means, np.random.default_rng(0)))
-            for mark in marks
-        }
+        rng = np.random.default_rng(0)
+        found = {f"@{m}": str(bootstrap([curves[:, m - 1]], mean_of_means, rng)) for m in marks}
         rows.append({"rule": rule, **found})
     write_results(out, rows, table(rows, marks), {**options, "seeds": seeds}, time.perf_counter() - started)
 
