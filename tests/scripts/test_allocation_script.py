@@ -36,9 +36,10 @@ def test_rules_choose_what_they_say() -> None:
 
 def test_times_are_relative_to_the_best_on_record() -> None:
     task = Task(str(SMALL), 1, [0, 0])
-    while not task.exhausted:
-        task.step(16)
-    assert task.best[-1] == 1.0
+    while len(task.best) < 24:
+        task.step(8)
+    assert task.watched.promise is not None
+    assert 1.0 <= task.best[-1] < math.inf
     assert all(b >= a for b, a in zip(task.best, task.best[1:], strict=False) if not math.isinf(b))
 
 

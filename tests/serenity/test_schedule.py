@@ -101,7 +101,7 @@ def test_an_integer_program_agrees(n: int, varied: bool) -> None:
 
 
 @pytest.mark.needs("numba")
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["numba", pytest.param("python", marks=pytest.mark.slow)])
 def test_more_than_64_nodes(engine: str) -> None:
     """Sets of several words: three wirings that read one another's results, without a cut between them."""
     nodes = [Node("x", (), 3)]
