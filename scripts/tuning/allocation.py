@@ -9,7 +9,7 @@ occurs. Every rule gives the next 8 trials to one task, until all are spent. The
 - `today`: the rule of `chameleon.jobs.allocate`, where an optimist hopes for the time of now over the trials so far;
 - `even`: the task with the fewest trials is next;
 - `predicted`: as `today`, but the hope is what the cost model promises: the time of now against that of the
-  configuration that its planner rates highest;
+  configuration that its planner rates highest; until every task has a model, it is `even`;
 - `gain`: as `today`, without any hope.
 
 The figure is the time of the network with the best of all landscapes, divided by that with the best found, after a
@@ -120,7 +120,7 @@ def ansor(tasks: Sequence[Task], config: AllocationConfig) -> int | None:
 
 
 def predicted(tasks: Sequence[Task], config: AllocationConfig) -> int | None:
-    """The same rule with the hope that the cost model gives; before it gives any, that of `ansor`."""
+    """The same rule with the hope that the cost model gives; tasks without a model yet come first, as with `even`."""
     fresh = [i for i, t in enumerate(tasks) if not t.exhausted and (not t.best or t.watched.promise is None)]
     if fresh:
         return min(fresh, key=lambda i: len(tasks[i].best))
@@ -187,8 +187,8 @@ def main(
     options = {"trials": trials, "weights": list(counts), "files": [path.name for path in files]}
     store = RunStore(out / "runs.jsonl", {"kind": "allocation", **options}, lambda line: (line["rule"], line["seed"]))
     lines = store.fill(requests, PoolConfig("scripts.tuning.allocation:run_one", jobs, 3600.0, environment=ONE_THREAD))
-    marks = [mark for mark in (3 * BATCH * len(files), *range(trials // 4, trials + 1, trials // 4)) if mark <= trials]
-    marks = sorted(set(marks))
+    quarters = range(trials // 4, trials + 1, trials // 4)
+    marks = sorted({mark for mark in (3 * BATCH * len(files), *quarters) if mark <= trials})
     rows = []
     for rule in RULES:
         curves = np.array([line["curve"] for line in lines if line["rule"] == rule])
