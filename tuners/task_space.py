@@ -11,6 +11,7 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
 from chameleon.kernels.alternatives import ALGORITHMS, alternatives_of
+from chameleon.kernels.registers import dot_space
 from tuners.meta_schedule import args_info_of
 from tuners.trace_space import TraceSpace
 
@@ -20,6 +21,9 @@ def task_space(
 ) -> tuple[TraceSpace, dict[str, list[int]]]:
     """Make the space of a task, and say which of its sketches belong to which other algorithm.
 
+    A product of integers has only the space that names the processor's instruction for it. MetaSchedule's rules would
+    leave that to the compiler, which does not find it.
+
     Args:
         mod: a module with one function, `main`, as MetaSchedule's tasks have it.
         names: which algorithms may take the place of the operator as it is written.
@@ -28,6 +32,8 @@ def task_space(
     Raises:
         Exception: in many ways, if TVM's rules fail on the workload.
     """
+    if (space := dot_space(mod, target)) is not None:
+        return TraceSpace(mod, target, space_generator=space, seed=seed), {}
     others = alternatives_of(mod, target, names)
     traces = TraceSpace(mod, target, seed=seed, alternatives=[(other.mod, other.space) for other in others])
     forms = enumerate((other.name for other in others), start=1)

@@ -18,6 +18,7 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.meta_schedule.logging import get_logging_func
 from tvm.target import Target
 
+from chameleon.kernels.dots import takes_bytes
 from chameleon.kernels.intrinsics import import_intrinsics
 
 Generator = ms.SpaceGenerator.SpaceGeneratorType
@@ -37,7 +38,8 @@ def tune_context(mod: IRModule, target: Target, space_generator: Generator, seed
     """Makes a context for generating design spaces; it gives the same spaces as `ms.TuneContext`.
 
     The rules for x86 differ from the plain rules of `llvm` only in the int8 dot products. So a workload without int8
-    arguments gets the plain rules.
+    arguments gets the plain rules. So does any workload where these dot products do not compile: TVM 0.27 has LLVM 22,
+    for which its intrinsics have the wrong types.
 
     Args:
         seed: seed of the generator's sampling, from 1 to 2^31 - 1.
@@ -47,7 +49,8 @@ def tune_context(mod: IRModule, target: Target, space_generator: Generator, seed
     except Exception as error:  # TVM's own error class for this is not exported
         if "TensorIntrin" not in str(error):
             raise
-        if X86_INTRINSICS in str(error) and space_generator == "post-order-apply" and not _has_int8(mod):
+        useful = _has_int8(mod) and not takes_bytes()
+        if X86_INTRINSICS in str(error) and space_generator == "post-order-apply" and not useful:
             return _without_import(mod, target, ms.SpaceGenerator.create("llvm"), seed)  # type: ignore[arg-type]
     if parts := _parts_for(target):
         import_intrinsics(*parts)

@@ -96,7 +96,7 @@ class _Accesses:
     def _block(self, block: SBlock) -> None:
         self.domains += [(axis.var, axis.dom) for axis in block.iter_vars if axis.dom is not None]
         for match in block.match_buffers:  # another name for a part of a buffer
-            self.stores.append((match.buffer, _first_element(match.source.buffer)))
+            self.stores.append((match.buffer, _first_element(match.source.source)))
 
     def _access(self, buffer: Any, indices: Any) -> None:
         for index, extent in zip(indices, buffer.shape, strict=False):

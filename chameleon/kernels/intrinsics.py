@@ -27,7 +27,7 @@ def import_intrinsics(*parts: str) -> None:
     """
     if INTRINSICS in sys.modules:
         return
-    with _frames_know_their_modules():
+    with frames_know_their_modules():
         if not parts:
             importlib.import_module(INTRINSICS)
             return
@@ -44,7 +44,7 @@ def import_intrinsics(*parts: str) -> None:
 
 
 @contextmanager
-def _frames_know_their_modules() -> Iterator[None]:
+def frames_know_their_modules() -> Iterator[None]:
     """Inside the block `inspect.getmodule` takes the module of a frame from its globals."""
     usual = inspect.getmodule
 

@@ -116,7 +116,16 @@ def inline_behind(sch: Schedule, outputs: Any) -> None:
         for block in behind:
             sch.compute_inline(block)
         (last,) = sch.get_consumers(outputs)
+        _inline_others(sch, last, outputs)
         sch.reverse_compute_inline(last)
+
+
+def _inline_others(sch: Schedule, block: Any, outputs: Any) -> None:
+    """Compute what a block reads in the block itself, such as a second summand, but not the outputs that it is for."""
+    name = sch.get(outputs).name_hint
+    while others := [p for p in sch.get_producers(block) if sch.get(p).name_hint != name]:
+        for other in others:
+            sch.compute_inline(other)
 
 
 def _behind(sch: Schedule, consumers: Sequence[Any]) -> list[Any]:

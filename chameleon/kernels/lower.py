@@ -18,8 +18,10 @@ from tvm_ffi import structural_equal, structural_hash
 
 from chameleon.ir import has_call
 from chameleon.kernels.axes import with_positive_axes
+from chameleon.kernels.dots import with_dots
 from chameleon.kernels.inspect import only_moves
 from chameleon.kernels.movable import with_movable_operators
+from chameleon.kernels.wide import with_wide_sums
 from chameleon.models.errors import first_line
 from chameleon.models.load import Model, ModelError
 from chameleon.models.simplify import fold_exactly
@@ -64,9 +66,12 @@ def in_target_layout(model: Model, target: Target) -> tuple[IRModule, IRModule]:
     If some operator has no kernel in that layout, the network keeps its own layout. Even then some operators may have
     no kernel.
     """
-    moved = to_target_layout(model.mod, target)
+    moved = with_dots(to_target_layout(model.mod, target), target)
     kernels = kernels_of(moved, target)
-    return (model.mod, kernels_of(model.mod, target)) if operators_left(kernels) else (moved, kernels)
+    if not operators_left(kernels):
+        return moved, kernels
+    kept = with_dots(with_wide_sums(model.mod) if target.kind.name == "llvm" else model.mod, target)
+    return kept, kernels_of(kept, target)
 
 
 def checked(lowered: IRModule, name: str) -> IRModule:
@@ -156,8 +161,11 @@ def to_target_layout(mod: IRModule, target: Target) -> IRModule:
     Operators that do not have this layout (transposed convolutions, dense layers) keep theirs, with transposes around
     them. The whole network keeps its layout where it has no convolutions, or where TVM cannot move it.
     """
-    if target.kind.name != "llvm" or not has_call(mod, "relax.nn.conv2d"):
-        return fold_exactly(mod) if target.kind.name == "llvm" else mod
+    if target.kind.name != "llvm":
+        return mod
+    mod = with_wide_sums(mod)
+    if not has_call(mod, "relax.nn.conv2d"):
+        return fold_exactly(mod)
     wanted = {"relax.nn.conv2d": ["NHWC", "HWIO"], "relax.nn.conv2d_transpose": ["NCHW", "IOHW"]}
     try:
         moved = fold_exactly(relax.transform.ConvertLayout(wanted)(with_movable_operators(with_positive_axes(mod))))

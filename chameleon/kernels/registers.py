@@ -19,7 +19,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -32,8 +32,10 @@ from tvm.target import Target, codegen
 from tvm.tirx import PrimFunc, Var
 from tvm_ffi import structural_walk
 
+from chameleon.kernels.dots import Dot, dot_of_block, dots_of
 from chameleon.kernels.inspect import STACK_BYTES
 from chameleon.kernels.loops import extent_of, inline_behind, is_reduction, reduces, sampled
+from chameleon.kernels.optional import if_possible
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,13 @@ class Machine:
         lanes: how many float32 numbers a vector register holds.
         registers: how many vector registers there are.
         cores: how many cores share a kernel.
+        dots: its dot products of small integers, the widest first.
     """
 
     lanes: int
     registers: int
     cores: int
+    dots: tuple[Dot, ...] = ()
 
     @classmethod
     def of(cls, target: Target) -> Machine:
@@ -59,10 +63,11 @@ class Machine:
         )
         if not triple.startswith(("x86_64", "i")):
             return cls(max(4, codegen.llvm_get_vector_width(target) // 32), 32, cores)
+        dots = dots_of(target)
         for feature, lanes, registers in (("avx512f", 16, 32), ("avx", 8, 16)):
             if codegen.target_has_features(feature, target):
-                return cls(lanes, registers, cores)
-        return cls(4, 16, cores)
+                return cls(lanes, registers, cores, dots)
+        return cls(4, 16, cores, dots)
 
 
 @dataclass(frozen=True)
@@ -121,12 +126,18 @@ class _Product:
         rows: the extents of the one or two axes before the last one along which the weights do not change.
         channels: the extent of the last axis.
         staged: whether something before it, such as padding, is computed for it.
+        dot: the instruction that computes it; None: multiplications and additions of floats.
     """
 
     block: str
     rows: tuple[int, ...]
     channels: int
     staged: bool
+    dot: Dot | None = None
+
+    def machine(self, machine: Machine) -> Machine:
+        """The machine with the vectors that this product has."""
+        return machine if self.dot is None else replace(machine, lanes=self.dot.lanes)
 
 
 def register_space(mod: IRModule, target: Target) -> ms.SpaceGenerator | None:
@@ -134,11 +145,18 @@ def register_space(mod: IRModule, target: Target) -> ms.SpaceGenerator | None:
 
     It is one of MetaSchedule's own kind, `ScheduleFn`, with the post-processors of its CPU rules.
     """
-    machine, product = Machine.of(target), _find(Schedule(mod))
-    if product is None or not (tiles := tiles_of(product.rows, product.channels, machine)):
+    machine = Machine.of(target)
+    product = _find(Schedule(mod), machine.dots)
+    if product is None or not (tiles := tiles_of(product.rows, product.channels, product.machine(machine))):
         return None
     make = partial(_sketches, product=product, tiles=tiles, lanes=machine.lanes)
     return ms.space_generator.ScheduleFn(make, [], ms.Postproc.create("llvm"), {})
+
+
+def dot_space(mod: IRModule, target: Target) -> ms.SpaceGenerator | None:
+    """The space generator for a kernel that `chameleon.kernels.dots` wrote; None for any other kernel."""
+    product = if_possible("looking for dot products", "a kernel", lambda: _find(Schedule(mod), dots_of(target)), None)
+    return None if product is None or product.dot is None else register_space(mod, target)
 
 
 def tiles_of(rows: Sequence[int], channels: int, machine: Machine) -> list[Tile]:
@@ -177,7 +195,7 @@ def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def _find(sch: Schedule) -> _Product | None:
+def _find(sch: Schedule, dots: Sequence[Dot]) -> _Product | None:
     """The only reduction of a kernel, if it is a sum of products whose vectors can be loaded as they are."""
     blocks = [b for b in sch.get_child_blocks(sch.get_sblock("root")) if reduces(sch, b)]
     if len(blocks) != 1:
@@ -189,14 +207,15 @@ def _find(sch: Schedule) -> _Product | None:
         return None
     data, weight = map(_used, block.reads)
     *before, last = (v.var for v in spatial)
-    if last not in weight or not _loads_vectors(sch, block, last):
+    dot = dot_of_block(block, dots)
+    if last not in weight or not (dot or _loads_vectors(sch, block, last)):
         return None
     free = list(itertools.takewhile(lambda var: var in data and var not in weight, reversed(before)))[:MOST_ROW_AXES]
     if not free:
         return None
     extents = [int(v.dom.extent) for v in block.iter_vars]
     rows = tuple(extents[len(spatial) - 1 - len(free) : len(spatial) - 1])
-    return _Product(str(block.name_hint), rows, extents[len(spatial) - 1], bool(sch.get_producers(blocks[0])))
+    return _Product(str(block.name_hint), rows, extents[len(spatial) - 1], bool(sch.get_producers(blocks[0])), dot)
 
 
 def _used(read: Any) -> set[Any]:
@@ -228,8 +247,8 @@ def register_schedule(func: PrimFunc, machine: Machine) -> PrimFunc | None:
     It has the tile that loads least, and as many bands as give each core an equal share.
     """
     sch = Schedule(func)
-    product = _find(sch)
-    if product is None or not (tiles := tiles_of(product.rows, product.channels, machine)):
+    product = _find(sch, machine.dots)
+    if product is None or not (tiles := tiles_of(product.rows, product.channels, product.machine(machine))):
         return None
     tile = tiles[0]
     bands, blocks = product.rows[0] // tile.rows[0], product.channels // tile.channels
@@ -256,6 +275,7 @@ def _scheduled(sch: Schedule, product: _Product, choices: _Choices, lanes: int) 
     loops = sch.get_loops(block)
     n_axes = len(loops) - sum(is_reduction(v) for v in sch.get(block).iter_vars)
     spatial, reduction = loops[:n_axes], loops[n_axes:]
+    group = [] if product.dot is None else [reduction.pop()]
     *outer, channels = spatial
     outer, rows = outer[: -len(tile.rows)], outer[-len(tile.rows) :]
     rows, inner = zip(*(sch.split(r, [None, t]) for r, t in zip(rows, tile.rows, strict=True)), strict=True)
@@ -264,27 +284,46 @@ def _scheduled(sch: Schedule, product: _Product, choices: _Choices, lanes: int) 
     chunks, vector = sch.split(channels, [None, tile.channels])
     far, near = sch.split(chunks, sch.sample_perfect_tile(chunks, 2, MOST_TILES, choices.blocks))
     walk = [near, band, *rest] if choices.weights_stay else [band, *rest, near]
-    sch.reorder(*outer, bands, far, *walk, *reduction, *inner, vector)
+    sch.reorder(*outer, bands, far, *walk, *reduction, *inner, vector, *group)
     sch.reverse_compute_at(results, walk[-1], preserve_unit_loops=True)
     *copied_rows, copied = sch.get_loops(results)[-1 - len(inner) :]
     for loop in (*copied_rows, *inner):
         sch.unroll(loop)
     sch.vectorize(copied)
-    sch.vectorize(vector)
-    _write_out(sch, reduction, choices.steps)
+    if product.dot is None:
+        sch.vectorize(vector)
+    outermost = _write_out(sch, reduction, choices.steps)
     shared = sch.fuse(*outer, bands) if choices.in_bands else sch.fuse(*outer, bands, far)
     if product.staged:
         _stage(sch, block, shared if choices.in_bands else None, lanes)
     sch.parallel(shared)
+    if product.dot is not None:
+        _name_instruction(sch, block, product.dot, outermost, vector)
     return sch
 
 
-def _write_out(sch: Schedule, reduction: Sequence[Any], most: int | None) -> None:
-    """Write some steps of the innermost reduction loop out; how many is a knob, or as many as are allowed."""
+def _name_instruction(sch: Schedule, block: Any, dot: Dot, reduction: Any, vector: Any) -> None:
+    """Compute a block with an instruction: `vector` is its loop over channels, `reduction` the outermost of these."""
+    chunks, lanes = sch.split(vector, [None, dot.lanes])
+    sch.unroll(chunks)
+    zeros = sch.decompose_reduction(block, reduction)
+    sch.vectorize(sch.get_loops(zeros)[-1])
+    sch.tensorize(lanes, dot.name)
+
+
+def _write_out(sch: Schedule, reduction: Sequence[Any], most: int | None) -> Any:
+    """Write some steps of the innermost reduction loop out; how many is a knob, or as many as are allowed.
+
+    Returns:
+        The outermost reduction loop behind that.
+    """
     loop = next((r for r in reversed(reduction) if extent_of(sch, r) != 1), None)
-    if loop is not None:
-        steps = [d for d in _divisors(extent_of(sch, loop) or 1) if d <= (most or MOST_STEPS)]
-        sch.unroll(sch.split(loop, [None, sampled(sch, steps) if most is None else steps[-1]])[1])
+    if loop is None:
+        return reduction[0]
+    steps = [d for d in _divisors(extent_of(sch, loop) or 1) if d <= (most or MOST_STEPS)]
+    outer, written = sch.split(loop, [None, sampled(sch, steps) if most is None else steps[-1]])
+    sch.unroll(written)
+    return outer if loop.same_as(reduction[0]) else reduction[0]
 
 
 def _stage(sch: Schedule, block: Any, at: Any | None, lanes: int) -> None:

@@ -15,7 +15,6 @@ from chameleon.models.errors import ModelError
 from chameleon.models.onnx_fold import fold_constants, inferred, known_shapes, refuse_huge
 from chameleon.models.onnx_rewrites import (
     explicit_attributes,
-    float_weights,
     inline_functions,
     known_operators,
     place,
@@ -69,8 +68,6 @@ def read_onnx(path: Path, given: GivenShapes, say: Callable[[str], None]) -> Onn
     fold_constants(proto, path.name)
     refuse_training(proto.graph, path.name, {w.name: numpy_helper.to_array(w) for w in _scalars(proto)})
     explicit_attributes(proto.graph, known_shapes(proto))
-    if count := float_weights(proto.graph):
-        say(f"{path.name}: {count} quantised weights are computed as float; integer kernels are not there yet")
     return OnnxNetwork(proto, shapes, outputs)
 
 

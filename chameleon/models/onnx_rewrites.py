@@ -214,12 +214,6 @@ def _explicit_pads(node: onnx.NodeProto, data: Sequence[int], weight: Sequence[i
     node.attribute.append(helper.make_attribute("output_padding", extra))
 
 
-def float_weights(graph: onnx.GraphProto) -> int:
-    """How many quantised weights a graph has, which are computed as float."""
-    weights = {w.name for w in graph.initializer}
-    return sum(n.op_type == "DequantizeLinear" and n.input[0] in weights for n in graph.node)
-
-
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
 

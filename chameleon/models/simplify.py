@@ -19,6 +19,7 @@ from tvm.ir import Call, GenericConst, IRModule
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from chameleon.ir import is_call, static_dims, static_shape, with_main
+from chameleon.models.integers import with_integer_products
 
 
 def inference_form(mod: IRModule) -> IRModule:
@@ -30,7 +31,7 @@ def inference_form(mod: IRModule) -> IRModule:
     """
     fold = relax.transform.FoldConstant()
     clean = [relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination()]
-    mod = tvm.transform.Sequential([fold, *clean])(fold_exactly(mod))
+    mod = tvm.transform.Sequential([fold, *clean])(fold_exactly(with_integer_products(mod)))
     mod = _fold_batch_norms(mod)
     return tvm.transform.Sequential([relax.transform.DecomposeOpsForInference(), fold, *clean])(mod)
 

@@ -242,7 +242,7 @@ def exact(x: np.ndarray, accumulated: Callable[[np.ndarray], np.ndarray]) -> np.
     return ((np.clip(np.rint(accumulated(integers) / 0.2) + 100, 0, 255) - 100) * 0.2).astype("float32")
 
 
-def test_quantised_convolutions_and_products_are_computed_as_float(tmp_path: Path) -> None:
+def test_quantised_convolutions_and_products(tmp_path: Path) -> None:
     import torch
 
     w = np.random.default_rng(1).integers(-127, 128, (4, 3, 3, 3))
@@ -250,9 +250,7 @@ def test_quantised_convolutions_and_products_are_computed_as_float(tmp_path: Pat
     conv = node("QLinearConv", ["q", "xs", "xz", "w", "ws", "wz", "ys", "yz", "b"], ["o"], pads=[1, 1, 1, 1])
     parts = {"w": (w, "int8"), "ws": (scales, "float32"), "wz": ([0] * 4, "int8"), "b": (bias, "int32")}
     nodes, weights = quantised(conv, scales=parts)
-    said: list[str] = []
-    model = load_model(str(write(tmp_path / "c.onnx", nodes, {"x": [1, 3, 6, 6]}, weights)), say=said.append)
-    assert "1 quantised weights are computed as float" in said[0]
+    model = load_model(str(write(tmp_path / "c.onnx", nodes, {"x": [1, 3, 6, 6]}, weights)))
     x = np.random.default_rng(2).standard_normal((1, 3, 6, 6)).astype("float32")
 
     def convolved(integers: np.ndarray) -> np.ndarray:
