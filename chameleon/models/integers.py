@@ -101,16 +101,16 @@ class _Unsigned(PyExprMutator):
 
     def __init__(self, mod: IRModule) -> None:
         super().__init__(mod)
-        main = mod["main"]
-        self._values: dict[Any, Any] = dict(relax.analysis.get_var2val(main).items())
+        main, self._bound = mod["main"], None
+        values: dict[Any, Any] = dict(relax.analysis.get_var2val(main).items())
         readers: dict[Any, list[Any]] = defaultdict(list)
-        for value in self._values.values():
+        for value in values.values():
             for operand in getattr(value, "args", ()):
                 readers[operand].append(value)
         outputs = main.body.body
         self._shifted = {
             var
-            for var, value in self._values.items()
+            for var, value in values.items()
             if is_call(value, "relax.quantize")
             and str(value.attrs.out_dtype) == "int8"
             and _zero_point(value) is not None
@@ -119,20 +119,19 @@ class _Unsigned(PyExprMutator):
             and all(is_call(r, "relax.dequantize") and _zero_point(r) is not None for r in readers[var])
         }
         # a variable that a tuple holds, or the function returns, has readers that are no calls
-        for value in self._values.values():
+        for value in (*values.values(), outputs):
             if isinstance(value, relax.Tuple):
                 self._shifted -= set(value.fields)
 
     def visit_var_binding_(self, binding: Any) -> None:
-        call = binding.value
-        if binding.var in self._shifted:
-            new = _shifted(call, self.visit_expr(call.args[0]), "uint8")
-        elif is_call(call, "relax.dequantize") and call.args[0] in self._shifted:
-            new = _shifted(call, self.visit_expr(call.args[0]), str(call.attrs.out_dtype))
-        else:
-            super().visit_var_binding_(binding)
-            return
-        self.set_var_remap(binding.var, self.builder_.emit(new))
+        self._bound = binding.var
+        super().visit_var_binding_(binding)
+
+    def visit_call_(self, op: Call) -> relax.Expr:
+        reads = is_call(op, "relax.dequantize") and op.args[0] in self._shifted
+        if not reads and not (is_call(op, "relax.quantize") and self._bound in self._shifted):
+            return super().visit_call_(op)
+        return _shifted(op, self.visit_expr(op.args[0]), str(op.attrs.out_dtype) if reads else "uint8")
 
 
 def _shifted(call: Call, data: relax.Expr, dtype: str) -> Call:
@@ -180,7 +179,8 @@ class _Integers(PyExprMutator):
             made = self._product(call, weights) if is_call(call, "relax.matmul") else None
         if made is None:
             grouped = "grouped " if int(getattr(call.attrs, "groups", 1)) > 1 else ""
-            self.left.append(f"{grouped}{call.op.name.rpartition('.')[2]}")
+            data = "" if is_call(self._value(call.args[0]), "relax.dequantize") else " of floats"
+            self.left.append(f"{grouped}{call.op.name.rpartition('.')[2]}{data}")
         return call if made is None else made
 
     def _value(self, operand: relax.Expr) -> Any:

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("tvm")
 
-from chameleon.kernels.intrinsics import _frames_know_their_modules
+from chameleon.kernels.intrinsics import frames_know_their_modules
 
 pytestmark = pytest.mark.tvm
 
@@ -39,7 +39,7 @@ def test_parts_first_and_then_all() -> None:
 def test_a_frame_has_the_module_that_python_finds_for_it() -> None:
     frames = [info.frame for info in inspect.stack()]
     usual = [inspect.getmodule(f) for f in frames], inspect.getmodule(Path)
-    with _frames_know_their_modules():
+    with frames_know_their_modules():
         found = [inspect.getmodule(f) for f in frames], inspect.getmodule(Path)
         assert all(ours is theirs for ours, theirs in zip(found[0], usual[0], strict=True) if theirs is not None)
         assert found[1] is usual[1]
