@@ -6,6 +6,7 @@
 Each network is tuned from nothing, with no records of others. Then all contenders run in turns in one process. The
 ways are `all`, every algorithm, and `exact`, only those that compute the same sums (`--exact`: no Winograd). A network
 is a name of `chameleon models`, a file, or `bert-small`: an encoder of four layers with random weights and 128 words.
+`resnet18-int8` and `resnet18-half` are networks of the zoo in 8 bits and in half precision.
 
 Each network that is done is appended to `runs.jsonl`. A second call runs what is missing. `results.json`, `table.md`
 and `manifest.json` are written at the end.
@@ -31,12 +32,23 @@ from chameleon.target import detect_target, vector_features
 from scripts.common.options import names_of
 from scripts.common.run_store import RunStore, write_results
 from scripts.common.tables import markdown
+from scripts.models.lower_precision import WRITERS
 from scripts.models.make import save_program
 from scripts.models.modules import SENTENCE, SMALL_BERT, Encoder, Module, sentence
 
 WORDS = 128
 MADE = {"bert-small": Module(lambda: Encoder(SMALL_BERT), lambda: sentence(1, WORDS), onnx=SENTENCE)}
-NETWORKS = ("resnet18", "resnet50", "vgg16", "mobilenetv2_w1", "squeezenet_v1_1", *MADE)
+NETWORKS = (
+    "resnet18",
+    "resnet50",
+    "vgg16",
+    "mobilenetv2_w1",
+    "squeezenet_v1_1",
+    *MADE,
+    "resnet18-int8",
+    "resnet18-half",
+)
+VECTORS = {"avx2", "avx512f", "avx512vnni", "avxvnni", "sve", "dotprod"}
 WAYS: dict[str, dict[str, Any]] = {"all": {}, "exact": {"exact": True}}
 app = typer.Typer(add_completion=False, help=(__doc__ or "").splitlines()[0])
 
@@ -48,10 +60,7 @@ def measure(network: str, way: str, seed: int, time_budget: str, against: Sequen
         A line for the file of runs: milliseconds by contender, and what tuning took.
     """
     with tempfile.TemporaryDirectory() as folder:
-        model = network
-        if network in MADE:
-            model = str(save_program(MADE[network], Path(folder) / f"{network}.pt2"))
-        spec = JobSpec(model, out=Path(folder) / "runs" / "run")
+        spec = JobSpec(_model(network, Path(folder)), out=Path(folder) / "runs" / "run")
         flags = {"time_budget": time_budget, "seed": seed, "learn": False, **WAYS[way]}
         report, _ = tune_model(spec, tune_config({}, flags), lambda _: None, print)
         timed = bench_tuned(spec, print, against)
@@ -63,6 +72,14 @@ def measure(network: str, way: str, seed: int, time_budget: str, against: Sequen
         "algorithms": sorted({t.algorithm for t in report.tasks if t.algorithm}),
         **timed.to_json(),
     }
+
+
+def _model(network: str, folder: Path) -> str:
+    """What `chameleon tune` takes for a network; it is written if it is none of the zoo."""
+    if network in MADE:
+        return str(save_program(MADE[network], folder / f"{network}.pt2"))
+    name, _, precision = network.rpartition("-")
+    return str(WRITERS[precision](name, folder)) if precision in WRITERS else network
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -99,7 +116,7 @@ def main(
     """Tune networks and time them beside other programs."""
     names = networks.split(",")
     chosen, peers = names_of(ways, "way", WAYS), names_of(against, "program", PEERS)
-    vectors = sorted(vector_features(detect_target()) & {"avx2", "avx512f", "sve", "dotprod"})
+    vectors = sorted(vector_features(detect_target()) & VECTORS)
     header = {"time_budget": time_budget, "against": peers, "vectors": vectors}
     store = RunStore(out / "runs.jsonl", header, lambda line: (line["network"], line["way"], line["seed"]))
     start_s, wanted = time.monotonic(), [(n, w, s) for s in range(seeds) for n in names for w in chosen]

@@ -33,3 +33,16 @@ def test_a_network_is_tuned_timed_and_not_measured_twice(tmp_path: Path) -> None
     found = json.loads((out / "results.json").read_text())["results"]
     assert found == lines
     assert (out / "table.md").read_text().count("residual.onnx") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.tvm
+def test_networks_of_lower_precision_keep_it(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("pytorchcv")
+    from chameleon.models.load import load_model
+    from scripts.models.lower_precision import write_half, write_int8
+
+    integers = load_model(str(write_int8("resnet20_cifar10", tmp_path))).mod["main"].script()
+    assert integers.count('out_dtype="int32"') == 22  # 19 of 3x3, 2 of 1x1, the dense layer
+    assert load_model(str(write_half("resnet20_cifar10", tmp_path))).inputs[0].dtype == "float16"
