@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from chameleon.errors import ChameleonError
-from chameleon.wording import range_text, ratio_text, speed_text, time_text
+from chameleon.wording import range_text, ratio_text, speed_text, task_text, time_text
 
 if TYPE_CHECKING:
     from chameleon.jobs.bench import BenchResult
@@ -37,7 +37,7 @@ def print_report(report: TuneReport, folder: Path, console: Console) -> None:
     for t in report.tasks:
         speed = f"{t.flop / t.best_us / 1e3:.1f}" if t.best_us and t.flop else "-"
         best = time_text(t.best_us / 1e3) if t.best_us else "-"
-        table.add_row(t.name, str(t.weight), str(t.trials), best, speed, *([t.algorithm or ""] if chosen else []))
+        table.add_row(task_text(t.name), str(t.weight), str(t.trials), best, speed, *([t.algorithm or ""] if chosen else []))
     console.print(table)
     failures = ", ".join(f"{reason} {n}" for reason, n in report.failures.items()) or "none"
     console.print(f"failures: {failures}")

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from chameleon.errors import described
-from chameleon.wording import time_text
+from chameleon.wording import task_text, time_text
 
 if TYPE_CHECKING:  # importing TVM takes seconds, which are to be shown
     from chameleon.jobs.run_folder import TuneReport
@@ -274,7 +274,7 @@ def failures_text(failures: Counter[str]) -> str:
 def _row(tuner: TaskTuner) -> tuple[str, ...]:
     seconds = tuner.now_s
     return (
-        tuner.task.name,
+        task_text(tuner.task.name),
         str(tuner.task.weight),
         f"{len(tuner.best_s)} (shared)" if tuner.shared else str(len(tuner.best_s)),
         time_text(seconds * 1e3) if seconds else "-",

@@ -38,6 +38,17 @@ def speed_text(before_ms: float, after_ms: float) -> str:
     return f"{times:.{1 if times >= 1.15 else 2}f} times {word}"
 
 
+def task_text(name: str, most: int = 64) -> str:
+    """The name of a kernel for a table; what is longer than `most` letters loses its middle.
+
+    TVM names a kernel after all that is fused into it.
+    """
+    if len(name) <= most:
+        return name
+    tail = most // 4
+    return f"{name[: most - tail - 1]}…{name[-tail:]}"
+
+
 def names_text(names: Sequence[str], shown: int = 3) -> str:
     """The first few names, and how many more there are."""
     more = len(names) - shown

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chameleon.wording import names_text, range_text, ratio_text, speed_text, time_text
+from chameleon.wording import names_text, range_text, ratio_text, speed_text, task_text, time_text
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,16 @@ def test_long_lists_are_cut():
     assert names_text(names) == "task0, task1, task2 and 24 more"
     assert names_text(names[:4]) == "task0, task1, task2, task3"
     assert names_text([]) == ""
+
+
+@given(st.text(max_size=200), st.integers(8, 80))
+def test_long_names_of_kernels_lose_their_middle_only(name: str, most: int) -> None:
+    shown = task_text(name, most)
+    assert len(shown) == min(len(name), most)
+    if len(name) <= most:
+        assert shown == name
+    else:
+        head, tail = shown[: most - most // 4 - 1], shown[most - most // 4 :]
+        assert name.startswith(head)
+        assert name.endswith(tail)
+        assert shown == f"{head}…{tail}"
