@@ -37,7 +37,8 @@ def print_report(report: TuneReport, folder: Path, console: Console) -> None:
     for t in report.tasks:
         speed = f"{t.flop / t.best_us / 1e3:.1f}" if t.best_us and t.flop else "-"
         best = time_text(t.best_us / 1e3) if t.best_us else "-"
-        table.add_row(task_text(t.name), str(t.weight), str(t.trials), best, speed, *([t.algorithm or ""] if chosen else []))
+        algorithm = [t.algorithm or ""] if chosen else []
+        table.add_row(task_text(t.name), str(t.weight), str(t.trials), best, speed, *algorithm)
     console.print(table)
     failures = ", ".join(f"{reason} {n}" for reason, n in report.failures.items()) or "none"
     console.print(f"failures: {failures}")
