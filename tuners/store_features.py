@@ -22,6 +22,7 @@ from tvm.target import Target
 
 from chameleon.search import Digits
 from tuners.trace_space import Refused, TraceSpace
+from tuners.tune_context import bare_context
 
 ARITHMETIC = slice(0, 7)
 """The floating-point operations of a store: multiply-add, add, multiply, divide, compare, functions, others."""
@@ -39,7 +40,7 @@ class StoreFeatures:
 
     def __init__(self, traces: TraceSpace, target: Target | None) -> None:
         self._traces = traces
-        self._context = ms.TuneContext(mod=traces.modules[0], target=target, num_threads=1, rand_state=1)
+        self._context = bare_context(traces.modules[0], target)
         self._extractor = ms.feature_extractor.PerStoreFeature()
         self._made: dict[tuple[int, ...], tuple[Schedule, Digits]] = {}
 

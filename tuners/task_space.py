@@ -10,7 +10,7 @@ from tvm.ir import IRModule
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
-from chameleon.kernels.alternatives import ALGORITHMS, alternatives_of
+from chameleon.kernels.alternatives import ALGORITHMS, DOTS, alternatives_of
 from chameleon.kernels.registers import dot_space
 from tuners.meta_schedule import args_info_of
 from tuners.trace_space import TraceSpace
@@ -33,7 +33,8 @@ def task_space(
         Exception: in many ways, if TVM's rules fail on the workload.
     """
     if (space := dot_space(mod, target)) is not None:
-        return TraceSpace(mod, target, space_generator=space, seed=seed), {}
+        traces = TraceSpace(mod, target, space_generator=space, seed=seed)
+        return traces, {DOTS: list(range(len(traces.forms)))}
     others = alternatives_of(mod, target, names)
     traces = TraceSpace(mod, target, seed=seed, alternatives=[(other.mod, other.space) for other in others])
     forms = enumerate((other.name for other in others), start=1)

@@ -63,17 +63,24 @@ def tune_context(mod: IRModule, target: Target, space_generator: Generator, seed
     return _without_import(mod, target, space_generator, seed)
 
 
+def bare_context(mod: IRModule, target: Target | None) -> ms.TuneContext:
+    """Makes a context without design spaces, such as for the features of schedules that were made elsewhere."""
+    return _without_import(mod, target, None, 1)
+
+
 def _parts_for(target: Target) -> list[str]:
     """The parts of the package of intrinsics that are for the target's hardware; empty where there is none."""
     triple = str(target.attrs.get("mtriple", ""))
     return [p for key, p in INTRINSICS_OF.items() if key in (*target.keys, target.kind.name) or key in triple]
 
 
-def _without_import(mod: IRModule, target: Target, space_generator: Generator, seed: int) -> ms.TuneContext:
+def _without_import(
+    mod: IRModule, target: Target | None, space_generator: Generator | None, seed: int
+) -> ms.TuneContext:
     """Does what `TuneContext.__init__` does, without its import."""
     generator = (
         space_generator
-        if isinstance(space_generator, ms.SpaceGenerator)
+        if space_generator is None or isinstance(space_generator, ms.SpaceGenerator)
         else ms.SpaceGenerator.create(space_generator)  # type: ignore[arg-type]
     )
     log = get_logging_func(logging.getLogger(__name__))

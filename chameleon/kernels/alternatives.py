@@ -41,7 +41,10 @@ WINOGRAD: Mapping[str, int] = {"winograd2": 2, "winograd4": 4}
 REGISTERS = "registers"
 """The kernel itself, with the design spaces of `chameleon.kernels.registers`."""
 
-EXACT = (REGISTERS,)
+DOTS = "dots"
+"""A product of integers with the processor's instruction for it (`chameleon.kernels.dots`). It is the only way."""
+
+EXACT = (REGISTERS, DOTS)
 """The names of the alternatives that compute what the kernel computes, only in another order."""
 
 ALGORITHMS = (*EXACT, *WINOGRAD)

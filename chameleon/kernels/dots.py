@@ -21,6 +21,7 @@ TVM's own intrinsics of this kind are not used: those of version 0.27 do not com
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -102,12 +103,12 @@ def dot_for(channels: int, dots: Sequence[Dot]) -> Dot | None:
 
 
 def dot_of_block(block: Any, dots: Sequence[Dot]) -> Dot | None:
-    """The instruction for a block that adds products up, if its weights lie as an instruction takes them."""
-    data, weight, *more = block.reads
-    (output,) = block.writes
-    if more or str(output.source.dtype) != "int32":
+    """The instruction for a block that adds products of two tensors up, if the second lies as it takes it."""
+    data, weight = block.reads
+    shape = static_shape(weight.source)
+    if str(block.writes[0].source.dtype) != "int32" or shape is None or len(shape) < 2:
         return None
-    *_, lanes, group = (int(d) for d in weight.source.shape)
+    *_, lanes, group = shape
     found = str(data.source.dtype), str(weight.source.dtype), lanes, group
     return next((dot for dot in dots if (dot.data, dot.weight, dot.lanes, dot.group) == found), None)
 
@@ -175,11 +176,10 @@ def with_dots(mod: IRModule, target: Target) -> IRModule:
         return mod
     writer = _Writer(mod, dots_of(target))
     written = relax.transform.CanonicalizeBindings()(writer.run())
-    if writer.left:
-        because = "their channels do not fill a vector" if writer.dots else f"no dot products are known for {target}"
-        _log.warning(
-            "%d of %d products of 8-bit integers are computed as floats: %s", writer.left, len(found), because
-        )
+    if left := writer.left:
+        because = ", ".join(f"{n} {reason}" for reason, n in sorted(left.items()))
+        n, of = left.total(), len(found)
+        _log.warning("%d of %d products of 8-bit integers are computed as floats: %s", n, of, because)
     return relax.transform.DeadCodeElimination()(written)
 
 
@@ -203,12 +203,13 @@ class _Writer(PyExprMutator):
     """Writes products of integers as kernels for some instructions, or as products of floats.
 
     Attributes:
-        left: how many became products of floats.
+        left: how many became products of floats, by the reason.
     """
 
     def __init__(self, mod: IRModule, dots: Sequence[Dot]) -> None:
         super().__init__(mod)
-        self._mod, self.dots, self.left = mod, dots, 0
+        self._mod, self._dots = mod, dots
+        self.left: Counter[str] = Counter()
 
     def run(self) -> IRModule:
         self.builder_.update_func(self._mod.get_global_var("main"), self.visit_expr(self._mod["main"]))
@@ -222,13 +223,10 @@ class _Writer(PyExprMutator):
             call = Call(call.op, [call.args[0], op.args[1]], call.attrs)
         convolution = is_call(call, "relax.nn.conv2d")
         weights = call.args[1].value.numpy()
-        dot, data = dot_for(weights.shape[-1], self.dots), self._data(call.args[0])
-        known = data is not None and static_shape(data.numbers.ty) is not None
-        right = not convolution or (str(call.attrs.data_layout), str(call.attrs.kernel_layout)) == ("NHWC", "HWIO")
-        if dot is None or not known or not right:
-            self.left += 1
+        dot, data = dot_for(weights.shape[-1], self._dots), self._data(call.args[0])
+        if dot is None or data is None or (convolution and _layouts(call) != ("NHWC", "HWIO", "NHWC")):
+            self.left[self._reason(dot, data)] += 1
             return self._as_floats(call)
-        assert data is not None
         packed = relax.const(packed_weights(weights, dot))
         if convolution:
             attrs = call.attrs
@@ -244,6 +242,13 @@ class _Writer(PyExprMutator):
         shape = [1] * (len(call.ty.shape) - 1) + [-1]
         return relax.op.subtract(total, relax.const(less.astype(np.int32).reshape(shape)))
 
+    def _reason(self, dot: Dot | None, data: _Data | None) -> str:
+        if not self._dots:
+            return "for which the target has no dot product that is known here"
+        if dot is None:
+            return "whose channels do not fill a vector"
+        return "whose data are of unknown origin" if data is None else "whose layout is not NHWC"
+
     def _data(self, operand: relax.Expr) -> _Data | None:
         """The unsigned numbers q behind the centred data q - z, in the layout of these."""
         zero, moves, value = 0, [], self._value(operand)
@@ -256,7 +261,7 @@ class _Writer(PyExprMutator):
                 return None
             value = self._value(value.args[0])
         numbers = value.args[0]
-        if str(numbers.ty.dtype) != "uint8":
+        if str(numbers.ty.dtype) != "uint8" or static_shape(numbers.ty) is None:
             return None
         for move in reversed(moves):
             numbers = self.builder_.emit(Call(move.op, [numbers], move.attrs))
@@ -274,9 +279,13 @@ class _Writer(PyExprMutator):
             total = relax.op.matmul(data, weights, out_dtype="float32")
         else:
             numbers = [[int(d) for d in each] for each in (attrs.strides, attrs.padding, attrs.dilation)]
-            layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout))
-            total = relax.op.nn.conv2d(data, weights, *numbers, 1, *layouts, "float32")
+            total = relax.op.nn.conv2d(data, weights, *numbers, 1, *_layouts(call), "float32")
         return relax.op.astype(self.builder_.emit(total), "int32")
+
+
+def _layouts(call: Call) -> tuple[str, str, str]:
+    """The layouts of a convolution's data, weights and output."""
+    return str(call.attrs.data_layout), str(call.attrs.kernel_layout), str(call.attrs.out_layout)
 
 
 def packed_weights(weights: NDArray[Any], dot: Dot) -> NDArray[Any]:

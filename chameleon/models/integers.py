@@ -10,6 +10,9 @@ operator - `quantize` becomes the operator on integers, with a few element-wise 
 into a dot product of 8-bit numbers is the target's affair: `chameleon.kernels.dots`. Depthwise and grouped
 convolutions stay products of floats.
 
+ONNX's `MatMulInteger` is a sum of integers already, mostly with a zero point that is found when the network runs. It
+gets the same form.
+
 The data q are unsigned from here on: signed ones get 128 added, and so does their zero point. No value changes.
 """
 
@@ -73,7 +76,7 @@ def with_integer_products(mod: IRModule) -> IRModule:
     `mod` is as the importer leaves it: constants are not folded yet, since that would make floats of the weights.
     """
     main = mod["main"]
-    if not _has_quantised(main):
+    if not _has_integers(main):
         return mod
     mod = with_main(mod, _Unsigned(mod).visit_expr(main))
     writer = _Integers(mod)
@@ -89,9 +92,14 @@ def with_integer_products(mod: IRModule) -> IRModule:
     return relax.transform.DeadCodeElimination()(mod)
 
 
-def _has_quantised(main: relax.Function) -> bool:
+def _has_integers(main: relax.Function) -> bool:
     found: list[Any] = []
-    relax.analysis.post_order_visit(main, lambda e: found.append(e) if is_call(e, "relax.dequantize") else None)
+
+    def visit(node: Any) -> None:
+        if is_call(node, "relax.dequantize") or (is_call(node, "relax.matmul") and "int" in str(node.ty.dtype)):
+            found.append(node)
+
+    relax.analysis.post_order_visit(main, visit)
     return bool(found)
 
 
@@ -170,6 +178,9 @@ class _Integers(PyExprMutator):
         if is_call(call, "relax.quantize"):
             picked = self._picked(call)
             return call if picked is None else picked
+        if is_call(call, "relax.matmul") and str(call.attrs.out_dtype) == "int32":
+            product = self._product_of_integers(call)
+            return call if product is None else product
         if not is_call(call, _PRODUCTS) or (weights := self._weights(call.args[1])) is None:
             return call
         self.found += 1
@@ -259,6 +270,48 @@ class _Integers(PyExprMutator):
         data, scale = found
         total = relax.op.matmul(data, relax.const(weights.values), out_dtype="int32")
         return self._scaled(total, scale * weights.scale.astype(np.float64), (-1,))
+
+    def _product_of_integers(self, call: Call) -> relax.Expr | None:
+        """ONNX's `MatMulInteger`, (q - z) (p - v), whose z is often known only when the network runs:
+
+        it is the product of q and the constant p - v, less z times the sums of its columns.
+        """
+        weights = self._constant(call.args[1])
+        if weights is None or weights.ndim != 2 or static_shape(call.ty) is None or not _fits(len(weights)):
+            return None
+        if weights.min(initial=0) < -SIGN or weights.max(initial=0) >= SIGN:
+            return None
+        data, zero = self._value(call.args[0]), None
+        if is_call(data, "relax.subtract"):
+            data, zero = self._value(data.args[0]), data.args[1]
+        if not is_call(data, "relax.astype") or str(data.args[0].ty.dtype) not in ("int8", "uint8"):
+            return None
+        emit, op, q = self.builder_.emit, relax.op, data.args[0]
+        if str(q.ty.dtype) == "int8":
+            q = emit(op.astype(emit(op.add(emit(op.astype(q, "int16")), relax.const(SIGN, "int16"))), "uint8"))
+            sign = relax.const(SIGN, "int32")
+            zero = sign if zero is None else emit(op.add(zero, sign))
+        total = op.matmul(emit(op.astype(q, "int16")), relax.const(weights.astype(np.int8)), out_dtype="int32")
+        if zero is None:
+            return total
+        sums = relax.const(weights.sum(0).astype(np.int32))
+        return op.subtract(emit(total), emit(op.multiply(zero, sums)))
+
+    def _constant(self, operand: relax.Expr) -> NDArray[Any] | None:
+        """The value of constant weights less their zero point, int64; None if it is not known."""
+        value = self._value(operand)
+        if isinstance(value, GenericConst):
+            found = value.value.numpy()
+            return found.astype(np.int64) if found.dtype.kind in "iu" else None
+        if is_call(value, "relax.astype"):
+            return self._constant(value.args[0])
+        if is_call(value, "relax.expand_dims"):
+            inner = self._constant(value.args[0])
+            return None if inner is None else np.expand_dims(inner, [int(a) for a in value.attrs.axis])
+        if is_call(value, "relax.subtract"):
+            a, b = (self._constant(x) for x in value.args)
+            return None if a is None or b is None else a - b
+        return None
 
     def _scaled(self, total: relax.Expr, scale: NDArray[Any], shape: Sequence[int]) -> relax.Expr:
         """Sums of products of integers as the float32 that they stand for."""

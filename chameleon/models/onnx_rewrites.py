@@ -273,23 +273,14 @@ def _qlinear_matmul(node: onnx.NodeProto) -> Iterator[Any]:
 
 
 def _conv_integer(node: onnx.NodeProto) -> Iterator[Any]:
-    """A convolution of integers as one of floats: exact up to 2^24."""
+    """A convolution of integers as one of quantised tensors with the scale 1; as floats it is exact up to 2^24."""
     out, (data, weight) = node.output[0], node.input[:2]
-    names = []
-    for name, source, zero in (("a", data, 2), ("b", weight, 3)):
-        yield helper.make_node("Cast", [source], [f"{out}__{name}"], to=onnx.TensorProto.FLOAT)
-        names.append(f"{out}__{name}")
-        if len(node.input) > zero and node.input[zero]:
-            yield helper.make_node("Cast", [node.input[zero]], [f"{out}__z{name}"], to=onnx.TensorProto.FLOAT)
-            shaped = f"{out}__z{name}"
-            if name == "b":  # a zero point for all, or one for each output channel
-                shape = numpy_helper.from_array(np.array([-1, 1, 1, 1], dtype=np.int64), f"{out}__shape")
-                yield shape
-                shaped = f"{out}__y{name}"
-                yield helper.make_node("Reshape", [f"{out}__z{name}", shape.name], [shaped])
-            yield helper.make_node("Sub", [f"{out}__{name}", shaped], [f"{out}__d{name}"])
-            names[-1] = f"{out}__d{name}"
-    conv = helper.make_node("Conv", names, [f"{out}__float"], name=f"{node.name}__float")
+    zeros = [*node.input[2:], "", ""][:2]
+    yield numpy_helper.from_array(np.float32(1), f"{out}__one")
+    for name, source, zero in (("a", data, zeros[0]), ("b", weight, zeros[1])):
+        inputs = [source, f"{out}__one", *([zero] if zero else [])]
+        yield helper.make_node("DequantizeLinear", inputs, [f"{out}__{name}"], axis=0)
+    conv = helper.make_node("Conv", [f"{out}__a", f"{out}__b"], [f"{out}__float"], name=f"{node.name}__float")
     conv.attribute.extend(node.attribute)
     yield conv
     yield helper.make_node("Cast", [f"{out}__float"], [out], to=onnx.TensorProto.INT32)

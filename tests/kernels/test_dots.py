@@ -135,8 +135,8 @@ def test_any_schedule_is_exact(name: str, target: Target) -> None:
     case = CASES[name]
     lowered = kernels_of(with_dots(case.module(), target), target)
     (task,) = extract_tasks(lowered, target)
-    traces, others = task_space(task.mod, target)
-    assert others == {}
+    traces, algorithms = task_space(task.mod, target)
+    assert algorithms == {"dots": list(range(len(traces.forms)))}
     rng = np.random.default_rng(0)
     *arrays, output = [
         np.zeros([int(d) for d in p.shape], str(p.dtype)) if i == len(task.mod["main"].params) - 1 else None
@@ -184,9 +184,9 @@ def test_the_widest_instruction_that_the_channels_fill_is_taken() -> None:
 @pytest.mark.parametrize(
     ("case", "processor", "because"),
     [
-        (Case((1, 4, 4, 8), 12, (1, 1), zero=9), "x86-64-v3", "their channels do not fill a vector"),
-        (CASES["3x3 with a zero point"], "x86-64", "no dot products are known for"),
-        (CASES["product"], "x86-64", "no dot products are known for"),
+        (Case((1, 4, 4, 8), 12, (1, 1), zero=9), "x86-64-v3", "1 whose channels do not fill a vector"),
+        (CASES["3x3 with a zero point"], "x86-64", "1 for which the target has no dot product that is known here"),
+        (CASES["product"], "x86-64", "1 for which the target has no dot product that is known here"),
     ],
 )
 def test_what_no_instruction_fits_is_computed_as_floats_and_said(
@@ -201,14 +201,16 @@ def test_what_no_instruction_fits_is_computed_as_floats_and_said(
     np.testing.assert_array_equal(run(schedule_defaults(lowered, target), target, case.numbers()), case.expected())
 
 
-def test_a_convolution_with_its_channels_first_is_computed_as_floats() -> None:
+def test_a_convolution_with_its_channels_first_is_computed_as_floats(caplog: pytest.LogCaptureFixture) -> None:
     builder, op = relax.BlockBuilder(), relax.op
     x = relax.Var("x", relax.TensorType((1, 4, 5, 5), "uint8"))
     w = np.random.default_rng(1).integers(-128, 128, (16, 4, 3, 3)).astype(np.int8)
     with builder.function("main", [x]):
         q = builder.emit(op.astype(x, "int16"))
         builder.emit_func_output(builder.emit(op.nn.conv2d(q, relax.const(w), out_dtype="int32")))
-    mod = with_dots(relax.transform.ConvertToDataflow()(builder.get()), target_of("x86-64-v3"))
+    with caplog.at_level(logging.WARNING):
+        mod = with_dots(relax.transform.ConvertToDataflow()(builder.get()), target_of("x86-64-v3"))
+    assert "computed as floats: 1 whose layout is not NHWC" in caplog.text
     q = np.random.default_rng(2).integers(0, 256, (1, 4, 5, 5)).astype(np.uint8)
     lowered = kernels_of(mod, HERE[0])
     found = run(schedule_defaults(lowered, HERE[0]), HERE[0], q)

@@ -144,6 +144,75 @@ def test_sums_of_integers_are_those_that_onnx_defines(name: str, tmp_path: Path)
     assert np.unique(expected).size > 10
 
 
+def plain(path: Path, nodes: list[onnx.NodeProto], shape: tuple[int, ...], **values: np.ndarray) -> Path:
+    """A network from `x` to the integers `i`, whose output `y` they are as floats."""
+    graph = helper.make_graph(
+        [*nodes, node("Cast", ["i"], ["y"], to=TensorProto.FLOAT)],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in values.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10), path)
+    return path
+
+
+DYNAMIC = node("DynamicQuantizeLinear", ["x"], ["q", "qs", "qz"])
+SIGNED = [node("QuantizeLinear", ["x", "xs", "xz"], ["q"])]
+OF_INTEGERS = {
+    "dynamic": ([DYNAMIC, node("MatMulInteger", ["q", "w", "qz"], ["i"])], (3, 16), {"w": integers(16, 8)}),
+    "dynamic, a batch, unsigned weights": (
+        [DYNAMIC, node("MatMulInteger", ["q", "w", "qz", "wz"], ["i"])],
+        (2, 3, 16),
+        {"w": integers(16, 8, low=0, high=200, dtype="uint8"), "wz": np.uint8(99)},
+    ),
+    "a zero point for each column": (
+        [DYNAMIC, node("MatMulInteger", ["q", "w", "qz", "wz"], ["i"])],
+        (3, 16),
+        {"w": integers(16, 8, low=-60, high=60), "wz": integers(8, low=-60, high=60)},
+    ),
+    "no zero point": ([DYNAMIC, node("MatMulInteger", ["q", "w"], ["i"])], (3, 16), {"w": integers(16, 8)}),
+    "signed": (
+        [*SIGNED, node("MatMulInteger", ["q", "w", "xz"], ["i"])],
+        (3, 16),
+        {"w": integers(16, 8), "xs": np.float32(0.02), "xz": np.int8(-7)},
+    ),
+    "signed, no zero point": (
+        [*SIGNED, node("MatMulInteger", ["q", "w"], ["i"])],
+        (3, 16),
+        {"w": integers(16, 8), "xs": np.float32(0.02), "xz": np.int8(0)},
+    ),
+    "convolution": (
+        [
+            node("QuantizeLinear", ["x", "xs", "xz"], ["q"]),
+            node("ConvInteger", ["q", "w", "xz"], ["i"], pads=[1, 1, 1, 1], kernel_shape=[3, 3]),
+        ],
+        IMAGE,
+        {"w": integers(8, 4, 3, 3), "xs": np.float32(0.02), "xz": np.uint8(117)},
+    ),
+    "convolution, no zero point": (
+        [
+            node("QuantizeLinear", ["x", "xs", "xz"], ["q"]),
+            node("ConvInteger", ["q", "w"], ["i"], kernel_shape=[3, 3]),
+        ],
+        IMAGE,
+        {"w": integers(8, 4, 3, 3), "xs": np.float32(0.02), "xz": np.uint8(0)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_INTEGERS)
+def test_products_of_integers_are_exact(name: str, tmp_path: Path) -> None:
+    nodes, shape, values = OF_INTEGERS[name]
+    path = plain(tmp_path / "n.onnx", nodes, shape, **values)
+    model = load_model(str(path))
+    sums = [*calls(model, "relax.nn.conv2d"), *calls(model, "relax.matmul")]
+    assert [[str(a.ty.dtype) for a in call.args] for call in sums] == [["int16", "int8"]]
+    x = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
+    (found,), (expected,) = outputs_of(model.mod, [x]), ReferenceEvaluator(str(path)).run(None, {"x": x})
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_what_picks_values_picks_among_the_integers(tmp_path: Path) -> None:
     nodes, shape, values = NETWORKS["pooled"]
     model = load_model(str(network(tmp_path / "n.onnx", nodes, shape, **values)))
