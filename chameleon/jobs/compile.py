@@ -79,16 +79,22 @@ def compile_model(
     with target, database, tvm.transform.PassContext(opt_level=3):
         mod = transform.MetaScheduleApplyDatabase()(with_alternatives(lowered, database))
         untuned = tuple(sorted(_unscheduled(mod)))
+        if solve is None:
+            mod = _with_defaults(mod, target, plain)
         # Weights whose order in memory was tuned are rewritten now, not at every run.
         mod = transform.SplitLayoutRewritePreproc()(mod)
         mod = tvm.transform.Sequential([transform.FoldConstant(), transform.CanonicalizeBindings()])(mod)
-        loops = {v: f for v, f in mod.functions_items() if v.name_hint in plain}
-        mod = schedule_defaults(mod, target, lean=solve is not None)
-        mod = IRModule({**dict(mod.functions_items()), **loops}, attrs=mod.attrs) if loops else mod
         plan = None
         if solve is not None:
-            mod, plan = plan_memory(mod, solve, options)
+            mod, plan = plan_memory(_with_defaults(mod, target, plain, lean=True), solve, options)
     return Compiled(build(mod, target), untuned, plan)
+
+
+def _with_defaults(mod: IRModule, target: Target, plain: Collection[str], *, lean: bool = False) -> IRModule:
+    """The module with default schedules: lean ones, or else those that pack weights; none for the kernels `plain`."""
+    loops = {v: f for v, f in mod.functions_items() if v.name_hint in plain}
+    mod = schedule_defaults(mod, target, lean=lean, packed=not lean)
+    return IRModule({**dict(mod.functions_items()), **loops}, attrs=mod.attrs) if loops else mod
 
 
 def _unscheduled(mod: IRModule) -> list[str]:

@@ -24,12 +24,14 @@ from chameleon.kernels.registers import Machine, register_schedule
 from chameleon.kernels.scratch import lowered_to_allocations
 
 
-def schedule_defaults(mod: IRModule, target: Target, *, lean: bool = False) -> IRModule:
+def schedule_defaults(mod: IRModule, target: Target, *, lean: bool = False, packed: bool = False) -> IRModule:
     """Give a schedule to each kernel that has none; a kernel that cannot be scheduled stays as it is.
 
     Args:
         lean: make schedules that need little memory, on CPUs only. They keep no padded copy of the input, and no
             tensor between a reduction and what follows it.
+        packed: make schedules that begin by packing constant weights, on CPUs only. TVM's `SplitLayoutRewritePreproc`
+            has to follow, so that this is done once, at compile time.
     """
     if target.kind.name != "llvm":
         gpu = dl.gpu
@@ -39,24 +41,24 @@ def schedule_defaults(mod: IRModule, target: Target, *, lean: bool = False) -> I
     scheduled, machine = dict(mod.functions_items()), Machine.of(target)
     for var, func in scheduled.items():
         if isinstance(func, PrimFunc) and not is_scheduled(func):
-            scheduled[var] = _scheduled_once(StructuralKey(func), lean, machine)
+            scheduled[var] = _scheduled_once(StructuralKey(func), lean, packed, machine)
     return relax.transform.DeadCodeElimination()(IRModule(scheduled, attrs=mod.attrs))
 
 
 @lru_cache(maxsize=1024)
-def _scheduled_once(kernel: StructuralKey, lean: bool, machine: Machine) -> PrimFunc:
+def _scheduled_once(kernel: StructuralKey, lean: bool, packed: bool, machine: Machine) -> PrimFunc:
     """The schedule of a kernel, the same for equal ones: a search of rewrites meets most kernels many times."""
-    return _scheduled(kernel.key, lean, machine)
+    return _scheduled(kernel.key, lean, packed, machine)
 
 
-def _scheduled(func: PrimFunc, lean: bool, machine: Machine) -> PrimFunc:
+def _scheduled(func: PrimFunc, lean: bool, packed: bool, machine: Machine) -> PrimFunc:
     def scheduled(what: str, schedule: Callable[[PrimFunc], PrimFunc | None]) -> PrimFunc | None:
         return if_possible(what, "a kernel", lambda: _that_lowers(schedule(func)), None)
 
     if lean:
         found = scheduled("a lean schedule", lean_schedule)
     else:
-        found = scheduled("a tile of registers", partial(register_schedule, machine=machine))
+        found = scheduled("a tile of registers", partial(register_schedule, machine=machine, packed=packed))
     found = found or scheduled("a default schedule", _cpu_schedule) or func
     rolling = scheduled("a row-by-row schedule", rolling_schedule) if lean else None
     return found if rolling is None else with_rolling(found, rolling)

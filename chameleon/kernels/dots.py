@@ -223,9 +223,11 @@ class _Writer(PyExprMutator):
             call = Call(call.op, [call.args[0], op.args[1]], call.attrs)
         convolution = is_call(call, "relax.nn.conv2d")
         weights = call.args[1].value.numpy()
-        dot, data = dot_for(weights.shape[-1], self._dots), self._data(call.args[0])
-        if dot is None or data is None or (convolution and _layouts(call) != ("NHWC", "HWIO", "NHWC")):
-            self.left[self._reason(dot, data)] += 1
+        known = not convolution or _layouts(call) == ("NHWC", "HWIO", "NHWC")
+        dot = dot_for(weights.shape[-1], self._dots) if known else None
+        data = self._data(call.args[0])
+        if dot is None or data is None:
+            self.left[self._reason(known, dot)] += 1
             return self._as_floats(call)
         packed = relax.const(packed_weights(weights, dot))
         if convolution:
@@ -242,12 +244,12 @@ class _Writer(PyExprMutator):
         shape = [1] * (len(call.ty.shape) - 1) + [-1]
         return relax.op.subtract(total, relax.const(less.astype(np.int32).reshape(shape)))
 
-    def _reason(self, dot: Dot | None, data: _Data | None) -> str:
+    def _reason(self, known: bool, dot: Dot | None) -> str:
         if not self._dots:
             return "for which the target has no dot product that is known here"
-        if dot is None:
-            return "whose channels do not fill a vector"
-        return "whose data are of unknown origin" if data is None else "whose layout is not NHWC"
+        if not known:
+            return "whose layout is not NHWC"
+        return "whose channels do not fill a vector" if dot is None else "whose data are of unknown origin"
 
     def _data(self, operand: relax.Expr) -> _Data | None:
         """The unsigned numbers q behind the centred data q - z, in the layout of these."""

@@ -81,6 +81,9 @@ class Tile:
 LEAST_RESULTS = 8
 """So many additions are under way in a core at once (two multipliers, four cycles each): fewer results let it wait."""
 
+LEAST_LANES = 4
+"""A shorter vector than this is no vector: 128 bits are what all processors have that have vectors at all."""
+
 MOST_ROW_AXES = 2
 """A tile of rows has at most so many axes, such as the height and the width of an image."""
 
@@ -136,8 +139,14 @@ class _Product:
     dot: Dot | None = None
 
     def machine(self, machine: Machine) -> Machine:
-        """The machine with the vectors that this product has."""
-        return machine if self.dot is None else replace(machine, lanes=self.dot.lanes)
+        """The machine with the vectors that this product has: those of its instruction, or the longest that it fills.
+
+        A thousand classes are no multiple of sixteen. Half a vector is better than none.
+        """
+        lanes = machine.lanes if self.dot is None else self.dot.lanes
+        while self.dot is None and self.channels % lanes and lanes > LEAST_LANES:
+            lanes //= 2
+        return replace(machine, lanes=lanes)
 
 
 def register_space(mod: IRModule, target: Target) -> ms.SpaceGenerator | None:
@@ -146,8 +155,10 @@ def register_space(mod: IRModule, target: Target) -> ms.SpaceGenerator | None:
     It is one of MetaSchedule's own kind, `ScheduleFn`, with the post-processors of its CPU rules.
     """
     machine = Machine.of(target)
-    product = _find(Schedule(mod), machine.dots)
-    if product is None or not (tiles := tiles_of(product.rows, product.channels, product.machine(machine))):
+    if (product := _find(Schedule(mod), machine.dots)) is None:
+        return None
+    machine = product.machine(machine)
+    if not (tiles := tiles_of(product.rows, product.channels, machine)):
         return None
     make = partial(_sketches, product=product, tiles=tiles, lanes=machine.lanes)
     return ms.space_generator.ScheduleFn(make, [], ms.Postproc.create("llvm"), {})
@@ -186,9 +197,13 @@ def _fits(rows: int, vectors: int, machine: Machine) -> bool:
     return results + 2 <= machine.registers and results * machine.lanes * FLOAT_BYTES < STACK_BYTES
 
 
+WEIGHTS_FURTHER = 2
+"""A vector of weights counts as so many numbers of the data: it comes from a cache that is further away."""
+
+
 def _worth(rows: int, vectors: int) -> float:
     """Products for each load; less if the results are too few for the multipliers."""
-    return rows * vectors / (rows + vectors) * min(1.0, rows * vectors / LEAST_RESULTS)
+    return rows * vectors / (rows + WEIGHTS_FURTHER * vectors) * min(1.0, rows * vectors / LEAST_RESULTS)
 
 
 def _divisors(n: int) -> list[int]:
@@ -241,14 +256,19 @@ def _loads_vectors(sch: Schedule, block: Any, last: Any) -> bool:
     return all(str(x.source.dtype) == "float32" for x in (*block.reads, *block.writes))
 
 
-def register_schedule(func: PrimFunc, machine: Machine) -> PrimFunc | None:
+def register_schedule(func: PrimFunc, machine: Machine, *, packed: bool = False) -> PrimFunc | None:
     """A schedule of this kind for a kernel that nobody tuned; None if it is not of this kind.
 
     It has the tile that loads least, and as many bands as give each core an equal share.
+
+    Args:
+        packed: begin with a step that packs the constant weights in the order in which they are read.
     """
     sch = Schedule(func)
-    product = _find(sch, machine.dots)
-    if product is None or not (tiles := tiles_of(product.rows, product.channels, product.machine(machine))):
+    if (product := _find(sch, machine.dots)) is None:
+        return None
+    machine = product.machine(machine)
+    if not (tiles := tiles_of(product.rows, product.channels, machine)):
         return None
     tile = tiles[0]
     bands, blocks = product.rows[0] // tile.rows[0], product.channels // tile.channels
@@ -257,6 +277,8 @@ def register_schedule(func: PrimFunc, machine: Machine) -> PrimFunc | None:
     choices = _Choices(tile, True, False, (shares[0], bands // shares[0]), (parts, blocks // parts), MOST_STEPS)
     _scheduled(sch, product, choices, machine.lanes)
     ms.postproc.RewriteReductionBlock().apply(sch)
+    if packed and product.dot is None:  # those of an instruction are packed already
+        ms.postproc.RewriteLayout().apply(sch)
     return sch.mod["main"].with_attr("tirx.is_scheduled", True)
 
 
@@ -289,9 +311,9 @@ def _scheduled(sch: Schedule, product: _Product, choices: _Choices, lanes: int) 
     *copied_rows, copied = sch.get_loops(results)[-1 - len(inner) :]
     for loop in (*copied_rows, *inner):
         sch.unroll(loop)
-    sch.vectorize(copied)
+    _vectorize(sch, copied, tile.channels, lanes)
     if product.dot is None:
-        sch.vectorize(vector)
+        _vectorize(sch, vector, tile.channels, lanes)
     outermost = _write_out(sch, reduction, choices.steps)
     shared = sch.fuse(*outer, bands) if choices.in_bands else sch.fuse(*outer, bands, far)
     if product.staged:
@@ -300,6 +322,17 @@ def _scheduled(sch: Schedule, product: _Product, choices: _Choices, lanes: int) 
     if product.dot is not None:
         _name_instruction(sch, block, product.dot, outermost, vector)
     return sch
+
+
+def _vectorize(sch: Schedule, loop: Any, channels: int, lanes: int) -> None:
+    """Vectorise a loop over some whole vectors.
+
+    LLVM takes a vector of two or four registers apart, but makes one of three registers one of four.
+    """
+    if (channels // lanes).bit_count() > 1:
+        chunks, loop = sch.split(loop, [None, lanes])
+        sch.unroll(chunks)
+    sch.vectorize(loop)
 
 
 def _name_instruction(sch: Schedule, block: Any, dot: Dot, reduction: Any, vector: Any) -> None:

@@ -276,7 +276,7 @@ def _conv_integer(node: onnx.NodeProto) -> Iterator[Any]:
     """A convolution of integers as one of quantised tensors with the scale 1; as floats it is exact up to 2^24."""
     out, (data, weight) = node.output[0], node.input[:2]
     zeros = [*node.input[2:], "", ""][:2]
-    yield numpy_helper.from_array(np.float32(1), f"{out}__one")
+    yield numpy_helper.from_array(np.array(1, np.float32), f"{out}__one")
     for name, source, zero in (("a", data, zeros[0]), ("b", weight, zeros[1])):
         inputs = [source, f"{out}__one", *([zero] if zero else [])]
         yield helper.make_node("DequantizeLinear", inputs, [f"{out}__{name}"], axis=0)

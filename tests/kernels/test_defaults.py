@@ -39,4 +39,4 @@ def test_an_equal_kernel_is_scheduled_once(monkeypatch: pytest.MonkeyPatch) -> N
     lean, other = schedule_defaults(product(16), CPU, lean=True)["main"], schedule_defaults(product(24), CPU)["main"]
     assert len(made) == 3
     for func, n, is_lean in ((lean, 16, True), (other, 24, False)):
-        tvm.ir.assert_structural_equal(func, usual(product(n)["main"], is_lean, Machine.of(CPU)))
+        tvm.ir.assert_structural_equal(func, usual(product(n)["main"], is_lean, False, Machine.of(CPU)))

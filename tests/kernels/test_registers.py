@@ -40,6 +40,7 @@ KERNELS = {
     "depthwise": convolution("bias", size=6, channels=16, out=16, groups=16),
     "product": product("bias", "relu", rows=12, inner=20, columns=48),
     "odd sizes": convolution(size=7, channels=5, out=24),
+    "half a vector": convolution("bias", size=6, channels=8, out=20, kernel=1, padding=0),
 }
 
 
@@ -104,15 +105,33 @@ def test_any_schedule_computes_what_the_kernel_computes(name, packed):
         np.testing.assert_allclose(run(traces.schedule(config).mod, arrays), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["as it is", "packed weights"])
 @pytest.mark.parametrize("name", KERNELS)
-def test_the_default_schedule_computes_what_the_kernel_computes(name):
-    mod = KERNELS[name]
-    func = register_schedule(mod["main"], AVX2)
+def test_the_default_schedule_computes_what_the_kernel_computes(name, packed):
+    mod = IRModule({"main": KERNELS[name]["main"].with_attr("layout_free_buffers", [1])})
+    func = register_schedule(mod["main"], AVX2, packed=packed)
     assert func is not None
-    assert structural_equal(func, register_schedule(mod["main"], AVX2))
+    assert structural_equal(func, register_schedule(mod["main"], AVX2, packed=packed))
+    assert ("layout_rewrite_preproc" in func.script()) == packed
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal([int(d) for d in p.shape]).astype(np.float32) for p in func.params]
     np.testing.assert_allclose(run(IRModule({"main": func}), arrays), run(mod, arrays), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("out", "lanes"), [(32, 16), (40, 8), (20, 4)])
+def test_a_kernel_has_the_longest_vectors_that_its_channels_fill(out: int, lanes: int):
+    mod = convolution(size=6, channels=8, out=out, kernel=1, padding=0)
+    func = register_schedule(mod["main"], Machine(16, 32, 2))
+    assert func is not None
+    widths = {int(loop.extent) for loop in loops_of(func) if loop.kind == tvm.tirx.ForKind.VECTORIZED}
+    assert all(width % lanes == 0 and out % width == 0 for width in widths)
+    assert widths
+
+
+def loops_of(func: PrimFunc) -> list[tvm.tirx.For]:
+    found: list[tvm.tirx.For] = []
+    structural_walk(func.body, (tvm.tirx.For, found.append))
+    return found
 
 
 def run(mod: IRModule, arrays: list[np.ndarray]) -> np.ndarray:
@@ -145,7 +164,7 @@ def test_the_results_stay_in_registers_over_the_whole_reduction():
 @pytest.mark.parametrize(
     "mod",
     [
-        convolution(out=12),  # no whole vectors
+        convolution(out=10),  # no whole vectors
         convolution(dtype="float16", out=16),
         convolution(layout="NCHW", out=16),  # the last axis is no channel
     ],
