@@ -36,7 +36,7 @@ from chameleon.jobs.measurer import Measures
 from chameleon.jobs.records import Records, RecordsError
 from chameleon.jobs.task_tuner import TaskTuner
 from chameleon.jobs.teachers import Teacher
-from chameleon.kernels.alternatives import ALGORITHMS, EXACT
+from chameleon.kernels.alternatives import ALGORITHMS, DOTS, EXACT
 from chameleon.kernels.lower import Task
 from tuners.anchors import anchor_key
 from tuners.proposals import Config
@@ -296,7 +296,7 @@ def _algorithms(known: TaskRecords | None, config: TuneConfig) -> Collection[str
     """
     if known is None:
         return EXACT if config.exact else ALGORITHMS
-    others = [name for name in known.algorithms if name not in EXACT]
+    others = [name for name in known.algorithms if name not in (*EXACT, DOTS)]
     if config.exact and others:
         raise RecordsError(
             f"the records of task {known.name!r} were made with {', '.join(others)}, which --exact rules "

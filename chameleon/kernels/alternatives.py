@@ -41,14 +41,14 @@ WINOGRAD: Mapping[str, int] = {"winograd2": 2, "winograd4": 4}
 REGISTERS = "registers"
 """The kernel itself, with the design spaces of `chameleon.kernels.registers`."""
 
-DOTS = "dots"
-"""A product of integers with the processor's instruction for it (`chameleon.kernels.dots`). It is the only way."""
-
-EXACT = (REGISTERS, DOTS)
+EXACT = (REGISTERS,)
 """The names of the alternatives that compute what the kernel computes, only in another order."""
 
 ALGORITHMS = (*EXACT, *WINOGRAD)
 """The names of all alternatives."""
+
+DOTS = "dots"
+"""How products of integers are computed: with the processor's instruction (`chameleon.kernels.dots`), the only way."""
 
 
 @dataclass(frozen=True)
