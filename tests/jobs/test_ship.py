@@ -122,8 +122,8 @@ def test_a_wrong_default_schedule_is_named_and_nothing_is_written(
     right = compile_module.schedule_defaults
     name = next(t.name for t in job.tasks if "matmul" in t.name)
 
-    def wrong(mod: tvm.IRModule, target: Target, *, lean: bool = False) -> tvm.IRModule:
-        functions = dict(right(mod, target, lean=lean).functions_items())
+    def wrong(mod: tvm.IRModule, target: Target, **options: bool) -> tvm.IRModule:
+        functions = dict(right(mod, target, **options).functions_items())
         for var, func in functions.items():
             if isinstance(func, PrimFunc) and var.name_hint == name:
                 functions[var] = wrong_kernel(func)
