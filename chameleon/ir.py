@@ -10,6 +10,8 @@ from typing import Any
 
 import tvm
 from tvm.ir import Call, IRModule, Op
+from tvm.relax.expr import Var
+from tvm.relax.expr_functor import PyExprMutator
 from tvm.tirx import IntImm
 
 
@@ -49,6 +51,11 @@ def operator_name(value: Any) -> str:
 def is_call(value: Any, names: str | Collection[str]) -> bool:
     """Whether an expression calls one of the operators with these names."""
     return bool(name := operator_name(value)) and name in ((names,) if isinstance(names, str) else names)
+
+
+def bound_value(mutator: PyExprMutator, operand: Any) -> Any:
+    """What a variable of a function stands for that is being rewritten; the operand itself if it is no variable."""
+    return mutator.lookup_binding(operand) if isinstance(operand, Var) else operand
 
 
 def has_call(mod: Any, name: str) -> bool:

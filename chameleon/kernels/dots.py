@@ -36,8 +36,9 @@ from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 from tvm.target import Target, codegen
 
-from chameleon.ir import is_call, static_shape
+from chameleon.ir import bound_value, is_call, static_shape
 from chameleon.kernels.intrinsics import frames_know_their_modules
+from chameleon.kernels.loops import long_extent
 
 _log = logging.getLogger(__name__)
 
@@ -231,9 +232,7 @@ class _Writer(PyExprMutator):
             return self._as_floats(call)
         packed = relax.const(packed_weights(weights, dot))
         if convolution:
-            attrs = call.attrs
-            numbers = [[int(d) for d in each] for each in (attrs.strides, attrs.padding, attrs.dilation)]
-            write = partial(_convolution, dot=dot, zero=data.zero, numbers=numbers)
+            write = partial(_convolution, dot=dot, zero=data.zero, numbers=_numbers(call))
         else:
             write = partial(_product, dot=dot, zero=data.zero)
         name = f"{'conv2d' if convolution else 'matmul'}_{dot.data}"
@@ -253,7 +252,7 @@ class _Writer(PyExprMutator):
 
     def _data(self, operand: relax.Expr) -> _Data | None:
         """The unsigned numbers q behind the centred data q - z, in the layout of these."""
-        zero, moves, value = 0, [], self._value(operand)
+        zero, moves, value = 0, [], bound_value(self, operand)
         while not is_call(value, "relax.astype"):
             if is_call(value, "relax.permute_dims"):
                 moves.append(value)
@@ -261,7 +260,7 @@ class _Writer(PyExprMutator):
                 zero = int(value.args[1].value.numpy().reshape(()))
             else:
                 return None
-            value = self._value(value.args[0])
+            value = bound_value(self, value.args[0])
         numbers = value.args[0]
         if str(numbers.ty.dtype) != "uint8" or static_shape(numbers.ty) is None:
             return None
@@ -269,25 +268,25 @@ class _Writer(PyExprMutator):
             numbers = self.builder_.emit(Call(move.op, [numbers], move.attrs))
         return _Data(numbers, zero)
 
-    def _value(self, operand: relax.Expr) -> Any:
-        return self.lookup_binding(operand) if isinstance(operand, relax.Var) else operand
-
     def _as_floats(self, call: Call) -> relax.Expr:
         """The same product of floats; what the weights become is computed here."""
         data = self.builder_.emit(relax.op.astype(call.args[0], "float32"))
         weights = relax.const(call.args[1].value.numpy().astype(np.float32))
-        attrs = call.attrs
         if is_call(call, "relax.matmul"):
             total = relax.op.matmul(data, weights, out_dtype="float32")
         else:
-            numbers = [[int(d) for d in each] for each in (attrs.strides, attrs.padding, attrs.dilation)]
-            total = relax.op.nn.conv2d(data, weights, *numbers, 1, *_layouts(call), "float32")
+            total = relax.op.nn.conv2d(data, weights, *_numbers(call), 1, *_layouts(call), "float32")
         return relax.op.astype(self.builder_.emit(total), "int32")
 
 
 def _layouts(call: Call) -> tuple[str, str, str]:
     """The layouts of a convolution's data, weights and output."""
     return str(call.attrs.data_layout), str(call.attrs.kernel_layout), str(call.attrs.out_layout)
+
+
+def _numbers(call: Call) -> list[list[int]]:
+    """The strides, padding and dilation of a convolution."""
+    return [[int(d) for d in each] for each in (call.attrs.strides, call.attrs.padding, call.attrs.dilation)]
 
 
 def packed_weights(weights: NDArray[Any], dot: Dot) -> NDArray[Any]:
@@ -304,12 +303,8 @@ def packed_weights(weights: NDArray[Any], dot: Dot) -> NDArray[Any]:
     return np.ascontiguousarray(blocks.transpose(at + 2, *range(at), at, at + 3, at + 1))
 
 
-def _extent(value: Any) -> Any:
-    return tirx.IntImm("int64", int(value))
-
-
 def _axis(extent: Any, name: str) -> Any:
-    return te.reduce_axis((_extent(0), _extent(extent)), name=name)
+    return te.reduce_axis((long_extent(0), long_extent(extent)), name=name)
 
 
 def _staged(data: Any, dot: Dot, zero: int, before: Sequence[int], after: Sequence[int]) -> Any:
@@ -337,7 +332,7 @@ def _staged(data: Any, dot: Dot, zero: int, before: Sequence[int], after: Sequen
         ]
         return tirx.if_then_else(tirx.all(*inside), number, tirx.const(zero - centre, dot.data)) if inside else number
 
-    sizes = [_extent(b + s + a) for b, s, a in zip(starts, shape, ends, strict=True)]
+    sizes = [long_extent(b + s + a) for b, s, a in zip(starts, shape, ends, strict=True)]
     return te.compute(sizes, value, name="staged")
 
 
@@ -355,7 +350,7 @@ def _convolution(data: Any, weights: Any, *, dot: Dot, zero: int, numbers: Seque
         weight = weights[o // lanes, ry, rx, rc, o % lanes, rg]
         return te.sum(number.astype("int32") * weight.astype("int32"), axis=[ry, rx, rc, rg])
 
-    return te.compute([_extent(d) for d in shape], value, name="dots")
+    return te.compute([long_extent(d) for d in shape], value, name="dots")
 
 
 def _product(data: Any, weights: Any, *, dot: Dot, zero: int) -> Any:
@@ -370,4 +365,4 @@ def _product(data: Any, weights: Any, *, dot: Dot, zero: int) -> Any:
         number, weight = x[(*rows, rc * group + rg)], weights[o // lanes, rc, o % lanes, rg]
         return te.sum(number.astype("int32") * weight.astype("int32"), axis=[rc, rg])
 
-    return te.compute([*x.shape[:-1], _extent(blocks * lanes)], value, name="dots")
+    return te.compute([*x.shape[:-1], long_extent(blocks * lanes)], value, name="dots")

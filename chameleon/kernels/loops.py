@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tvm.s_tir import Schedule
-from tvm.tirx import PrimFunc
+from tvm.tirx import IntImm, PrimFunc
 
 from chameleon.kernels.optional import if_possible
 
@@ -91,6 +91,11 @@ def parallel_outer(sch: Schedule, loops: list[Any]) -> None:
     while count < len(loops) and math.prod(e or 1 for e in extents[:count]) < PARALLEL:
         count += 1
     sch.parallel(sch.fuse(*loops[:count]) if count > 1 else loops[0])
+
+
+def long_extent(value: Any) -> IntImm:
+    """An extent of 64 bits, as Relax has them, for a tensor or an axis that is written by hand."""
+    return IntImm("int64", int(value))
 
 
 def extent_of(sch: Schedule, loop: Any) -> int | None:

@@ -15,7 +15,7 @@ from tvm import relax
 from tvm.ir import Call, GenericConst, IRModule
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from chameleon.ir import is_call, with_main
+from chameleon.ir import bound_value, is_call, with_main
 
 HALF = ("float16", "bfloat16")
 
@@ -47,7 +47,7 @@ class _Widener(PyExprMutator):
         return relax.op.astype(self.builder_.emit(wide), dtypes.pop())
 
     def _wide(self, operand: relax.Expr) -> relax.Expr:
-        value = self.lookup_binding(operand) if isinstance(operand, relax.Var) else operand
+        value = bound_value(self, operand)
         if isinstance(value, GenericConst):
             return relax.const(value.value.numpy().astype(np.float32))
         return self.builder_.emit(relax.op.astype(operand, "float32"))

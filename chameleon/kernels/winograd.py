@@ -43,6 +43,7 @@ from tvm.tirx import PrimFunc
 from tvm_ffi import structural_equal
 
 from chameleon.kernels.buffers import with_buffers
+from chameleon.kernels.loops import long_extent
 
 TILES = (2, 4)
 """The sizes m of a tile of outputs; larger ones round too much in float32."""
@@ -226,11 +227,7 @@ def _meaning(block: Any) -> list[Any]:
 
 def _placeholder(shape: Sequence[Any], name: str) -> Any:
     """An input of float32; the extents have 64 bits, as those of Relax have."""
-    return te.placeholder([_extent(d) for d in shape], "float32", name=name)
-
-
-def _extent(value: Any) -> Any:
-    return tirx.IntImm("int64", int(value))
+    return te.placeholder([long_extent(d) for d in shape], "float32", name=name)
 
 
 def _direct(data: Any, weight: Any) -> PrimFunc:
@@ -239,9 +236,10 @@ def _direct(data: Any, weight: Any) -> PrimFunc:
     n, height, width, c = data.shape
     spans = (3, 3, c)
     ry, rx, rc = (
-        te.reduce_axis((_extent(0), _extent(d)), name=r) for d, r in zip(spans, ("ry", "rx", "rc"), strict=True)
+        te.reduce_axis((long_extent(0), long_extent(d)), name=r)
+        for d, r in zip(spans, ("ry", "rx", "rc"), strict=True)
     )
-    shape = [_extent(d) for d in (n, int(height) - 2, int(width) - 2, weight.shape[3])]
+    shape = [long_extent(d) for d in (n, int(height) - 2, int(width) - 2, weight.shape[3])]
     y = te.compute(
         shape, lambda b, i, j, k: te.sum(x[b, i + ry, j + rx, rc] * w[ry, rx, rc, k], axis=[ry, rx, rc]), name="y"
     )
@@ -257,7 +255,7 @@ def _padding(source: Any, before: tuple[int, int], after: tuple[int, int]) -> Pr
 def _with_stages(func: PrimFunc, conv: Convolution, m: int) -> PrimFunc:
     """The kernel with the stages of Winograd's algorithm in the place of the padding and the convolution."""
     c, k = conv.channels
-    weights = tirx.decl_buffer([_extent(d) for d in (m + 2, m + 2, c, k)], "float32", name="transformed")
+    weights = tirx.decl_buffer([long_extent(d) for d in (m + 2, m + 2, c, k)], "float32", name="transformed")
     stages = _stages(conv, m)
     new = dict(zip(stages.params, (conv.source, weights, conv.output), strict=True))
     outer, replaced = _statements(func), conv.statements
@@ -280,13 +278,13 @@ def _stages(conv: Convolution, m: int) -> PrimFunc:
     x, u = _placeholder(conv.source.shape, "x"), _placeholder((size, size, c, k), "u")
 
     def stage(name: str, shape: Sequence[int], value: Callable[..., Any]) -> Any:
-        return te.compute([_extent(d) for d in shape], value, name=f"winograd_{name}")
+        return te.compute([long_extent(d) for d in shape], value, name=f"winograd_{name}")
 
     def inside(y: Any, x: Any) -> Any:
         return tirx.all(y >= top, y < height + top, x >= left, x < width + left)
 
     def at(t: Any) -> Any:
-        return t if p == last + 1 else tirx.min(t, _extent(last))
+        return t if p == last + 1 else tirx.min(t, long_extent(last))
 
     padded = stage(
         "padded",
@@ -303,7 +301,7 @@ def _stages(conv: Convolution, m: int) -> PrimFunc:
         (size, size, p, c),
         lambda e, v, t, z: _row(INPUT[m], v, lambda j: by_rows[at(t) // columns, at(t) % columns * m + j, e, z]),
     )
-    r = te.reduce_axis((_extent(0), _extent(c)), name="r")
+    r = te.reduce_axis((long_extent(0), long_extent(c)), name="r")
     products = stage(
         "products", (size, size, p, k), lambda e, v, t, o: te.sum(tiles[e, v, t, r] * u[e, v, r, o], axis=r)
     )

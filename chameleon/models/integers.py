@@ -33,7 +33,7 @@ from tvm import relax
 from tvm.ir import Call, GenericConst, IRModule
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from chameleon.ir import is_call, static_shape, with_main
+from chameleon.ir import bound_value, is_call, static_shape, with_main
 
 _log = logging.getLogger(__name__)
 
@@ -190,19 +190,16 @@ class _Integers(PyExprMutator):
             made = self._product(call, weights) if is_call(call, "relax.matmul") else None
         if made is None:
             grouped = "grouped " if int(getattr(call.attrs, "groups", 1)) > 1 else ""
-            data = "" if is_call(self._value(call.args[0]), "relax.dequantize") else " of floats"
+            data = "" if is_call(bound_value(self, call.args[0]), "relax.dequantize") else " of floats"
             self.left.append(f"{grouped}{call.op.name.rpartition('.')[2]}{data}")
         return call if made is None else made
 
-    def _value(self, operand: relax.Expr) -> Any:
-        return self.lookup_binding(operand) if isinstance(operand, relax.Var) else operand
-
     def _picked(self, call: Call) -> relax.Expr | None:
         """What picks values may as well pick among the integers, if they stand for the same before and behind it."""
-        pick = self._value(call.args[0])
+        pick = bound_value(self, call.args[0])
         if not is_call(pick, _PICK_VALUES):
             return None
-        back = self._value(pick.args[0])
+        back = bound_value(self, pick.args[0])
         same = is_call(back, "relax.dequantize") and _zero_point(back) is not None
         if not same or _zero_point(call) != _zero_point(back) or str(back.args[0].ty.dtype) != call.attrs.out_dtype:
             return None
@@ -212,7 +209,7 @@ class _Integers(PyExprMutator):
 
     def _data(self, operand: relax.Expr) -> tuple[relax.Expr, float] | None:
         """The integers q - z of dequantised data, int16, and their scale."""
-        back = self._value(operand)
+        back = bound_value(self, operand)
         if not is_call(back, "relax.dequantize") or (zero := _zero_point(back)) is None:
             return None
         data, scale = back.args[0], float(back.args[1].value.numpy().reshape(()))
@@ -223,14 +220,14 @@ class _Integers(PyExprMutator):
 
     def _weights(self, operand: relax.Expr) -> _Weights | None:
         """Constant weights that were dequantised, perhaps transposed behind that."""
-        back, axes = self._value(operand), None
+        back, axes = bound_value(self, operand), None
         if is_call(back, "relax.permute_dims"):
             rank = len(back.args[0].ty.shape)
             axes = list(range(rank))[::-1] if back.attrs.axes is None else [int(a) % rank for a in back.attrs.axes]
-            back = self._value(back.args[0])
+            back = bound_value(self, back.args[0])
         if not is_call(back, "relax.dequantize"):
             return None
-        values, scale, zero = (_numbers(self._value(a)) for a in back.args[:3])
+        values, scale, zero = (_numbers(bound_value(self, a)) for a in back.args[:3])
         if values is None or scale is None or zero is None or values.dtype not in (np.int8, np.uint8):
             return None
         axis = int(back.attrs.axis) % values.ndim
@@ -281,9 +278,9 @@ class _Integers(PyExprMutator):
             return None
         if weights.min(initial=0) < -SIGN or weights.max(initial=0) >= SIGN:
             return None
-        data, zero = self._value(call.args[0]), None
+        data, zero = bound_value(self, call.args[0]), None
         if is_call(data, "relax.subtract"):
-            data, zero = self._value(data.args[0]), data.args[1]
+            data, zero = bound_value(self, data.args[0]), data.args[1]
         if not is_call(data, "relax.astype") or str(data.args[0].ty.dtype) not in ("int8", "uint8"):
             return None
         emit, op, q = self.builder_.emit, relax.op, data.args[0]
@@ -299,7 +296,7 @@ class _Integers(PyExprMutator):
 
     def _constant(self, operand: relax.Expr) -> NDArray[Any] | None:
         """The value of constant weights less their zero point, int64; None if it is not known."""
-        value = self._value(operand)
+        value = bound_value(self, operand)
         if isinstance(value, GenericConst):
             found = value.value.numpy()
             return found.astype(np.int64) if found.dtype.kind in "iu" else None

@@ -18,7 +18,7 @@ from tvm import relax
 from tvm.ir import Call, GenericConst, IRModule
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from chameleon.ir import is_call, static_dims, static_shape, with_main
+from chameleon.ir import bound_value, is_call, static_dims, static_shape, with_main
 from chameleon.models.integers import with_integer_products
 
 
@@ -64,7 +64,7 @@ class _ExactFolder(PyExprMutator):
         return relax.const(np.ascontiguousarray(found).reshape(shape), str(found.dtype))
 
     def _value(self, operand: relax.Expr) -> NDArray[Any] | None:
-        value = self.lookup_binding(operand) if isinstance(operand, relax.Var) else operand
+        value = bound_value(self, operand)
         return value.value.numpy() if isinstance(value, GenericConst) else None
 
 

@@ -28,17 +28,23 @@ def integers(*shape: int, low: int = -127, high: int = 128, dtype: str = "int8")
     return RNG.integers(low, high, shape).astype(dtype)
 
 
-def network(path: Path, nodes: list[onnx.NodeProto], shape: tuple[int, ...], **values: np.ndarray) -> Path:
-    """A network that quantises `x` to `q`, and turns the quantised `o` into `y`."""
-    graph = helper.make_graph(
-        [node("QuantizeLinear", ["x", "xs", "xz"], ["q"]), *nodes, node("DequantizeLinear", ["o", "ys", "yz"], ["y"])],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(np.asarray(v), k) for k, v in values.items()],
-    )
+def save(path: Path, nodes: list[onnx.NodeProto], shape: tuple[int, ...], outputs: dict, values: dict) -> Path:
+    """Write a network with one input `x`; the outputs' types and shapes by name, and the constants."""
+    info = helper.make_tensor_value_info
+    constants = [numpy_helper.from_array(np.asarray(v), k) for k, v in values.items()]
+    ends = [info(name, *kind) for name, kind in outputs.items()]
+    graph = helper.make_graph(nodes, "g", [info("x", TensorProto.FLOAT, shape)], ends, constants)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10), path)
     return path
+
+
+Y = {"y": (TensorProto.FLOAT, None)}
+
+
+def network(path: Path, nodes: list[onnx.NodeProto], shape: tuple[int, ...], **values: np.ndarray) -> Path:
+    """A network that quantises `x` to `q`, and turns the quantised `o` into `y`."""
+    first = node("QuantizeLinear", ["x", "xs", "xz"], ["q"])
+    return save(path, [first, *nodes, node("DequantizeLinear", ["o", "ys", "yz"], ["y"])], shape, Y, values)
 
 
 def scales(zero: int, dtype: str, y_zero: int | None = None) -> dict[str, np.ndarray]:
@@ -146,15 +152,7 @@ def test_sums_of_integers_are_those_that_onnx_defines(name: str, tmp_path: Path)
 
 def plain(path: Path, nodes: list[onnx.NodeProto], shape: tuple[int, ...], **values: np.ndarray) -> Path:
     """A network from `x` to the integers `i`, whose output `y` they are as floats."""
-    graph = helper.make_graph(
-        [*nodes, node("Cast", ["i"], ["y"], to=TensorProto.FLOAT)],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(np.asarray(v), k) for k, v in values.items()],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10), path)
-    return path
+    return save(path, [*nodes, node("Cast", ["i"], ["y"], to=TensorProto.FLOAT)], shape, Y, values)
 
 
 DYNAMIC = node("DynamicQuantizeLinear", ["x"], ["q", "qs", "qz"])
@@ -259,21 +257,12 @@ def test_what_has_no_integer_form_is_computed_as_floats(values, attributes, said
 
 
 def test_signed_integers_that_leave_the_network_stay_signed(tmp_path: Path) -> None:
-    graph = helper.make_graph(
-        [
-            node("QuantizeLinear", ["x", "xs", "xz"], ["q"]),
-            node("DequantizeLinear", ["q", "xs", "xz"], ["y"]),
-        ],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4])],
-        [
-            helper.make_tensor_value_info("q", TensorProto.INT8, [4]),
-            helper.make_tensor_value_info("y", TensorProto.FLOAT, [4]),
-        ],
-        [numpy_helper.from_array(np.float32(0.5), "xs"), numpy_helper.from_array(np.int8(-3), "xz")],
-    )
-    path = tmp_path / "n.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10), path)
+    nodes = [
+        node("QuantizeLinear", ["x", "xs", "xz"], ["q"]),
+        node("DequantizeLinear", ["q", "xs", "xz"], ["y"]),
+    ]
+    outputs = {"q": (TensorProto.INT8, [4]), "y": (TensorProto.FLOAT, [4])}
+    path = save(tmp_path / "n.onnx", nodes, (4,), outputs, {"xs": np.float32(0.5), "xz": np.int8(-3)})
     q, y = outputs_of(load_model(str(path)).mod, [np.array([-100, -0.6, 0.6, 2], np.float32)])
     np.testing.assert_array_equal(q, np.array([-128, -4, -2, 1], np.int8))
     np.testing.assert_array_equal(y, np.array([-62.5, -0.5, 0.5, 2], np.float32))
