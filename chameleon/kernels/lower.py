@@ -66,11 +66,12 @@ def in_target_layout(model: Model, target: Target) -> tuple[IRModule, IRModule]:
     If some operator has no kernel in that layout, the network keeps its own layout. Even then some operators may have
     no kernel.
     """
-    moved = with_dots(to_target_layout(model.mod, target), target)
+    own = with_wide_sums(model.mod) if target.kind.name == "llvm" else model.mod
+    moved = with_dots(to_target_layout(own, target), target)
     kernels = kernels_of(moved, target)
     if not operators_left(kernels):
         return moved, kernels
-    kept = with_dots(with_wide_sums(model.mod) if target.kind.name == "llvm" else model.mod, target)
+    kept = with_dots(own, target)
     return kept, kernels_of(kept, target)
 
 
@@ -161,11 +162,8 @@ def to_target_layout(mod: IRModule, target: Target) -> IRModule:
     Operators that do not have this layout (transposed convolutions, dense layers) keep theirs, with transposes around
     them. The whole network keeps its layout where it has no convolutions, or where TVM cannot move it.
     """
-    if target.kind.name != "llvm":
-        return mod
-    mod = with_wide_sums(mod)
-    if not has_call(mod, "relax.nn.conv2d"):
-        return fold_exactly(mod)
+    if target.kind.name != "llvm" or not has_call(mod, "relax.nn.conv2d"):
+        return fold_exactly(mod) if target.kind.name == "llvm" else mod
     wanted = {"relax.nn.conv2d": ["NHWC", "HWIO"], "relax.nn.conv2d_transpose": ["NCHW", "IOHW"]}
     try:
         moved = fold_exactly(relax.transform.ConvertLayout(wanted)(with_movable_operators(with_positive_axes(mod))))
